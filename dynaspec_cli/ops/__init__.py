@@ -1,0 +1,1 @@
+"""Ops of the draft and verify steps: the compiled extension where it was built, the references elsewhere."""

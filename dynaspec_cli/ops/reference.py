@@ -1,0 +1,238 @@
+"""Plain PyTorch references of every op: the tests' oracle, and what runs where no extension was built.
+
+Layout shared by all head ops. ``head`` [V, d] holds the LM head's rows in *cluster order*: a cluster is a
+contiguous range of rows, ``cluster_offsets`` int32 [M+1] their borders. ``row_ids`` int32 [V] maps a row to its
+token id (an empty tensor: identity). A selection of rows is a list of disjoint, ascending ``blocks``
+int32 [b, 2] of half-open row ranges. ``head_scale`` float32 [V] is the scale of each int8 row (empty for
+floating-point heads).
+
+All reductions are in float32. A row's result does not depend on how many rows are passed with it (the
+compiled kernels guarantee this bit for bit; the references only up to rounding).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """``x @ weight.T (* scale) (+ bias)``: x [n, k] float32/bf16, weight [m, k] float32/bf16/fp16/int8,
+    scale float32 [m] for int8 weights. Returns float32 [n, m].
+
+    A bf16 (fp16) weight rounds ``x`` to bf16 (float32) first, products accumulate in float32.
+    """
+    if weight.dtype == torch.bfloat16:
+        x = x.to(torch.bfloat16)
+    y = x.float() @ weight.float().t()
+    if scale is not None and scale.numel():
+        y = y * scale
+    return y if bias is None else y + bias.float()
+
+
+def shortlist_union(
+    cluster_scores: Tensor,
+    cluster_offsets: Tensor,
+    extra_rows: Tensor,
+    core_rows: int,
+    budget: int,
+) -> tuple[Tensor, Tensor]:
+    """Rows to score: the core ``[0, core_rows)``, ``extra_rows`` int32 [r] (any order, duplicates allowed), then whole
+    clusters by score until ``budget`` rows are reached.
+
+    cluster_scores float32 [n, M] (n frontier rows; n = 0 or M = 0: no clusters). A cluster's score is its maximum over the rows;
+    ties go to the lower cluster. A cluster whose rows not yet taken would exceed the budget ends the filling. Core and extras are
+    always kept, also beyond the budget. Returns (blocks int32 [b, 2] ascending and disjoint, adjacent ranges merged;
+    size int64 scalar: rows in all).
+    """
+    total = int(cluster_offsets[-1]) if cluster_offsets.numel() else 0
+    if extra_rows.numel():
+        total = max(total, int(extra_rows.max()) + 1)
+    taken = torch.zeros(max(total, core_rows), dtype=torch.bool)
+    taken[:core_rows] = True
+    taken[extra_rows.long().cpu()] = True
+    size = int(taken.sum())
+    if cluster_scores.numel():
+        best = cluster_scores.amax(0).cpu()
+        for c in torch.sort(best, descending=True, stable=True).indices.tolist():
+            lo, hi = int(cluster_offsets[c]), int(cluster_offsets[c + 1])
+            new = hi - lo - int(taken[lo:hi].sum())
+            if size + new > budget:
+                break
+            taken[lo:hi] = True
+            size += new
+    edges = torch.diff(taken.to(torch.int8), prepend=torch.zeros(1, dtype=torch.int8), append=torch.zeros(1, dtype=torch.int8))
+    starts, ends = (edges == 1).nonzero().squeeze(1), (edges == -1).nonzero().squeeze(1)
+    blocks = torch.stack([starts, ends], 1).to(torch.int32).to(cluster_offsets.device)
+    return blocks, torch.tensor(size)
+
+
+def _block_rows(blocks: Tensor) -> Tensor:
+    lengths = (blocks[:, 1] - blocks[:, 0]).long()
+    starts = blocks[:, 0].long() - (torch.cumsum(lengths, 0) - lengths)
+    return torch.arange(int(lengths.sum()), device=blocks.device) + torch.repeat_interleave(starts, lengths)
+
+
+def shortlist_log_probs(
+    hidden: Tensor, head: Tensor, head_scale: Tensor, row_ids: Tensor, blocks: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Whole distribution over the selection: (log_q float32 [n, S] normalised over it, ids int64 [S], logsumexp float32
+    [n] of the tempered logits). ``hidden`` [n, d] is what the LM head reads. Ids are in row order."""
+    rows = _block_rows(blocks)
+    logits = linear(hidden, head[rows], None, head_scale[rows] if head_scale.numel() else None)
+    logits = logits / temperature
+    lse = torch.logsumexp(logits, -1)
+    ids = row_ids[rows].long() if row_ids.numel() else rows
+    return logits - lse[:, None], ids, lse
+
+
+def shortlist_topk(
+    hidden: Tensor, head: Tensor, head_scale: Tensor, row_ids: Tensor, blocks: Tensor, k: int, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best k of the selection: (log_q float32 [n, k], ids int64 [n, k], logsumexp float32 [n]), best first; an exact tie goes to the
+    lower row. The compiled kernel never writes the [n, S] logits to memory."""
+    log_q, ids, lse = shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
+    order = torch.sort(log_q, dim=-1, descending=True, stable=True).indices[:, :k]
+    return log_q.gather(1, order), ids[order], lse
+
+
+def router_clusters(
+    features: Tensor, tokens_embedding: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> Tensor:
+    """Router scores float32 [n, M]: ``w2 silu(w1 [f; e] + b1) + b2`` (MLP), or, with an empty ``w1``, centroid scores
+    ``w2 f + b2``. features [n, d] and tokens_embedding [n, e] arrive already normalised."""
+    if w1.numel() == 0:
+        return linear(features, w2, b2 if b2.numel() else None, None)
+    hidden = torch.cat([features.float(), tokens_embedding.float()], 1)
+    hidden = torch.nn.functional.silu(linear(hidden, w1, b1, None))
+    return linear(hidden, w2, b2, None)
+
+
+class LayerShape(NamedTuple):
+    """Constants of a pre-norm decoder layer (Gemma 3, Llama, Qwen2, Qwen3). ``window`` 0: full attention.
+    ``activation``: "silu" or "gelu_tanh"."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    eps: float
+    scale: float
+    window: int
+    activation: str
+
+
+LAYER_WEIGHTS = (
+    "input_norm",  # [d]; norms are stored float32 with any "+1" already added (Gemma)
+    "qkv",  # [(heads + 2 kv_heads) * head_dim, d]: q, k, v stacked
+    "qkv_bias",  # or empty
+    "q_norm",  # [head_dim] or empty
+    "k_norm",  # [head_dim] or empty
+    "out",  # [d, heads * head_dim]
+    "post_attention_norm",  # [d] or empty: norm of the attention's output before the residual sum (Gemma 3)
+    "mlp_norm",  # [d]: norm before the MLP
+    "gate_up",  # [2 * intermediate, d]: gate, up stacked
+    "down",  # [d, intermediate]
+    "post_mlp_norm",  # [d] or empty: norm of the MLP's output before the residual sum (Gemma 3)
+)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """``x / rms(x) * weight`` over the last axis in float32."""
+    x = x.float()
+    return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    turned = torch.cat((-x[..., half:], x[..., :half]), -1)
+    return x * cos + turned * sin
+
+
+def decoder_layer(
+    x: Tensor,
+    weights: list[Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    cache_len: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    eps: float,
+    scale: float,
+    window: int,
+    activation: str,
+) -> Tensor:
+    """One decoder layer over n rows, writing their keys and values to cache rows ``cache_len .. cache_len + n``.
+
+    x float32 [n, d] (residual stream); weights as in ``LAYER_WEIGHTS``; k_cache, v_cache [T, kv_heads, head_dim] (float32 or
+    bf16; keys stored *after* rotation); cos, sin float32 [n, head_dim]; positions int64 [n]; mask bool [n, n]: may row i attend to row j
+    of this pass (ancestor or itself). All committed rows ``j < cache_len`` (whose position is j) with ``positions[i] - j < window``
+    (window > 0) are attended to as well; the window also applies inside the pass. Returns float32 [n, d].
+    """
+    w = dict(zip(LAYER_WEIGHTS, weights, strict=True))
+    n, q_size, kv_size = x.shape[0], num_heads * head_dim, num_kv_heads * head_dim
+    h = rms_norm(x, w["input_norm"], eps)
+    qkv = linear(h, w["qkv"], w["qkv_bias"] if w["qkv_bias"].numel() else None, None)
+    q = qkv[:, :q_size].view(n, num_heads, head_dim)
+    k = qkv[:, q_size : q_size + kv_size].view(n, num_kv_heads, head_dim)
+    v = qkv[:, q_size + kv_size :].view(n, num_kv_heads, head_dim)
+    if w["q_norm"].numel():
+        q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
+    q, k = _rotate(q, cos[:, None], sin[:, None]), _rotate(k, cos[:, None], sin[:, None])
+    end = cache_len + n
+    k_cache[cache_len:end] = k.to(k_cache.dtype)
+    v_cache[cache_len:end] = v.to(v_cache.dtype)
+    key_positions = torch.cat([torch.arange(cache_len, device=x.device), positions])
+    allowed = torch.cat([torch.ones(n, cache_len, dtype=torch.bool, device=x.device), mask], 1)
+    if window > 0:
+        allowed = allowed & (positions[:, None] - key_positions[None, :] < window)
+    group = num_heads // num_kv_heads
+    keys = k_cache[:end].float().repeat_interleave(group, 1)
+    values = v_cache[:end].float().repeat_interleave(group, 1)
+    scores = torch.einsum("nhd,thd->hnt", q, keys) * scale
+    scores = scores.masked_fill(~allowed[None], float("-inf"))
+    attended = torch.einsum("hnt,thd->nhd", torch.softmax(scores, -1), values).reshape(n, q_size)
+    o = linear(attended, w["out"], None, None)
+    if w["post_attention_norm"].numel():
+        o = rms_norm(o, w["post_attention_norm"], eps)
+    x = x + o
+    gate_up = linear(rms_norm(x, w["mlp_norm"], eps), w["gate_up"], None, None)
+    gate, up = gate_up.chunk(2, -1)
+    if activation == "silu":
+        gate = torch.nn.functional.silu(gate)
+    else:
+        gate = torch.nn.functional.gelu(gate, approximate="tanh")
+    m = linear(gate * up, w["down"], None, None)
+    if w["post_mlp_norm"].numel():
+        m = rms_norm(m, w["post_mlp_norm"], eps)
+    return x + m
+
+
+def tree_mask(parents: Tensor) -> tuple[Tensor, Tensor]:
+    """(mask bool [n, n]: row j is i or an ancestor of i; depth int64 [n], root 0) of parents int64 [n], parents[0] = -1."""
+    n = parents.numel()
+    mask = torch.zeros(n, n, dtype=torch.bool)
+    depth = torch.zeros(n, dtype=torch.int64)
+    for i, parent in enumerate(parents.tolist()):
+        if parent >= 0:
+            mask[i] = mask[parent]
+            depth[i] = depth[parent] + 1
+        mask[i, i] = True
+    return mask.to(parents.device), depth.to(parents.device)
+
+
+def greedy_walk(tokens: Tensor, parents: Tensor, choices: Tensor) -> Tensor:
+    """Accepted rows int64 [a], root first: from the root follow the child whose token equals the target's choice
+    (``choices`` int64 [n], the target's argmax at each row) until there is none."""
+    path = [0]
+    token, parent, choice = tokens.tolist(), parents.tolist(), choices.tolist()
+    for i in range(1, len(token)):
+        if parent[i] == path[-1] and token[i] == choice[parent[i]]:
+            path.append(i)
+    return torch.tensor(path, dtype=torch.int64)

@@ -1,0 +1,196 @@
+"""The four seams of the engine: Target, Drafter, Shortlist, TreePolicy.
+
+A model object holds weights and no state; what belongs to a request lives in the ``*State`` object
+that ``begin`` returns. The decode loop (engine/session.py) knows these protocols and nothing behind
+them. In formulas p is the target's distribution, q the drafter's.
+
+Row convention of a draft tree: row 0 is the *root*, the last committed token whose KV row does not
+exist yet; rows 1..n are drafted nodes in an order in which a parent precedes its children.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DraftTree:
+    """A tree to verify. ``tokens`` int64 [n+1], ``parents`` int64 [n+1] with parents[0] = -1 and
+    parents[i] < i. ``q`` holds, for policies that *sample* children, what verification needs (see
+    sampling/verify.py); it is None for deterministic drafts, which are point masses."""
+
+    tokens: Tensor
+    parents: Tensor
+    q: Any = None
+
+    @property
+    def num_nodes(self) -> int:
+        """Nodes below the root."""
+        return int(self.tokens.numel()) - 1
+
+
+class TargetOutput(Protocol):
+    """What a target pass yields for n rows. Logits are only computed when asked for."""
+
+    features: Tensor
+    """[n, d]: the residual stream *before* the final norm; what an EAGLE drafter reads."""
+
+    def logits(self, rows: Tensor | None = None) -> Tensor:
+        """Full-vocabulary logits, float32 [n, V] (or of the given rows)."""
+        ...
+
+    def argmax(self) -> Tensor:
+        """int64 [n]; the lowest id wins an exact tie."""
+        ...
+
+    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first."""
+        ...
+
+
+class Target(Protocol):
+    """The model whose output is preserved."""
+
+    name: str
+    vocab_size: int
+    hidden_size: int
+    max_context: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def head_weight(self) -> Tensor:
+        """LM head rows [V, d] in token-id order, on the target's device."""
+        ...
+
+    def head_hash(self) -> str:
+        """Hash that artifacts are bound to (checkpoints/fingerprint.py)."""
+        ...
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token embeddings as the first layer sees them, [n, d]."""
+        ...
+
+    def norm(self, features: Tensor) -> Tensor:
+        """The final norm: features [n, d] -> what the LM head reads [n, d]."""
+        ...
+
+    def begin(self, max_length: int) -> Any:
+        """Request state with a KV cache for ``max_length`` tokens plus one tree."""
+        ...
+
+    def prefill(self, state: Any, token_ids: Tensor) -> TargetOutput:
+        """Append int64 [m] tokens to the cache; output for all m rows."""
+        ...
+
+    def verify(self, state: Any, tree: DraftTree) -> TargetOutput:
+        """One pass over root and nodes with the tree mask; output for n+1 rows. Nothing is committed."""
+        ...
+
+    def commit(self, state: Any, rows: Tensor) -> None:
+        """Keep the KV of the given rows of the last verified tree (int64, root first, a path), drop the rest."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShortlistQuery:
+    """One frontier: ``depth`` of the nodes to be proposed (1 = children of the root), the inputs that
+    exist before the drafter's layer runs: ``features`` [w, d] of the parents, ``tokens`` int64 [w]."""
+
+    depth: int
+    features: Tensor
+    tokens: Tensor
+
+
+@dataclass
+class DraftHeadOutput:
+    """Best candidates per frontier row: ``log_q`` float32 [w, k] (log-softmax over the shortlist plus
+    the log of the estimated in-shortlist mass), ``ids`` int64 [w, k] target token ids, ``size``
+    the number of tokens scored."""
+
+    log_q: Tensor
+    ids: Tensor
+    size: int
+
+
+class Shortlist(Protocol):
+    """A shortlisted LM head: chooses rows of the head for a frontier and scores them."""
+
+    name: str
+
+    def begin(self, prompt: Tensor, prefill: TargetOutput) -> Any:
+        """Request state from prompt ids int64 [m] and the target's prefill output."""
+        ...
+
+    def select(self, state: Any, query: ShortlistQuery) -> Any:
+        """Choose the shortlist of this frontier (an opaque selection); may run beside the drafter's layer."""
+        ...
+
+    def score(self, state: Any, selection: Any, hidden: Tensor, k: int) -> DraftHeadOutput:
+        """GEMM + log-softmax + top-k over the selection for ``hidden`` [w, d] (already normed)."""
+        ...
+
+    def contains(self, state: Any, selection: Any, token_ids: Tensor) -> Tensor:
+        """bool [m]: is a token in the selection (for the coverage statistic)."""
+        ...
+
+    def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
+        """Learn from a verification: the tree, the target's output and the accepted rows."""
+        ...
+
+
+class Drafter(Protocol):
+    """An EAGLE-style drafter: predicts the next feature from features and token embeddings."""
+
+    def begin(self, max_length: int) -> Any:
+        """Request state with the drafter's own KV cache."""
+        ...
+
+    def extend(self, state: Any, features: Tensor, tokens: Tensor) -> Tensor:
+        """Consume committed pairs (feature_t [m, d], token_{t+1} int64 [m]); returns the predicted
+        feature [1, d] of the last pair. Temporary tree rows are dropped first."""
+        ...
+
+    def step(self, state: Any, features: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+        """One draft step over a frontier: parents' predicted features [w, d], drafted tokens int64 [w] and, for each, the
+        temporary row of its parent (-1: child of the root; otherwise an index into all rows that
+        earlier ``step`` calls of this round appended, in order). Returns predicted features [w, d]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Nodes to expand next. ``tokens`` int64 [w]; ``parents`` int64 [w] as in ``Drafter.step``;
+    ``source`` int64 [w]: row of the previous head output each node was proposed by."""
+
+    tokens: Tensor
+    parents: Tensor
+    source: Tensor
+
+
+class TreePolicy(Protocol):
+    """Grows a tree from scored candidates, or stops."""
+
+    name: str
+    width: int
+
+    def begin(self, root: int) -> Any: ...
+
+    def grow(self, state: Any, candidates: DraftHeadOutput) -> Frontier | None:
+        """Take the candidates of the last frontier (first: of the root), return the next frontier or None to stop."""
+        ...
+
+    def finish(self, state: Any) -> DraftTree: ...
+
+
+@dataclass
+class Timings:
+    """Seconds by phase, summed over a request (contract: draft_body, router, head, tree, verify, commit, other)."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
