@@ -168,12 +168,21 @@ def decoder_layer(
     window: int,
     activation: str,
 ) -> Tensor:
-    """One decoder layer over n rows, writing their keys and values to cache rows ``cache_len .. cache_len + n``.
+    """One decoder layer over n rows, writing their keys and values to the cache.
 
     x float32 [n, d] (residual stream); weights as in ``LAYER_WEIGHTS``; k_cache, v_cache [T, kv_heads, head_dim] (float32 or
-    bf16; keys stored *after* rotation); cos, sin float32 [n, head_dim]; positions int64 [n]; mask bool [n, n]: may row i attend to row j
-    of this pass (ancestor or itself). All committed rows ``j < cache_len`` (whose position is j) with ``positions[i] - j < window``
-    (window > 0) are attended to as well; the window also applies inside the pass. Returns float32 [n, d].
+    bf16; keys stored *after* rotation); cos, sin float32 [n, head_dim].
+
+    The cache holds ``cache_len`` committed rows (row j has position j), then the t rows of a tree, of which the last n are this
+    pass's: they are written to cache rows ``cache_len + t - n .. cache_len + t``; the t - n before them were written by earlier
+    passes (an EAGLE drafter's earlier frontiers; t = n for a target). positions int64 [t]; mask bool [n, t]: may row i of the pass
+    attend to tree row j (an ancestor, or itself). All committed rows are attended to as well; with ``window`` > 0 only keys with
+    ``position of row - position of key < window``, in the tree too.
+
+    Rounding: the inputs of a bf16 linear are rounded to bf16; with a bf16 cache so are the rotated queries and the softmax
+    numerators (whose denominator is the sum of the rounded ones). All else is float32. The compiled kernel adds up keys in the
+    order of their positions, wherever they are stored, so a row has the same bits in a tree as in plain decoding.
+    Returns float32 [n, d].
     """
     w = dict(zip(LAYER_WEIGHTS, weights, strict=True))
     n, q_size, kv_size = x.shape[0], num_heads * head_dim, num_kv_heads * head_dim
@@ -185,19 +194,20 @@ def decoder_layer(
     if w["q_norm"].numel():
         q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
     q, k = _rotate(q, cos[:, None], sin[:, None]), _rotate(k, cos[:, None], sin[:, None])
-    end = cache_len + n
-    k_cache[cache_len:end] = k.to(k_cache.dtype)
-    v_cache[cache_len:end] = v.to(v_cache.dtype)
+    end = cache_len + positions.shape[0]
+    k_cache[end - n : end] = k.to(k_cache.dtype)
+    v_cache[end - n : end] = v.to(v_cache.dtype)
     key_positions = torch.cat([torch.arange(cache_len, device=x.device), positions])
     allowed = torch.cat([torch.ones(n, cache_len, dtype=torch.bool, device=x.device), mask], 1)
     if window > 0:
-        allowed = allowed & (positions[:, None] - key_positions[None, :] < window)
+        allowed = allowed & (key_positions[end - n :, None] - key_positions[None, :] < window)
     group = num_heads // num_kv_heads
     keys = k_cache[:end].float().repeat_interleave(group, 1)
     values = v_cache[:end].float().repeat_interleave(group, 1)
-    scores = torch.einsum("nhd,thd->hnt", q, keys) * scale
+    scores = torch.einsum("nhd,thd->hnt", q.to(k_cache.dtype).float(), keys) * scale
     scores = scores.masked_fill(~allowed[None], float("-inf"))
-    attended = torch.einsum("hnt,thd->nhd", torch.softmax(scores, -1), values).reshape(n, q_size)
+    weight = torch.exp(scores - scores.amax(-1, keepdim=True)).to(v_cache.dtype).float()
+    attended = torch.einsum("hnt,thd->nhd", weight / weight.sum(-1, keepdim=True), values).reshape(n, q_size)
     o = linear(attended, w["out"], None, None)
     if w["post_attention_norm"].numel():
         o = rms_norm(o, w["post_attention_norm"], eps)
@@ -212,27 +222,3 @@ def decoder_layer(
     if w["post_mlp_norm"].numel():
         m = rms_norm(m, w["post_mlp_norm"], eps)
     return x + m
-
-
-def tree_mask(parents: Tensor) -> tuple[Tensor, Tensor]:
-    """(mask bool [n, n]: row j is i or an ancestor of i; depth int64 [n], root 0) of parents int64 [n], parents[0] = -1."""
-    n = parents.numel()
-    mask = torch.zeros(n, n, dtype=torch.bool)
-    depth = torch.zeros(n, dtype=torch.int64)
-    for i, parent in enumerate(parents.tolist()):
-        if parent >= 0:
-            mask[i] = mask[parent]
-            depth[i] = depth[parent] + 1
-        mask[i, i] = True
-    return mask.to(parents.device), depth.to(parents.device)
-
-
-def greedy_walk(tokens: Tensor, parents: Tensor, choices: Tensor) -> Tensor:
-    """Accepted rows int64 [a], root first: from the root follow the child whose token equals the target's choice
-    (``choices`` int64 [n], the target's argmax at each row) until there is none."""
-    path = [0]
-    token, parent, choice = tokens.tolist(), parents.tolist(), choices.tolist()
-    for i in range(1, len(token)):
-        if parent[i] == path[-1] and token[i] == choice[parent[i]]:
-            path.append(i)
-    return torch.tensor(path, dtype=torch.int64)
