@@ -49,16 +49,6 @@ class StepStats:
 
 
 @dataclass(frozen=True)
-class ProgressEvent:
-    """Progress of a long preparation (reading or converting a model, ...). ``total`` None: unknown."""
-
-    stage: str
-    completed: float
-    total: float | None
-    unit: str = ""
-
-
-@dataclass(frozen=True)
 class NoticeEvent:
     """Something the user should see that is no error, e.g. that the pure-PyTorch fallback runs."""
 
@@ -104,8 +94,8 @@ class Divergence:
 class Comparison:
     """Speculative against autoregressive decoding of the same prompt.
 
-    ``speedup``: ratio of decode tokens per second (None: nothing was decoded). ``first_divergence`` is None where the token ids
-    are identical."""
+    ``speedup``: ratio of decode tokens per second (None: nothing was decoded).
+    ``first_divergence`` is None where the token ids are identical."""
 
     speedup: float | None
     identical: bool
@@ -181,4 +171,4 @@ class DoneEvent:
     result: GenerationResult
 
 
-Event = ProgressEvent | NoticeEvent | TokensEvent | DoneEvent
+Event = NoticeEvent | TokensEvent | DoneEvent

@@ -74,7 +74,7 @@ def draft_acceptance_rate(steps: Sequence[StepStats]) -> float | None:
 
 
 def mean_shortlist_size(steps: Sequence[StepStats]) -> float | None:
-    """Tokens scored per draft step (per call of the head), pooled. None where nothing was drafted."""
+    """Tokens scored per draft step (per call of the head), pooled. None: nothing was drafted."""
     sizes = [size for step in steps for size in step.shortlist_sizes]
     return sum(sizes) / len(sizes) if sizes else None
 
@@ -100,8 +100,8 @@ def phase_ms(steps: Sequence[StepStats]) -> dict[str, float]:
 
 
 def tokens_per_second(decode_tokens: int, decode_s: float) -> float:
-    """Decode tokens over decode seconds. Decode tokens are those emitted after the first one, decode
-    seconds run from the first token to the last. 0.0 where nothing was decoded."""
+    """Decode tokens over decode seconds. Decode tokens are those emitted after the first one,
+    decode seconds run from the first token to the last. 0.0 where nothing was decoded."""
     return decode_tokens / decode_s if decode_tokens > 0 and decode_s > 0 else 0.0
 
 

@@ -1,0 +1,285 @@
+"""Token ids to text, piece by piece, never showing what the next token could still change.
+
+Three things are held back, in this order:
+
+1. bytes that are no character yet: the tail of a byte-level BPE decode, or a run of byte-fallback
+   tokens (``<0xE2>``), whose decoding as a whole fails if a later byte is malformed;
+2. text that may be the beginning of a stop text;
+3. the last grapheme cluster where more of it is likely to come (emoji joined by U+200D, flags,
+   keycaps, skin tones, vowel signs).
+
+The pieces concatenate to the tokenizer's decoding of all ids, up to the stop text. One exception:
+if malformed bytes follow more than ``MAX_BYTE_RUN`` well-formed byte-fallback tokens, what was
+already shown stays, where decoding everything at once would replace every byte of the run.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+REPLACEMENT = "\ufffd"
+MAX_BYTE_RUN = 64
+"""Byte-fallback tokens held back at most; a run is shown as far as it is well formed after that."""
+MAX_WINDOW = 32
+"""Tokens decoded at most per call, plus those of the call itself; bounds the work per token."""
+MAX_CLUSTER = 64
+"""Code points of one grapheme cluster held back at most."""
+
+_TEXT_STYLE_EMOJI = frozenset("\u203c\u2049\u2139\u3030\u303d")
+"""Letters and punctuation that a following U+FE0F turns into emoji; the other emoji are symbols."""
+_KEYCAP_BASES = frozenset("0123456789#*")
+_REGIONAL = range(0x1F1E6, 0x1F200)
+
+
+class IncrementalDetokenizer:
+    """State of one request. ``decode`` maps ids to text; ``byte_tokens`` maps the ids of
+    byte-fallback tokens to their byte; ids in ``skip`` have no text; ``context`` are the last ids
+    before the first pushed one (their text is not repeated, it decides about a leading space)."""
+
+    def __init__(
+        self,
+        decode: Callable[[list[int]], str],
+        *,
+        byte_tokens: Mapping[int, int] | None = None,
+        skip: frozenset[int] = frozenset(),
+        context: Sequence[int] = (),
+        stop: Sequence[str] = (),
+    ) -> None:
+        self._decode = decode
+        self._byte_tokens = byte_tokens or {}
+        self._skip = skip
+        self._stop = tuple(stop)
+        self._window = [i for i in context if i not in skip][-MAX_WINDOW:]
+        self._seen = len(decode(self._window)) if self._window else 0  # characters of the window
+        self._run: list[int] = []  # open run of byte-fallback tokens, not yet in the window
+        self._raw: Callable[[int], str] | None = None  # how an open run is shown byte by byte
+        self._raw_decoder: codecs.IncrementalDecoder | None = None
+        self._pending = ""  # decoded, held back
+        self._parts: list[str] = []
+        self.num_tokens = 0
+        """Tokens consumed, up to and including the one that completed a stop text."""
+        self.stopped = False
+        """True once a stop text was found; later tokens are ignored."""
+
+    @classmethod
+    def for_tokenizer(
+        cls, tokenizer: Any, prompt_ids: Sequence[int] = (), stop: Sequence[str] = ()
+    ) -> IncrementalDetokenizer:
+        """For a ``transformers`` or ``tokenizers`` tokenizer. With ``prompt_ids`` the text
+        continues the prompt (a leading space stays); without, it is a text of its own, as for a
+        chat reply."""
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        if hasattr(backend, "get_added_tokens_decoder"):
+            added = backend.get_added_tokens_decoder()
+            skip = frozenset(i for i, token in added.items() if token.special)
+
+            def decode(ids: list[int]) -> str:
+                return str(backend.decode(ids, skip_special_tokens=True))
+
+        else:
+            skip = frozenset(tokenizer.all_special_ids)
+
+            def decode(ids: list[int]) -> str:
+                return str(
+                    tokenizer.decode(
+                        ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+                    )
+                )
+
+        byte_tokens = _byte_fallback_tokens(tokenizer, decode)
+        return cls(
+            decode,
+            byte_tokens=byte_tokens,
+            skip=skip,
+            context=prompt_ids[-MAX_WINDOW:],
+            stop=stop,
+        )
+
+    @property
+    def text(self) -> str:
+        """Everything shown so far."""
+        return "".join(self._parts)
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """Consume tokens; returns the text that may be shown now (it may lag, or be empty)."""
+        if not self._stop:
+            for token in token_ids:
+                self._feed(token)
+            self._drain()
+            return self._show(self._pending_end())
+        for token in token_ids:
+            if self.stopped:
+                break
+            self._feed(token)
+            self._drain()
+            self._cut_at_stop(self._pending + self._open_run_text())
+        return self._show(len(self._pending) if self.stopped else self._pending_end())
+
+    def finish(self) -> str:
+        """The rest, including an incomplete character, which shows as U+FFFD."""
+        if not self.stopped:
+            self._close_run()
+            self._drain(final=True)
+            self._cut_at_stop(self._pending)
+        return self._show(len(self._pending))
+
+    # -- tokens to decoded text -------------------------------------------------------------------
+
+    def _feed(self, token: int) -> None:
+        self.num_tokens += 1
+        if token in self._skip:
+            return
+        if token not in self._byte_tokens:
+            self._close_run()
+            self._window.append(token)
+        elif self._raw is not None:
+            self._run = [token]
+            self._pending += self._raw(self._byte_tokens[token])
+        else:
+            self._run.append(token)
+            self._check_run()
+
+    def _check_run(self) -> None:
+        """Show an open run byte by byte once its fate is known or it has become too long."""
+        data = bytes(self._byte_tokens[t] for t in self._run)
+        complete = _complete_utf8(data)
+        if complete is None:  # malformed: the whole run decodes to one U+FFFD a byte, come what may
+            self._drain(final=True)
+            self._pending += REPLACEMENT * len(data)
+            self._raw = lambda _: REPLACEMENT
+        elif len(data) > MAX_BYTE_RUN:
+            self._window += self._run[:complete]
+            self._drain(final=True)
+            decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+            decoder.decode(data[complete:])
+            self._raw_decoder = decoder
+            self._raw = lambda byte: decoder.decode(bytes([byte]))
+
+    def _close_run(self) -> None:
+        if self._raw is None:
+            self._window += self._run
+        else:
+            if self._raw_decoder is not None:
+                self._pending += self._raw_decoder.decode(b"", final=True)
+            # The run's text is out; the window only needs some text before the next token.
+            self._window = self._run[-1:] * 2
+            self._seen = len(self._decode(self._window))
+        self._run, self._raw, self._raw_decoder = [], None, None
+
+    def _drain(self, final: bool = False) -> None:
+        """Move what the window's tokens certainly mean to the pending text."""
+        if not self._window:
+            return
+        text = self._decode(self._window)
+        clean = not text.endswith(REPLACEMENT)
+        end = len(text) if clean or final else len(text) - 1
+        if end > self._seen:
+            self._pending += text[self._seen : end]
+            self._seen = end
+        if len(self._window) > MAX_WINDOW:
+            self._slide(text, clean)
+
+    def _slide(self, text: str, clean: bool) -> None:
+        """Forget the window's older tokens, at a border where both sides decode independently."""
+        for keep in range(4, min(len(self._window), MAX_WINDOW) if clean else 12):
+            head, tail = self._window[:-keep], self._window[-keep:]
+            first, second = self._decode(head), self._decode(tail)
+            # The last kept tokens must have text (a leading space is stripped only at the very
+            # start), and the border must lie between two characters.
+            if second.strip() and text.endswith(second) and not first.endswith(REPLACEMENT):
+                break
+            if not clean and second and first + second == text:
+                break
+        else:
+            return
+        self._seen -= len(text) - len(second)
+        self._window = tail
+
+    def _open_run_text(self) -> str:
+        """Text of an open, well-formed byte run; only looked at, to find a stop text in time."""
+        if not self._run or self._raw is not None:
+            return ""
+        text = self._decode(self._window + self._run)[self._seen :]
+        return "" if REPLACEMENT in text else text
+
+    # -- decoded text to shown text ---------------------------------------------------------------
+
+    def _cut_at_stop(self, text: str) -> None:
+        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        if found:
+            self._pending = text[: min(found)]
+            self.stopped = True
+
+    def _pending_end(self) -> int:
+        """How much of the pending text cannot change its meaning any more."""
+        text = self._pending
+        end = len(text)
+        for stop in self._stop:
+            for n in range(min(len(stop) - 1, len(text)), 0, -1):
+                if text.endswith(stop[:n]):
+                    end = min(end, len(text) - n)
+                    break
+        return min(end, _grapheme_end(text))
+
+    def _show(self, end: int) -> str:
+        shown, self._pending = self._pending[:end], self._pending[end:]
+        if shown:
+            self._parts.append(shown)
+        return shown
+
+
+def _byte_fallback_tokens(tokenizer: Any, decode: Callable[[list[int]], str]) -> dict[int, int]:
+    """Ids of ``<0x00>`` .. ``<0xFF>`` and their byte, if the tokenizer decodes them as bytes."""
+    to_id = getattr(tokenizer, "token_to_id", None) or tokenizer.convert_tokens_to_ids
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    ids = {to_id(f"<0x{byte:02X}>"): byte for byte in range(256)}
+    found = {i: byte for i, byte in ids.items() if i is not None and i != unknown}
+    letter = next((i for i, byte in found.items() if byte == ord("A")), None)
+    return found if letter is not None and decode([letter]) == "A" else {}
+
+
+def _complete_utf8(data: bytes) -> int | None:
+    """Bytes that form whole characters, if the rest is a beginning of one; None if malformed."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.start if error.reason == "unexpected end of data" else None
+    return len(data)
+
+
+def _grapheme_end(text: str) -> int:
+    """Where the last grapheme cluster begins if more of it is likely to come, else the length."""
+    if not text or not _may_grow(text[-1]):
+        return len(text)
+    start = _last_cluster(text)
+    cluster = text[start:]
+    whole_flag = len(cluster) == 2 and all(ord(c) in _REGIONAL for c in cluster)
+    return len(text) if whole_flag or len(cluster) > MAX_CLUSTER else start
+
+
+def _may_grow(char: str) -> bool:
+    """Is it usual that the code point after ``char`` belongs to the same grapheme cluster?"""
+    if char.isascii():
+        return char in _KEYCAP_BASES or char == "\r"
+    if char in _TEXT_STYLE_EMOJI:
+        return True
+    category = unicodedata.category(char)
+    if category == "Lo":  # abugidas and abjads take marks; ideographs, kana and syllables do not
+        return not re.match("[\u2e80-\u30ff\u3400-\u9fff\uac00-\ud7a3\uf900-\ufaff]", char) and (
+            ord(char) < 0x20000
+        )
+    return category[0] in "MSC"
+
+
+def _last_cluster(text: str) -> int:
+    import regex  # type: ignore[import-untyped]  # UAX #29 clusters; loaded with the first text that needs it
+
+    start = 0
+    tail = max(0, len(text) - 2 * MAX_CLUSTER)
+    for match in regex.finditer(r"\X", text, pos=tail):
+        start = match.start()
+    return start

@@ -1,0 +1,86 @@
+"""Shared fixtures: small tokenizers and a tiny random model, made once a session, no network."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+_TEXT = (
+    "The capital of France is Paris. The quick brown fox jumps over the lazy dog. "
+    "Die Straße ist naß, größer wird's nicht. Это просто пример текста. 这是一个例子。 "
+    "def add(a, b):\n    return a + b\n\nprint(add(1, 2))  # 3\n 👩‍💻 and 🇫🇷 हिन्दी में"
+)
+
+
+@pytest.fixture(scope="session")
+def byte_level_tokenizer() -> Any:
+    """Byte-level BPE (GPT-2, Llama 3, Qwen) of 400 tokens: most non-ASCII characters are split."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<|bos|>", "<|eos|>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([_TEXT], trainer)
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def byte_fallback_tokenizer() -> Callable[..., Any]:
+    """Word pieces with byte fallback; ``strip=True`` drops the first space as Llama 2 does."""
+    from tokenizers import Tokenizer, decoders, models
+
+    def make(strip: bool = False) -> Any:
+        words = ["<unk>", "<s>", "</s>"] + [f"<0x{byte:02X}>" for byte in range(256)]
+        words += ["▁", "▁the", "▁a", "cat", "s", ".", "1", "é", "👩", "\u200d", "💻", "▁▁", "\n"]
+        vocab = {word: i for i, word in enumerate(words)}
+        model = models.BPE(vocab=vocab, merges=[], byte_fallback=True, unk_token="<unk>")
+        tokenizer = Tokenizer(model)
+        steps: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+        if strip:
+            steps.append(decoders.Strip(" ", 1, 0))
+        tokenizer.decoder = decoders.Sequence(steps)
+        tokenizer.add_special_tokens(["<s>", "</s>"])
+        return tokenizer
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, byte_level_tokenizer: Any) -> Path:
+    """A 2-layer random Llama (vocabulary 400, hidden size 32, context 256) with its tokenizer."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("tiny-model")
+    config = LlamaConfig(
+        vocab_size=byte_level_tokenizer.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+        initializer_range=0.3,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_tokenizer, bos_token="<|bos|>", eos_token="<|eos|>"
+    ).save_pretrained(folder)
+    return folder
