@@ -109,11 +109,16 @@ class ShortlistQuery:
 class DraftHeadOutput:
     """Best candidates per frontier row: ``log_q`` float32 [w, k] (log-softmax over the shortlist plus
     the log of the estimated in-shortlist mass), ``ids`` int64 [w, k] target token ids, ``size``
-    the number of tokens scored."""
+    the number of tokens scored.
+
+    Where the whole distribution was asked for: ``log_probs`` float32 [w, S], the log-softmax over the shortlist at temperature
+    1 (no mass added), and ``all_ids`` int64 [S], the distinct token id of each column."""
 
     log_q: Tensor
     ids: Tensor
     size: int
+    log_probs: Tensor | None = None
+    all_ids: Tensor | None = None
 
 
 class Shortlist(Protocol):
@@ -129,8 +134,11 @@ class Shortlist(Protocol):
         """Choose the shortlist of this frontier (an opaque selection); may run beside the drafter's layer."""
         ...
 
-    def score(self, state: Any, selection: Any, hidden: Tensor, k: int) -> DraftHeadOutput:
-        """GEMM + log-softmax + top-k over the selection for ``hidden`` [w, d] (already normed)."""
+    def score(
+        self, state: Any, selection: Any, hidden: Tensor, k: int, whole: bool = False
+    ) -> DraftHeadOutput:
+        """GEMM + log-softmax + top-k over the selection for ``hidden`` [w, d] (already normed); with ``whole`` the whole
+        distribution too (for a policy that ``needs_distribution``)."""
         ...
 
     def contains(self, state: Any, selection: Any, token_ids: Tensor) -> Tensor:
@@ -172,10 +180,15 @@ class Frontier:
 
 
 class TreePolicy(Protocol):
-    """Grows a tree from scored candidates, or stops."""
+    """Grows a tree from scored candidates, or stops. Its state belongs to one draft round; the policy object to one request,
+    since a policy that samples holds that request's random numbers.
+
+    ``width``: the k of ``Shortlist.score``. ``needs_distribution``: children are sampled, so every candidate output must carry
+    the whole distribution."""
 
     name: str
     width: int
+    needs_distribution: bool
 
     def begin(self, root: int) -> Any: ...
 

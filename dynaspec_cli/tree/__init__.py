@@ -1,0 +1,1 @@
+"""Tree policies: how a draft tree grows from the drafter's scores, and when it stops."""

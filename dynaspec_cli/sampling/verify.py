@@ -1,0 +1,200 @@
+"""Which drafted tokens are kept, and the token that follows them; the output's law stays the
+target's.
+
+At a node with target distribution p and children x1, x2, ... the walk keeps a residual R, at first
+p: what the emitted token must be drawn from given that all earlier children were rejected.
+
+- deterministic drafts (point masses): accept x with R(x); else R(x) = 0 and R is renormalised;
+- children drawn from q *without* replacement (DySpec Algorithm 3, Sequoia Algorithm 2): accept x
+  with min(1, R(x)/D(x)), D at first q; else R = norm(max(R - D, 0)), D(x) = 0, D = norm(D);
+- children drawn from q *with* replacement (SpecInfer's multi-step speculative sampling): the same
+  with D = q throughout.
+
+The walk visits few rows, so it asks for the distribution of a row when it gets there.
+docs/exactness.md has the proofs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.tree import greedy_walk
+from dynaspec_cli.protocols import DraftTree, TargetOutput
+from dynaspec_cli.sampling.processors import probabilities
+from dynaspec_cli.sampling.source import RandomSource
+
+RowProbabilities = Callable[[int], Tensor]
+"""Tree row -> the target's p [V] for the token that follows it."""
+
+
+class Verdict(NamedTuple):
+    """``path``: accepted tree rows int64 [a], root first. ``bonus``: the token after them (drawn
+    from p or a residual)."""
+
+    path: Tensor
+    bonus: int
+
+
+class Draw(NamedTuple):
+    """One draw from a node's q: ``column`` of q; ``row`` of the tree that holds the token (with
+    replacement two draws of one token share a row)."""
+
+    column: int
+    row: int
+
+
+@dataclass(frozen=True)
+class NodeDraft:
+    """How the children of a node were drawn: token ``ids`` int64 [S] (distinct), the distribution
+    ``q`` [S] over them that was really drawn from (any positive sum), and the ``draws`` in their
+    order."""
+
+    ids: Tensor
+    q: Tensor
+    draws: tuple[Draw, ...]
+
+
+@dataclass(frozen=True)
+class SampledDrafts:
+    """``DraftTree.q`` of a policy that samples: the draft of every tree row that has children."""
+
+    nodes: dict[int, NodeDraft]
+    replacement: bool
+
+
+def row_probabilities(output: TargetOutput, config: SamplingConfig) -> RowProbabilities:
+    """p of a row of a target's output, formed when asked for."""
+
+    def of_row(row: int) -> Tensor:
+        return probabilities(output.logits(torch.tensor([row])), config)[0]
+
+    return of_row
+
+
+def verify(
+    tree: DraftTree, output: TargetOutput, config: SamplingConfig, source: RandomSource
+) -> Verdict:
+    """Verify a tree as ``config`` asks: greedy without logits, or by sampling. A tree of the root
+    alone is plain decoding."""
+    if config.greedy:
+        return verify_greedy(tree, output)
+    return verify_sampled(tree, row_probabilities(output, config), source)
+
+
+def verify_greedy(tree: DraftTree, output: TargetOutput) -> Verdict:
+    """Follow the target's argmax from the root for as long as a child holds it."""
+    choices = output.argmax()
+    path = greedy_walk(tree.tokens, tree.parents, choices.to(tree.tokens.device))
+    return Verdict(path, int(choices[path[-1]]))
+
+
+def verify_sampled(tree: DraftTree, target: RowProbabilities, source: RandomSource) -> Verdict:
+    """Accept drafted tokens so that what is emitted is distributed as the target's own samples.
+
+    ``target(row)`` gives p [V] (float32 or float64). The draft's distributions are in ``tree.q``
+    (``SampledDrafts``), or the drafts are point masses (None). Raises DynaSpecError on a malformed
+    ``tree.q``.
+    """
+    drafts = tree.q
+    if drafts is not None and not isinstance(drafts, SampledDrafts):
+        raise DynaSpecError(
+            f"DraftTree.q: expected SampledDrafts or None, got {type(drafts).__name__}"
+        )
+    tokens, children = tree.tokens.tolist(), _children(tree)
+    path = [0]
+    while True:
+        row = path[-1]
+        p = target(row)
+        if not children[row]:
+            bonus: int | None = source.categorical(p)
+            accepted = None
+        elif drafts is None:
+            accepted, bonus = _try_points(p, children[row], tokens, source)
+        else:
+            draft = drafts.nodes.get(row)
+            if draft is None or {d.row for d in draft.draws} != set(children[row]):
+                raise DynaSpecError(f"DraftTree.q: the draws at row {row} are not its children")
+            accepted, bonus = _try_draws(p, draft, tokens, drafts.replacement, source)
+        if accepted is None:
+            assert bonus is not None
+            return Verdict(torch.tensor(path, dtype=torch.int64), bonus)
+        path.append(accepted)
+
+
+def _children(tree: DraftTree) -> list[list[int]]:
+    children: list[list[int]] = [[] for _ in range(tree.num_nodes + 1)]
+    for row, parent in enumerate(tree.parents.tolist()):
+        if row:
+            children[parent].append(row)
+    return children
+
+
+def _try_points(
+    p: Tensor, children: list[int], tokens: list[int], source: RandomSource
+) -> tuple[int | None, int | None]:
+    """(accepted child, None), or (None, token drawn from the residual)."""
+    ids = torch.tensor([tokens[row] for row in children], device=p.device)
+    chances = p[ids].tolist()
+    left = float(p.sum(dtype=torch.float64))
+    tried: set[int] = set()
+    for row, chance in zip(children, chances, strict=True):
+        if tokens[row] in tried:
+            continue  # R is 0 there
+        if source.accept(chance / left):
+            return row, None
+        tried.add(tokens[row])
+        left -= chance
+        if left <= 0:
+            break
+    residual = p.clone()
+    residual[ids] = 0
+    if not bool(residual.any()):
+        return _rounded_away(children, chances), None
+    return None, source.categorical(residual)
+
+
+def _rounded_away(children: list[int], chances: list[float]) -> int:
+    """The children hold all of p and each was rejected, which only rounding (about 1e-16) can do:
+    the last possible one is the answer."""
+    return [row for row, chance in zip(children, chances, strict=True) if chance > 0][-1]
+
+
+def _try_draws(
+    p: Tensor, draft: NodeDraft, tokens: list[int], replacement: bool, source: RandomSource
+) -> tuple[int | None, int | None]:
+    """(accepted child, None), or (None, token drawn from the residual). R and D live on the
+    shortlist, in float64; R outside it is p times a factor, whose sum is ``outside``."""
+    rest = p.clone()
+    rest[draft.ids] = 0
+    factor = 1.0 / float(p.sum(dtype=torch.float64))
+    outside = float(rest.sum(dtype=torch.float64)) * factor
+    residual = p[draft.ids].double() * factor
+    d = draft.q.double()
+    d = d / d.sum()
+    for column, row in draft.draws:
+        if int(draft.ids[column]) != tokens[row] or not float(d[column]) > 0:
+            raise DynaSpecError(f"DraftTree.q: row {row} holds a token that its q cannot draw")
+        if source.accept(float(residual[column]) / float(d[column])):
+            return row, None
+        after = (residual - d).clamp_(min=0)
+        total = float(after.sum()) + outside
+        if not total > 0:
+            return row, None  # R = D up to rounding, and x was rejected by it
+        residual, outside, factor = after / total, outside / total, factor / total
+        if not replacement:
+            d = d.clone()
+            d[column] = 0
+            mass = float(d.sum())
+            if not mass > 0:
+                break
+            d = d / mass
+    rest = rest.double().mul_(factor)
+    rest[draft.ids] = residual
+    return None, source.categorical(rest)

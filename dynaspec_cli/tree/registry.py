@@ -1,0 +1,43 @@
+"""The one list of tree policies; the command line's choices are read from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.errors import UsageError
+from dynaspec_cli.protocols import TreePolicy
+from dynaspec_cli.tree.chain import Chain
+from dynaspec_cli.tree.eagle2 import Eagle2
+
+
+@dataclass(frozen=True)
+class TreeEntry:
+    """A policy's one-line ``description`` and its ``factory``. A policy object serves one request
+    (it may hold that request's random numbers), with one state a draft round."""
+
+    description: str
+    factory: Callable[[TreeConfig, SamplingConfig], TreePolicy]
+
+
+TREES: dict[str, TreeEntry] = {
+    "chain": TreeEntry("one branch of --tree-depth tokens", lambda c, s: Chain(c)),
+    "eagle2": TreeEntry(
+        "expand the most probable nodes, verify the best --tree-size (EAGLE-2)",
+        lambda c, s: Eagle2(c),
+    ),
+}
+
+
+def tree_names() -> tuple[str, ...]:
+    """Names that ``--tree`` takes."""
+    return tuple(TREES)
+
+
+def create_tree(config: TreeConfig, sampling: SamplingConfig) -> TreePolicy:
+    """The policy that ``config.policy`` names, for one request. Unknown names raise UsageError."""
+    entry = TREES.get(config.policy)
+    if entry is None:
+        raise UsageError(f"--tree: expected one of {', '.join(TREES)}, got {config.policy!r}")
+    return entry.factory(config, sampling)
