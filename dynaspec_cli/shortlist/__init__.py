@@ -1,0 +1,1 @@
+"""Shortlists: which rows of the LM head the drafter scores."""

@@ -1,0 +1,123 @@
+"""Draft id <-> target id. The one place where d2t arithmetic is done.
+
+Two conventions are in use for a vector ``d2t`` of a drafter with its own small head: *offset*
+(target = i + d2t[i]; EAGLE-3 checkpoints, SpecForge, speculators, vLLM, SGLang EAGLE-3) and
+*absolute* (target = d2t[i]; llama.cpp GGUF, FR-Spec and SGLang token maps). The identity is all
+zeros under the first and ``arange`` under the second, and a vector read under the wrong one gives
+valid-looking nonsense, so nothing is guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.errors import DynaSpecError
+
+
+@dataclass(frozen=True)
+class VocabMap:
+    """``ids`` int64 [R]: target id of draft id i; distinct, in [0, vocab_size). Checked where it is
+    made."""
+
+    ids: Tensor
+    vocab_size: int
+    source: str = "vocabulary map"
+
+    def __post_init__(self) -> None:
+        check_ids(self.ids, self.vocab_size, self.source)
+
+    @classmethod
+    def from_absolute(
+        cls, ids: Tensor, vocab_size: int, source: str = "vocabulary map"
+    ) -> VocabMap:
+        """ids integer [R]: target ids themselves."""
+        return cls(_integers(ids, source), vocab_size, source)
+
+    @classmethod
+    def from_offsets(cls, d2t: Tensor, vocab_size: int, source: str = "d2t") -> VocabMap:
+        """d2t integer [R]: target id minus draft id."""
+        offsets = _integers(d2t, source)
+        return cls(offsets + torch.arange(offsets.numel()), vocab_size, source)
+
+    @classmethod
+    def from_unknown(
+        cls, d2t: Tensor, vocab_size: int, t2d: Tensor | None = None, source: str = "d2t"
+    ) -> VocabMap:
+        """A d2t whose convention is not known. Accepts it when only one reading is valid, or when
+        the mask ``t2d`` bool [V] decides; otherwise asks for the convention."""
+        values = _integers(d2t, source)
+        readings = {"absolute": values, "offset": values + torch.arange(values.numel())}
+        valid = {k: v for k, v in readings.items() if _fault(v, vocab_size) is None}
+        if t2d is not None:
+            mask = t2d.bool().cpu()
+            valid = {k: v for k, v in valid.items() if _mask_of(v, vocab_size).equal(mask)}
+        if not valid:
+            raise DynaSpecError(
+                f"{source}: neither as offsets nor as absolute ids does it give distinct ids below "
+                f"{vocab_size}"
+                + ("" if t2d is None else " that agree with t2d")
+                + "; the file belongs to another vocabulary or is damaged"
+            )
+        if len(valid) == 2 and not readings["absolute"].equal(readings["offset"]):
+            raise DynaSpecError(
+                f"{source}: valid both as offsets and as absolute ids; say which with "
+                "--d2t-convention offset|absolute"
+            )
+        return cls(next(iter(valid.values())), vocab_size, source)
+
+    def offsets(self) -> Tensor:
+        """d2t int64 [R] under the offset convention."""
+        return self.ids - torch.arange(self.ids.numel())
+
+    def mask(self) -> Tensor:
+        """t2d bool [V]: true for the target ids that the draft vocabulary holds."""
+        return _mask_of(self.ids, self.vocab_size)
+
+    def ascending(self) -> tuple[VocabMap, Tensor]:
+        """The same set in ascending order, as EAGLE-3 files need it, and the permutation int64 [R]
+        to apply to the head's rows (new row i is old row ``perm[i]``)."""
+        ids, perm = self.ids.sort()
+        return VocabMap(ids, self.vocab_size, self.source), perm
+
+
+def check_ids(ids: Tensor, vocab_size: int, source: str) -> None:
+    """Refuse an empty map, ids outside the vocabulary and duplicates, with one line that names the
+    first fault."""
+    fault = _fault(ids, vocab_size)
+    if fault is not None:
+        raise DynaSpecError(f"{source}: {fault}")
+
+
+def _fault(ids: Tensor, vocab_size: int) -> str | None:
+    if ids.ndim != 1:
+        return f"expected a flat list of token ids, got a tensor of shape {list(ids.shape)}"
+    if ids.numel() == 0:
+        return "expected at least one token id, got none"
+    outside = (ids < 0) | (ids >= vocab_size)
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0])
+        return (
+            f"id {int(ids[at])} (entry {at}) is outside the target's vocabulary of {vocab_size} "
+            "tokens; "
+            "the file was made for another model"
+        )
+    distinct, counts = torch.unique(ids, return_counts=True)
+    if distinct.numel() != ids.numel():
+        twice = int(distinct[counts > 1][0])
+        return f"token id {twice} occurs {int(counts.max())} times; expected distinct ids"
+    return None
+
+
+def _mask_of(ids: Tensor, vocab_size: int) -> Tensor:
+    mask = torch.zeros(vocab_size, dtype=torch.bool)
+    mask[ids] = True
+    return mask
+
+
+def _integers(values: Tensor, source: str) -> Tensor:
+    if values.dtype.is_floating_point or values.dtype in (torch.bool, torch.complex64):
+        raise DynaSpecError(f"{source}: expected integer token ids, got {values.dtype}")
+    return values.detach().cpu().to(torch.int64)

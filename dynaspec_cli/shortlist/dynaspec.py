@@ -1,0 +1,151 @@
+"""DynaSpec's context-dependent shortlist (arXiv 2510.13847), filled from all signals at once.
+
+One token budget a draft step, by draft position, holds
+  * a core that is always in: special tokens and the most frequent ones (rows [0, core) of the
+    head);
+  * tokens of the context: prompt, the target's top tokens so far, drafted tokens (context.py);
+  * whole token clusters by the router's score, the maximum over the frontier's rows, until the
+    budget is full.
+The paper has the clusters only; the split was tuned on held-out text (docs/shortlists.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops import reference as ops
+from dynaspec_cli.protocols import (
+    DraftHeadOutput,
+    DraftTree,
+    ShortlistQuery,
+    Target,
+    TargetOutput,
+)
+from dynaspec_cli.shortlist.base import BlockShortlist, Selection
+from dynaspec_cli.shortlist.context import ContextTokens
+from dynaspec_cli.shortlist.head import DraftHead
+from dynaspec_cli.shortlist.mass import MassEstimate
+from dynaspec_cli.shortlist.nanospec import (
+    PREFILL_POSITIONS,
+    ContextState,
+    observe_context,
+    prefill_tokens,
+)
+from dynaspec_cli.shortlist.router import Router
+
+
+@dataclass(frozen=True)
+class Split:
+    """Shares of the mean budget: ``core`` rows always in, ``context`` the cap of the context set;
+    what is left, and what the context does not use, goes to clusters. ``decay``: of the budget with
+    the draft position."""
+
+    core: float = 0.25
+    context: float = 0.25
+    decay: float = 0.9
+
+    def __post_init__(self) -> None:
+        if not (self.core >= 0 and self.context >= 0 and self.core + self.context <= 1):
+            raise DynaSpecError(
+                "dynaspec split: expected shares of at least 0 with a sum of at most 1, got core "
+                f"{self.core}, "
+                f"context {self.context}"
+            )
+
+
+@dataclass
+class LateSelection(Selection):
+    """A selection that is made in ``score``, because its router reads the drafter's output."""
+
+    budget: int = 0
+
+
+class DynaSpecShortlist(BlockShortlist):
+    """``head`` in the order of ``cluster_order``; ``offsets`` int32 [M+1] its clusters' borders;
+    ``budgets`` tokens by draft position; ``core`` rows always in; ``context_cap`` context tokens at
+    most."""
+
+    name = "dynaspec"
+
+    def __init__(
+        self,
+        head: DraftHead,
+        target: Target,
+        router: Router | None,
+        offsets: Tensor,
+        budgets: tuple[int, ...],
+        core: int,
+        context_cap: int,
+        mass: str = "none",
+        prefill_positions: int = PREFILL_POSITIONS,
+    ) -> None:
+        super().__init__(head, mass)
+        self.router = router
+        self.offsets = offsets.to(device=head.device, dtype=torch.int32)
+        self.budgets = budgets
+        # Core and context are never cut by the union op, so the smallest budget must hold them.
+        self.core = max(1, min(core, budgets[-1]))
+        self.context_cap = min(context_cap, budgets[-1] - self.core)
+        self.prefill_positions = prefill_positions
+        self._embed = target.embed
+        self._no_scores = torch.empty((0, 0), dtype=torch.float32, device=head.device)
+
+    def begin(self, prompt: Tensor, prefill: TargetOutput) -> ContextState:
+        context = ContextTokens(self.head, self.context_cap)
+        if self.context_cap:
+            context.add(prompt)
+            context.add(prefill_tokens(prefill, self.prefill_positions))
+        return ContextState(MassEstimate(self.mass), context=context)
+
+    def select(self, state: Any, query: ShortlistQuery) -> Selection:
+        budget = self.budgets[min(query.depth, len(self.budgets)) - 1]
+        if self.router is not None and not self.router.early:
+            none = self._no_scores.new_empty((0, 2), dtype=torch.int32)
+            return LateSelection(none, 0, query.depth, budget)
+        if self.router is None:
+            scores = self._no_scores
+        else:
+            scores = self.router.early_scores(query.features, self._embed(query.tokens))
+        return self._fill(state, Selection(self._no_scores, 0, query.depth), scores, budget)
+
+    def score(
+        self, state: Any, selection: Selection, hidden: Tensor, k: int, whole: bool = False
+    ) -> DraftHeadOutput:
+        if isinstance(selection, LateSelection) and selection.size == 0 and self.router is not None:
+            self._fill(state, selection, self.router.late_scores(hidden), selection.budget)
+        return super().score(state, selection, hidden, k, whole)
+
+    def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
+        super().observe(state, tree, output, path)
+        if self.context_cap:
+            observe_context(state.context, tree, output)
+
+    def _fill(self, state: Any, selection: Selection, scores: Tensor, budget: int) -> Selection:
+        selection.blocks, size = ops.shortlist_union(
+            scores, self.offsets, state.context.rows(), self.core, budget
+        )
+        selection.size = int(size)
+        return selection
+
+
+def cluster_order(
+    frequency: Tensor, core: int, cluster_tokens: Tensor, cluster_offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(order int64 [V], offsets int32 [M+1]): the ``core`` most frequent tokens first, then cluster
+    by cluster what they leave.
+
+    A cluster's border counts from the core's end, so that ``[0, core)`` belongs to no cluster.
+    """
+    core_ids = frequency[:core].long()
+    in_core = torch.zeros(cluster_tokens.numel(), dtype=torch.bool)
+    in_core[core_ids] = True
+    tokens = cluster_tokens.long()
+    kept = ~in_core[tokens]
+    sums = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(kept.long(), 0)])
+    offsets = sums[cluster_offsets.long()] + core_ids.numel()
+    return torch.cat([core_ids, tokens[kept]]), offsets.to(torch.int32)

@@ -1,0 +1,166 @@
+"""Builds a shortlist from its parts; ``registry.create`` is the way in."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from torch import Tensor
+
+from dynaspec_cli.checkpoints.bundle import CONFIG_FILE, ShortlistBundle, is_bundle
+from dynaspec_cli.checkpoints.token_map import load_token_map
+from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.protocols import Target
+from dynaspec_cli.shortlist.base import BlockShortlist
+from dynaspec_cli.shortlist.dynaspec import DynaSpecShortlist, Split, cluster_order
+from dynaspec_cli.shortlist.frequency import FrequencyShortlist
+from dynaspec_cli.shortlist.full import FullShortlist
+from dynaspec_cli.shortlist.head import build_head
+from dynaspec_cli.shortlist.nanospec import PREFILL_POSITIONS, NanoSpecShortlist
+from dynaspec_cli.shortlist.registry import DEFAULT_SIZES, PA_FR_DECAY
+from dynaspec_cli.shortlist.router import Router
+from dynaspec_cli.shortlist.schedule import BudgetSchedule
+
+
+@dataclass(frozen=True)
+class Options:
+    """See ``registry.create``."""
+
+    depth: int = 6
+    mass: str = "none"
+    int8: bool = False
+    prefill_positions: int | None = None
+
+    @property
+    def positions(self) -> int:
+        return PREFILL_POSITIONS if self.prefill_positions is None else self.prefill_positions
+
+
+def resolve_size(method: str, size: int | None, target: Target) -> int:
+    """The size asked for, checked against the vocabulary; a default is cut to it."""
+    if size is None:
+        return min(DEFAULT_SIZES[method], target.vocab_size)
+    if size > target.vocab_size:
+        raise UsageError(
+            f"--shortlist-size: expected at most the vocabulary of {target.name}, "
+            f"{target.vocab_size} tokens, got {size}"
+        )
+    return size
+
+
+def untrained(method: str, size: int | None, target: Target, options: Options) -> BlockShortlist:
+    """``full`` and ``nanospec``: both share the target's own head."""
+    head = build_head(target.head_weight(), None, options.int8)
+    if method == "full":
+        if size is not None and size != target.vocab_size:
+            raise UsageError("--shortlist-size: full has no size; choose another --shortlist")
+        return FullShortlist(head)
+    size = resolve_size(method, size, target)
+    return NanoSpecShortlist(head, size, options.mass, options.positions)
+
+
+def from_token_map(
+    path: Path, size: int | None, target: Target, options: Options
+) -> BlockShortlist:
+    """A fixed shortlist from a file of absolute ids, most frequent first; ``size`` takes a
+    prefix."""
+    if size is not None:
+        resolve_size("fr-spec", size, target)
+    ids = load_token_map(path, target.vocab_size, size).ids
+    ids = ids if size is None else ids[:size]
+    return _frequency("fr-spec", ids, (ids.numel(),), target, options)
+
+
+def from_bundle(
+    method: str, size: int | None, target: Target, bundle: ShortlistBundle, options: Options
+) -> BlockShortlist:
+    """A method of the bundle; refused when the bundle lacks what it needs."""
+    if size is None and method == bundle.config.method:
+        size = min(bundle.config.shortlist_size, target.vocab_size)
+    size = resolve_size(method, size, target)
+    if method == "dynaspec":
+        return _dynaspec(size, target, bundle, options)
+    order = bundle.generated if method == "vocabtrim" else bundle.frequency
+    if order is None:
+        raise DynaSpecError(
+            f"{bundle.source}: holds no token counts for {method}; build it with --method {method}"
+        )
+    if order.numel() < size:
+        raise UsageError(
+            f"--shortlist-size: {bundle.source} ranks {order.numel()} tokens for {method}, got "
+            f"{size}"
+        )
+    decay = PA_FR_DECAY if method == "pa-fr" else 1.0
+    budgets = BudgetSchedule(size, order.numel(), decay, options.depth).table()
+    return _frequency(method, order[: max(budgets)], budgets, target, options)
+
+
+def _frequency(
+    method: str, ids: Tensor, budgets: tuple[int, ...], target: Target, options: Options
+) -> BlockShortlist:
+    head = build_head(target.head_weight(), ids.long(), options.int8)
+    return FrequencyShortlist(method, head, budgets, options.mass)
+
+
+def _dynaspec(
+    size: int, target: Target, bundle: ShortlistBundle, options: Options
+) -> BlockShortlist:
+    if bundle.frequency is None or bundle.cluster_tokens is None or bundle.cluster_offsets is None:
+        raise DynaSpecError(
+            f"{bundle.source}: holds no token clusters; build it with --method dynaspec"
+        )
+    split = Split(**bundle.config.split)
+    budgets = BudgetSchedule(size, target.vocab_size, split.decay, options.depth).table()
+    core = min(max(1, int(size * split.core)), bundle.frequency.numel())  # never an empty shortlist
+    order, offsets = cluster_order(
+        bundle.frequency, core, bundle.cluster_tokens, bundle.cluster_offsets
+    )
+    head = build_head(target.head_weight(), order, options.int8)
+    router = None
+    if bundle.router is not None:
+        router = Router(bundle.config.router, bundle.router, head.device)
+    return DynaSpecShortlist(
+        head,
+        target,
+        router,
+        offsets,
+        budgets,
+        core,
+        int(size * split.context),
+        options.mass,
+        options.positions,
+    )
+
+
+def load_bundle(path: Path, target: Target) -> ShortlistBundle:
+    """The bundle in a folder, checked against the target."""
+    if not is_bundle(path):
+        raise DynaSpecError(
+            f"--shortlist {path}: no shortlist bundle ({CONFIG_FILE} and clusters.safetensors); "
+            "make one with dynaspec build-clusters --out DIR"
+        )
+    bundle = ShortlistBundle.from_pretrained(path)
+    bundle.check_target(target)
+    return bundle
+
+
+def packaged_bundle(target: Target) -> ShortlistBundle | None:
+    """The bundle that ships with the package for this target's head, or None."""
+    for folder, vocab_size, hidden_size, head_hash in _packaged():
+        same_shape = (vocab_size, hidden_size) == (target.vocab_size, target.hidden_size)
+        if same_shape and head_hash == target.head_hash():
+        ShortlistBundle.from_pretrained(folder)
+    return None
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> tuple[tuple[Path, int, int, str], ...]:
+    root = Path(str(resources.files("dynaspec_cli"))) / "data"
+    found = []
+    for config in sorted(root.glob(f"*/shortlist/{CONFIG_FILE}")):
+        data = json.loads(config.read_text(encoding="utf-8"))
+        found.append((config.parent, data["vocab_size"], data["hidden_size"], data["head_hash"]))
+    return tuple(found)

@@ -1,0 +1,136 @@
+"""The drafter's LM head: rows of the target's head in the order that a shortlist wants to stream
+them.
+
+A shortlist never gathers. The head's rows are permuted once at load, so that what a policy selects
+together lies together: the frequent tokens first (a prefix is a fixed shortlist), then cluster
+after cluster (a union of clusters is a few long ranges). A selection is then a list of row ranges.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops import reference as ops
+
+_CHUNK_ROWS = 16384  # rows permuted or quantised at a time: bounds the temporary copy
+
+
+class DraftHead:
+    """Head rows [R, d] in shortlist order, R <= V.
+
+    ``weight`` float32/bf16/fp16 or int8 [R, d]; ``scale`` float32 [R] for int8, else empty;
+    ``row_ids`` int32 [R] row -> token id, empty for the identity; ``rank`` int64 [V] token id ->
+    row (-1: not in this head), None for the identity.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        scale: Tensor,
+        row_ids: Tensor,
+        rank: Tensor | None,
+        vocab_size: int,
+    ) -> None:
+        self.weight = weight
+        self.scale = scale
+        self.row_ids = row_ids
+        self.rank = rank
+        self.vocab_size = vocab_size
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.weight.shape[0])
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight.device
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes this head holds beside the target's own (0 when it shares the target's tensor)."""
+        if self.rank is None and not self.scale.numel():
+            return 0
+        return self.weight.numel() * self.weight.element_size() + self.scale.numel() * 4
+
+    def rows_of(self, token_ids: Tensor) -> Tensor:
+        """Rows int64 of token ids int64 [m]; -1 for a token without a row here."""
+        return token_ids if self.rank is None else self.rank[token_ids]
+
+    def topk(self, hidden: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+        """``ops.shortlist_topk`` over this head: (log_q float32 [n, k'], ids int64 [n, k'],
+        logsumexp float32 [n]) with k' = min(k, rows selected)."""
+        return ops.shortlist_topk(hidden, self.weight, self.scale, self.row_ids, blocks, k, 1.0)
+
+    def log_probs(
+        self, hidden: Tensor, blocks: Tensor, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``ops.shortlist_log_probs`` over this head: (log_q float32 [n, S], ids int64 [S],
+        logsumexp float32 [n])."""
+        return ops.shortlist_log_probs(
+            hidden, self.weight, self.scale, self.row_ids, blocks, temperature
+        )
+
+
+def build_head(weight: Tensor, order: Tensor | None = None, int8: bool = False) -> DraftHead:
+    """A head in the given order.
+
+    ``weight`` [V, d] is the target's head in token-id order; ``order`` int64 [R] the token id of
+    each row (distinct; None: identity, which shares ``weight``). ``int8`` stores symmetric 8-bit
+    rows with one float32 scale a row, half the bytes of bf16; only the draft is affected, never the
+    output.
+    """
+    vocab_size = int(weight.shape[0])
+    device = weight.device
+    empty_ids = torch.empty(0, dtype=torch.int32, device=device)
+    empty_scale = torch.empty(0, dtype=torch.float32, device=device)
+    if order is not None and _is_identity(order, vocab_size):
+        order = None
+    if order is None:
+        if not int8:
+            return DraftHead(weight, empty_scale, empty_ids, None, vocab_size)
+        q, scale = _quantised(weight, None)
+        return DraftHead(q, scale, empty_ids, None, vocab_size)
+    order = order.to(device=device, dtype=torch.int64)
+    _check_order(order, vocab_size)
+    rank = torch.full((vocab_size,), -1, dtype=torch.int64, device=device)
+    rank[order] = torch.arange(order.numel(), device=device)
+    if int8:
+        rows, scale = _quantised(weight, order)
+    else:
+        rows, scale = weight.index_select(0, order), empty_scale
+    return DraftHead(rows, scale, order.to(torch.int32), rank, vocab_size)
+
+
+def _is_identity(order: Tensor, vocab_size: int) -> bool:
+    return order.numel() == vocab_size and bool(
+        torch.equal(order, torch.arange(vocab_size, dtype=order.dtype, device=order.device))
+    )
+
+
+def _check_order(order: Tensor, vocab_size: int) -> None:
+    if order.numel() == 0:
+        raise DynaSpecError("shortlist order: expected at least one token id, got none")
+    low, high = int(order.min()), int(order.max())
+    if low < 0 or high >= vocab_size:
+        bad = low if low < 0 else high
+        raise DynaSpecError(
+            f"shortlist order: token id {bad} lies outside the target's vocabulary of {vocab_size}"
+        )
+    if int(torch.bincount(order, minlength=vocab_size).max()) > 1:
+        raise DynaSpecError("shortlist order: expected distinct token ids, got duplicates")
+
+
+def _quantised(weight: Tensor, order: Tensor | None) -> tuple[Tensor, Tensor]:
+    total = int(weight.shape[0] if order is None else order.numel())
+    out = torch.empty((total, weight.shape[1]), dtype=torch.int8, device=weight.device)
+    scale = torch.empty(total, dtype=torch.float32, device=weight.device)
+    for lo in range(0, total, _CHUNK_ROWS):
+        hi = min(lo + _CHUNK_ROWS, total)
+        part = weight[lo:hi] if order is None else weight.index_select(0, order[lo:hi])
+        rows = part.float()
+        peak = rows.abs().amax(1).clamp_min(1e-12) / 127.0
+        out[lo:hi] = torch.round(rows / peak[:, None]).to(torch.int8)
+        scale[lo:hi] = peak
+    return out, scale

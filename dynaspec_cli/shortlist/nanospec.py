@@ -1,0 +1,108 @@
+"""NanoSpec's shortlist (arXiv 2605.26444): no training, only what the context and the target's
+outputs show.
+
+The set holds the prompt's tokens, the target's top 3 at each prefilled and each verified position
+and all drafted tokens. Unlike the published code the set belongs to a request, is capped and
+forgets the least recently seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.protocols import DraftTree, ShortlistQuery, TargetOutput
+from dynaspec_cli.shortlist.base import BlockShortlist, RequestState, Selection
+from dynaspec_cli.shortlist.context import ContextTokens
+from dynaspec_cli.shortlist.head import DraftHead
+from dynaspec_cli.shortlist.mass import MassEstimate
+
+TARGET_TOP = 3
+"""The target's best tokens kept a position."""
+PREFILL_POSITIONS = 128
+"""Prompt positions, counted from the end, whose top tokens are kept. Each costs a full-vocabulary
+row."""
+_PREFILL_CHUNK = 32
+
+
+@dataclass
+class ContextState(RequestState):
+    """``context``: the capped token set; ``cached``: blocks and size made from it, until it
+    changes."""
+
+    context: ContextTokens | None = None
+    cached: tuple[Tensor, int] | None = None
+
+
+def prefill_tokens(prefill: TargetOutput, positions: int) -> Tensor:
+    """The target's top tokens int64 [r] at the last ``positions`` prompt positions, earliest first.
+
+    The head is passed in chunks, so that no [m, V] logits are held.
+    """
+    total = int(prefill.features.shape[0])
+    found = []
+    for lo in range(max(0, total - positions), total, _PREFILL_CHUNK):
+        rows = torch.arange(lo, min(lo + _PREFILL_CHUNK, total), device=prefill.features.device)
+        logits = prefill.logits(rows)
+        found.append(torch.topk(logits, min(TARGET_TOP, logits.shape[1])).indices.reshape(-1))
+    if not found:
+        return torch.empty(0, dtype=torch.int64, device=prefill.features.device)
+    return torch.cat(found)
+
+
+def observe_context(context: ContextTokens, tree: DraftTree, output: TargetOutput) -> None:
+    """Add all drafted tokens and the target's top tokens at every verified row."""
+    top = output.topk(TARGET_TOP)[1]
+    context.add(torch.cat([tree.tokens.to(top.device), top.reshape(-1)]))
+
+
+def row_blocks(rows: Tensor) -> Tensor:
+    """Ascending half-open ranges int32 [b, 2] that cover distinct rows [r], adjacent ones
+    merged."""
+    if rows.numel() == 0:
+        return torch.empty((0, 2), dtype=torch.int32, device=rows.device)
+    rows = rows.sort().values
+    new = torch.ones(rows.numel(), dtype=torch.bool, device=rows.device)
+    new[1:] = rows[1:] != rows[:-1] + 1
+    starts = rows[new]
+    ends = torch.cat([rows[:-1][new[1:]], rows[-1:]]) + 1
+    return torch.stack([starts, ends], 1).to(torch.int32)
+
+
+class NanoSpecShortlist(BlockShortlist):
+    """At most ``size`` context tokens; the head may be in any order (the identity needs no
+    copy)."""
+
+    name = "nanospec"
+
+    def __init__(
+        self,
+        head: DraftHead,
+        size: int,
+        mass: str = "none",
+        prefill_positions: int = PREFILL_POSITIONS,
+    ) -> None:
+        super().__init__(head, mass)
+        self.size = size
+        self.prefill_positions = prefill_positions
+
+    def begin(self, prompt: Tensor, prefill: TargetOutput) -> ContextState:
+        context = ContextTokens(self.head, self.size)
+        context.add(prompt)
+        context.add(prefill_tokens(prefill, self.prefill_positions))
+        return ContextState(MassEstimate(self.mass), context=context)
+
+    def select(self, state: Any, query: ShortlistQuery) -> Selection:
+        if state.cached is None:
+            blocks = row_blocks(state.context.rows())
+            state.cached = (blocks, len(state.context))
+        blocks, size = state.cached
+        return Selection(blocks, size, query.depth)
+
+    def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
+        super().observe(state, tree, output, path)
+        observe_context(state.context, tree, output)
+        state.cached = None

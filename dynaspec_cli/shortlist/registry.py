@@ -1,0 +1,79 @@
+"""Shortlists by name. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dynaspec_cli.config import ShortlistConfig
+from dynaspec_cli.errors import DynaSpecError, UsageError
+
+if TYPE_CHECKING:
+    from dynaspec_cli.checkpoints.bundle import ShortlistBundle
+    from dynaspec_cli.protocols import Shortlist, Target
+
+NAMES = ("full", "fr-spec", "vocabtrim", "pa-fr", "nanospec", "dynaspec")
+DEFAULT = "dynaspec"
+DEFAULT_SIZES = {
+    "fr-spec": 32768,
+    "vocabtrim": 32768,
+    "pa-fr": 32768,
+    "nanospec": 3072,
+    "dynaspec": 4096,
+}
+"""Tokens where ``--shortlist-size`` is not given: the papers' own, except ``dynaspec``, which was
+chosen by measurement (docs/shortlists.md)."""
+NEEDS_BUNDLE = ("fr-spec", "vocabtrim", "pa-fr", "dynaspec")
+PA_FR_DECAY = 0.8
+MAP_SUFFIXES = (".pt", ".pth", ".bin", ".json", ".txt")
+
+
+def check_name(method: str) -> None:
+    """Refuse what is neither a name nor an existing folder or file."""
+    if method not in NAMES and not Path(method).exists():
+        raise UsageError(
+            f"--shortlist: expected {', '.join(NAMES)}, a bundle's folder or a token-map file, got "
+            f"{method!r}"
+        )
+
+
+def create(
+    config: ShortlistConfig,
+    target: Target,
+    bundle: ShortlistBundle | None = None,
+    *,
+    depth: int = 6,
+    mass: str = "none",
+    int8: bool = False,
+    prefill_positions: int | None = None,
+) -> Shortlist:
+    """The shortlist that ``config`` names, for ``target``.
+
+    ``bundle``: token orders, clusters and router for the methods that need them; None takes the
+    packaged one where it fits the target. ``depth``: draft steps a round, over which the mean
+    budget of position-aware methods is taken. ``mass``: shortlist/mass.py. ``int8``: the draft head
+    in 8 bits. ``prefill_positions``: prompt positions whose top tokens enter the context (None: the
+    method's default).
+    """
+    from dynaspec_cli.shortlist import factory
+
+    check_name(config.method)
+    options = factory.Options(depth, mass, int8, prefill_positions)
+    if config.method not in NAMES:
+        path = Path(config.method)
+        if path.is_file():
+            return factory.from_token_map(path, config.size, target, options)
+        loaded = factory.load_bundle(path, target)
+        return factory.from_bundle(loaded.config.method, config.size, target, loaded, options)
+    if config.method in NEEDS_BUNDLE:
+        found = bundle if bundle is not None else factory.packaged_bundle(target)
+        if found is None:
+            raise DynaSpecError(
+                f"--shortlist {config.method}: no token counts for {target.name} are known; run: "
+                "dynaspec build-clusters "
+                f"--model {target.name} --out DIR, then --shortlist DIR (nanospec and full need "
+                "none)"
+            )
+        found.check_target(target)
+        return factory.from_bundle(config.method, config.size, target, found, options)
+    return factory.untrained(config.method, config.size, target, options)

@@ -1,0 +1,1 @@
+"""Tests of the shortlists; ``shortlist.tiny`` makes fixtures for any test."""
