@@ -1,15 +1,29 @@
-"""The one list of tree policies; the command line's choices are read from it."""
+"""The one list of tree policies; the command line's choices are read from it, so importing this
+module imports no torch (a test of the command line checks it): factories import their policy."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
-from dynaspec_cli.protocols import TreePolicy
-from dynaspec_cli.tree.chain import Chain
-from dynaspec_cli.tree.eagle2 import Eagle2
+
+if TYPE_CHECKING:
+    from dynaspec_cli.protocols import TreePolicy
+
+
+def _chain(config: TreeConfig, sampling: SamplingConfig) -> TreePolicy:
+    from dynaspec_cli.tree.chain import Chain
+
+    return Chain(config)
+
+
+def _eagle2(config: TreeConfig, sampling: SamplingConfig) -> TreePolicy:
+    from dynaspec_cli.tree.eagle2 import Eagle2
+
+    return Eagle2(config)
 
 
 @dataclass(frozen=True)
@@ -22,10 +36,10 @@ class TreeEntry:
 
 
 TREES: dict[str, TreeEntry] = {
-    "chain": TreeEntry("one branch of --tree-depth tokens", lambda c, s: Chain(c)),
+    "chain": TreeEntry("one branch of --tree-depth tokens", _chain),
     "eagle2": TreeEntry(
         "expand the most probable nodes, verify the best --tree-size (EAGLE-2)",
-        lambda c, s: Eagle2(c),
+        _eagle2,
     ),
 }
 
