@@ -152,7 +152,7 @@ def packaged_bundle(target: Target) -> ShortlistBundle | None:
     for folder, vocab_size, hidden_size, head_hash in _packaged():
         same_shape = (vocab_size, hidden_size) == (target.vocab_size, target.hidden_size)
         if same_shape and head_hash == target.head_hash():
-        ShortlistBundle.from_pretrained(folder)
+            return ShortlistBundle.from_pretrained(folder)
     return None
 
 
