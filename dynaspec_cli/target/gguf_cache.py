@@ -1,0 +1,138 @@
+"""GGUF files converted once: cache folders keyed by the file's hash, the dtype and the converter's version.
+
+A folder appears by one rename when it is whole, holds a manifest of its files, and is built under a lock, so that a killed
+or a second process can never show half a model. A folder that differs from its manifest is built again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from dynaspec_cli.checkpoints.fingerprint import head_hash
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.target.cache_dir import (
+    ENVIRONMENT,
+    cache_root,
+    make_folder,
+    read_manifest,
+    source_hash,
+    write_manifest,
+)
+from dynaspec_cli.target.demo_package import ChunkedFile
+from dynaspec_cli.target.events import LoadProgress, ProgressCallback
+from dynaspec_cli.target.gguf_convert import convert_gguf
+from dynaspec_cli.target.gguf_file import inspect_gguf
+
+CONVERTER_VERSION = 1
+"""Raised whenever the same file would be converted to other bytes."""
+
+SLACK_BYTES = 128 << 20
+
+
+def converted(source: Path | ChunkedFile, name: str, dtype: torch.dtype, progress: ProgressCallback) -> Path:
+    """The model folder of a GGUF file in ``dtype``, built now if need be.
+
+    Raises ``DynaSpecError`` for a damaged file, one that ``transformers`` cannot read, and a disk without room.
+    """
+    if isinstance(source, ChunkedFile):
+        digest = source.sha256
+    else:
+        digest = source_hash(source, lambda share: progress(LoadProgress("hashing the file", share)))
+    label = str(dtype).removeprefix("torch.")
+    root = cache_root() / "models"
+    key = f"{digest[:24]}-{label}-v{CONVERTER_VERSION}"
+    folder = root / key
+    if read_manifest(folder) is not None:
+        return folder
+    make_folder(root)
+    with _lock(root / f"{key}.lock", progress):
+        if read_manifest(folder) is not None:
+            return folder
+        _remove_leftovers(root, key)
+        _build(source, folder, name, dtype, {"source_sha256": digest, "dtype": label}, progress)
+    return folder
+
+
+def _build(
+    source: Path | ChunkedFile, folder: Path, name: str, dtype: torch.dtype, facts: dict[str, str], progress: ProgressCallback
+) -> None:
+    work = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
+    try:
+        work.mkdir()
+        if isinstance(source, ChunkedFile):
+            _require_space(work, source.size)
+            progress(LoadProgress("joining the default model's pieces"))
+            file = work / "source.gguf"
+            source.assemble(file)
+        else:
+            file = source
+        _require_space(work, inspect_gguf(file).num_weights * dtype.itemsize)
+        convert_gguf(file, work, dtype, name, progress)
+        if isinstance(source, ChunkedFile):
+            file.unlink()
+        progress(LoadProgress("checking the result"))
+        write_manifest(work, {**facts, "head_hash": _stored_head_hash(work)})
+        if folder.exists():
+            shutil.rmtree(folder)
+        work.rename(folder)
+    except Exception as error:
+        if _is_disk_full(error):
+            raise DynaSpecError(_no_space(folder.parent)) from error
+        if isinstance(error, OSError):
+            raise DynaSpecError(f"{name}: the converted model cannot be written to {folder.parent} ({error}); set {ENVIRONMENT} to another folder") from error
+        raise
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _stored_head_hash(folder: Path) -> str:
+    from dynaspec_cli.target.weights import WeightFiles
+
+    files = WeightFiles(folder)
+    return head_hash(files.head())
+
+
+@contextlib.contextmanager
+def _lock(path: Path, progress: ProgressCallback):  # type: ignore[no-untyped-def]
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress(LoadProgress("waiting for another process that converts this model"))
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _remove_leftovers(root: Path, key: str) -> None:
+    """Folders of killed conversions: the lock is held, so nobody works in them."""
+    for stale in root.glob(f"{key}.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + SLACK_BYTES:
+        raise DynaSpecError(
+            f"{_no_space(folder.parent)} ({(needed + SLACK_BYTES) / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free)"
+        )
+
+
+def _no_space(folder: Path) -> str:
+    return f"No space left for the converted model in {folder}: free some, or set {ENVIRONMENT} to a folder on another disk"
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return "No space left on device" in str(error) or "os error 28" in str(error)

@@ -1,0 +1,114 @@
+"""GGUF -> a ``transformers`` model folder (safetensors, config, tokenizer.json), by ``transformers``' own reader.
+
+Weights are de-quantised to float32 first and rounded once to the wanted dtype, so a float32 folder holds exactly
+what ``from_pretrained(..., gguf_file=...)`` yields.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.target.cache_dir import write_text
+from dynaspec_cli.target.events import LoadProgress, ProgressCallback
+from dynaspec_cli.target.tokenizer import FAST_MARK
+
+PROBES = ("The capital of France is", "  def f(x):\n\treturn x**2\n\n", "naïve 東京 😀 مرحبا\u200d", "a" * 40 + " 12345")
+"""Texts on which the bare tokenizer.json must agree with the full tokenizer before it is used alone."""
+
+
+def convert_gguf(source: Path, folder: Path, dtype: torch.dtype, name: str, progress: ProgressCallback) -> None:
+    """Write the model of ``source`` to the existing ``folder``.
+
+    Raises ``DynaSpecError`` for architectures that ``transformers`` cannot read and for models that are no causal language model;
+    ``OSError`` where writing fails.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    place, file = str(source.parent), source.name
+    with _quiet(), _bars(progress, "de-quantising weights"):
+        try:
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                place, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+            )
+        except OSError:
+            raise
+        except Exception as error:
+            raise DynaSpecError(f"{name}: transformers cannot read this GGUF file as a causal language model ({_first_line(error)})") from error
+        progress(LoadProgress("writing weights"))
+        if dtype != torch.float32:
+            model = model.to(dtype)
+        model.config.dtype = dtype
+        model.save_pretrained(folder)
+        del model
+        progress(LoadProgress("converting the tokenizer"))
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(place, gguf_file=file)
+        except Exception as error:
+            raise DynaSpecError(f"{name}: transformers cannot read the tokenizer of this GGUF file ({_first_line(error)})") from error
+        tokenizer.save_pretrained(folder)
+        if _bare_tokenizer_agrees(tokenizer, folder):
+            write_text(folder / FAST_MARK, '{"agrees": true}\n')
+
+
+def _bare_tokenizer_agrees(tokenizer: Any, folder: Path) -> bool:
+    from tokenizers import Tokenizer
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        return False
+    bare = Tokenizer.from_file(str(path))
+    return all(bare.encode(text).ids == list(tokenizer(text)["input_ids"]) for text in PROBES)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the libraries' bars and notes off the terminal; errors still raise."""
+    from transformers.utils import logging as hf_logging
+
+    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity(logging.ERROR)
+    hf_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        hf_logging.set_verbosity(level)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _bars(progress: ProgressCallback, stage: str) -> Iterator[None]:
+    """Turn the reader's own progress bar into events, where it has one."""
+    from transformers import modeling_gguf_pytorch_utils as reader
+
+    progress(LoadProgress(stage, 0.0))
+    original: Callable[..., Any] | None = getattr(reader, "tqdm", None)
+
+    def watch(items: Iterable[Any], *args: Any, total: int | None = None, **kwargs: Any) -> Iterator[Any]:
+        entries = list(items)
+        for done, entry in enumerate(entries):
+            yield entry
+            progress(LoadProgress(stage, (done + 1) / len(entries)))
+
+    if original is not None:
+        reader.tqdm = watch
+    try:
+        yield
+    finally:
+        if original is not None:
+            reader.tqdm = original
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

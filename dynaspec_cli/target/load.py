@@ -1,0 +1,105 @@
+"""From a ``--model`` value to a target and its tokenizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.protocols import Target
+from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
+from dynaspec_cli.target.gguf_cache import converted
+from dynaspec_cli.target.resolve import ModelSource, resolve_model
+from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    model: str | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Target, TextTokenizer]:
+    """Load a target (contract.md's ``--model``, ``--dtype``, ``--device``, ``--threads``) and its tokenizer.
+
+    Raises ``DynaSpecError`` with one line for everything that can be wrong with the model, ``UsageError`` for options.
+    """
+    place = choose_device(device)
+    kind = choose_dtype(dtype, place)
+    if threads is not None:
+        if threads < 1:
+            raise UsageError(f"--threads: expected at least 1, got {threads}")
+        torch.set_num_threads(threads)
+    source = resolve_model(model)
+    folder = model_folder(source, kind, progress)
+    progress(LoadProgress("loading weights"))
+    target = load_transformers(folder, source.name, kind, place)
+    progress(LoadProgress("loading the tokenizer"))
+    return target, load_tokenizer(folder)
+
+
+def choose_device(device: str) -> torch.device:
+    """The torch device of a ``--device`` value; "auto" is CUDA where there is one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"--device: expected auto, cpu, cuda or cuda:N, got {device!r}") from error
+    if place.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device: expected auto, cpu, cuda or cuda:N, got {device!r}")
+    if place.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (place.index or 0) >= count:
+            raise DynaSpecError(f"--device {device}: this PyTorch sees {count} CUDA devices; use --device cpu")
+    return place
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The dtype of a ``--dtype`` value; "auto" is bfloat16 on CUDA and on CPUs that multiply it, float32 elsewhere."""
+    if dtype == "auto":
+        fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    if dtype not in DTYPES:
+        raise UsageError(f"--dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
+    return DTYPES[dtype]
+
+
+def model_folder(source: ModelSource, dtype: torch.dtype, progress: ProgressCallback) -> Path:
+    """The folder with config, safetensors and tokenizer: the source's own, or the converted GGUF file's."""
+    if source.gguf is not None:
+        return converted(source.gguf, source.name, dtype, progress)
+    if source.folder is None:
+        raise DynaSpecError(f"{source.name}: neither a folder nor a GGUF file")
+    return source.folder
+
+
+def load_transformers(folder: Path, name: str, dtype: torch.dtype, device: torch.device, kernels: str = "transformers") -> Any:
+    """The model of ``folder`` as a ``TransformersTarget``."""
+    from transformers import AutoModelForCausalLM
+
+    from dynaspec_cli.target.transformers_target import TransformersTarget
+
+    attempts: tuple[str, ...] = ("sdpa", "eager")
+    for attention in attempts:
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation=attention,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+            break
+        except Exception as error:
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
+                continue
+            raise DynaSpecError(f"{name}: transformers cannot load {folder} as a causal language model ({text[0]})") from error
+    if missing := sorted(info["missing_keys"]):
+        raise DynaSpecError(f"{folder}: the weights lack {missing[0]!r} and {len(missing) - 1} more; the folder does not fit its config.json")
+    return TransformersTarget(model.to(device), name, kernels)

@@ -1,0 +1,174 @@
+"""``protocols.Target`` on any causal language model of ``transformers``, on CPU or CUDA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dynaspec_cli.checkpoints.fingerprint import head_hash
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.tree import tree_mask
+from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.target.head import HeadOutput, LMHead
+from dynaspec_cli.target.kv_cache import PreallocatedCache
+from dynaspec_cli.target.layer_masks import attention_masks, layer_kinds
+from dynaspec_cli.target.state import (
+    TREE_ROWS,
+    TargetState,
+    causal_rows,
+    check_append,
+    check_max_length,
+    check_rows,
+)
+
+PREFILL_ROWS = 512
+"""Prompt tokens a pass; bounds the [rows, context] masks and the activations."""
+
+FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
+
+
+@dataclass
+class TransformersState(TargetState):
+    """Request state with the cache that ``transformers`` writes to."""
+
+    cache: PreallocatedCache | None = None
+
+
+class TransformersTarget:
+    """Wraps a loaded ``transformers`` model; ``kernels`` says in reports why this path runs.
+
+    Features are the input of the model's final norm [n, d] in the model's dtype; logits are float32.
+    """
+
+    def __init__(self, model: Any, name: str, kernels: str = "transformers") -> None:
+        self.model = model.eval()
+        self.name = name
+        self.kernels = kernels
+        config = model.config.get_text_config()
+        self._kinds = layer_kinds(config, name)
+        self._num_layers = int(config.num_hidden_layers)
+        self._base = _decoder(model, name)
+        self._norm = _final_norm(self._base, name)
+        self._embedding = model.get_input_embeddings()
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise DynaSpecError(f"{name} has no linear LM head, so it is no causal language model; choose another --model")
+        self.dtype = head.weight.dtype
+        self.device = head.weight.device
+        self.hidden_size = int(config.hidden_size)
+        self.vocab_size = int(head.weight.shape[0])
+        self.max_context = int(config.max_position_embeddings)
+        implementation = getattr(config, "_attn_implementation", "eager")
+        self._additive = None if implementation == "sdpa" else self.dtype
+        self._head = LMHead(
+            head.weight.detach(),
+            None if head.bias is None else head.bias.detach(),
+            *_logit_transform(config),
+        )
+        self._check_head()
+
+    @torch.inference_mode()
+    def _check_head(self) -> None:
+        """The logits made here must be the model's own: families scale or cap them in ways of their own."""
+        probe = torch.tensor([[min(1, self.vocab_size - 1)]], device=self.device)
+        own = self.model(input_ids=probe, use_cache=False).logits[0].float()
+        state = self.begin(1)
+        ours = self.prefill(state, probe[0]).logits()
+        tolerance = (1e-3 if self.dtype == torch.float32 else 6e-2) * max(1.0, float(own.abs().max()))
+        if own.shape != ours.shape or float((own - ours).abs().max()) > tolerance:
+            raise DynaSpecError(
+                f"{self.name}: the logits of model type {self.model.config.model_type!r} are not its LM head's output alone; this family is not supported"
+            )
+
+    def head_weight(self) -> Tensor:
+        return self._head.weight
+
+    def head_hash(self) -> str:
+        return head_hash(self._head.weight)
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return self._embedding(token_ids.to(self.device))
+
+    @torch.inference_mode()
+    def norm(self, features: Tensor) -> Tensor:
+        return self._norm(features.to(device=self.device, dtype=self.dtype))
+
+    def begin(self, max_length: int) -> TransformersState:
+        check_max_length(max_length, self.max_context, self.name)
+        return TransformersState(max_length, cache=PreallocatedCache(self._num_layers, max_length + TREE_ROWS))
+
+    @torch.inference_mode()
+    def prefill(self, state: TransformersState, token_ids: Tensor) -> HeadOutput:
+        check_append(state, token_ids, self.vocab_size)
+        outputs = []
+        for piece in token_ids.to(self.device).split(PREFILL_ROWS):
+            mask, positions = causal_rows(state.length, piece.numel(), self.device)
+            outputs.append(self._forward(state, piece, mask, positions))
+            state.cache.append(piece.numel())
+            state.length += piece.numel()
+        state.pending = 0
+        features = torch.cat([o[0] for o in outputs])
+        return HeadOutput(features, torch.cat([o[1] for o in outputs]), self._head)
+
+    @torch.inference_mode()
+    def verify(self, state: TransformersState, tree: DraftTree) -> HeadOutput:
+        mask, depth = tree_mask(tree.parents.cpu())
+        state.pending = tree.tokens.numel()
+        features, hidden = self._forward(
+            state,
+            tree.tokens.to(self.device),
+            mask.to(self.device),
+            depth.to(self.device) + state.length,
+        )
+        return HeadOutput(features, hidden, self._head)
+
+    @torch.inference_mode()
+    def commit(self, state: TransformersState, rows: Tensor) -> None:
+        check_rows(state, rows)
+        state.cache.keep(rows.to(self.device))
+        state.length += rows.numel()
+        state.pending = 0
+
+    def _forward(self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """(features [n, d], normed [n, d]) of one pass; its keys and values lie behind the committed ones."""
+        captured: list[Tensor] = []
+        hook = self._norm.register_forward_pre_hook(lambda module, args: captured.append(args[0]))
+        try:
+            hidden = self._base(
+                input_ids=tokens[None],
+                attention_mask=attention_masks(self._kinds, mask, positions, state.length, self._additive),
+                position_ids=positions[None],
+                past_key_values=state.cache,
+                use_cache=True,
+            ).last_hidden_state
+        finally:
+            hook.remove()
+        return captured[-1][0], hidden[0]
+
+
+def _decoder(model: Any, name: str) -> Any:
+    """The stack of layers below the LM head: of a composite model its language model."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+    if decoder is model:
+        raise DynaSpecError(f"{name} has no decoder stack below an LM head, so it is no causal language model; choose another --model")
+    return decoder
+
+
+def _final_norm(decoder: Any, name: str) -> nn.Module:
+    for attribute in FINAL_NORMS:
+        module = getattr(decoder, attribute, None)
+        if isinstance(module, nn.Module):
+            return module
+    raise DynaSpecError(f"{name}: no final norm found in {type(decoder).__name__}; expected one of {', '.join(FINAL_NORMS)}")
+
+
+def _logit_transform(config: Any) -> tuple[float, float | None]:
+    """(multiplier, softcap) that a family applies to its LM head's output: Granite divides, Cohere multiplies, Gemma 2 caps."""
+    multiplier = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
+    multiplier *= float(getattr(config, "logit_scale", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return multiplier, None if softcap is None else float(softcap)
