@@ -69,10 +69,12 @@ class IncrementalDetokenizer:
     def for_tokenizer(
         cls, tokenizer: Any, prompt_ids: Sequence[int] = (), stop: Sequence[str] = ()
     ) -> IncrementalDetokenizer:
-        """For a ``transformers`` or ``tokenizers`` tokenizer. With ``prompt_ids`` the text
-        continues the prompt (a leading space stays); without, it is a text of its own, as for a
-        chat reply."""
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        """For a ``TextTokenizer`` or one of ``transformers`` or ``tokenizers``. With ``prompt_ids``
+        the text continues the prompt (a leading space stays); without, it is a text of its own, as
+        for a chat reply."""
+        backend = getattr(tokenizer, "backend", None)  # the name of TextTokenizer
+        if not hasattr(backend, "get_added_tokens_decoder"):
+            backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # that of transformers
         if hasattr(backend, "get_added_tokens_decoder"):
             added = backend.get_added_tokens_decoder()
             skip = frozenset(i for i, token in added.items() if token.special)
@@ -90,7 +92,7 @@ class IncrementalDetokenizer:
                     )
                 )
 
-        byte_tokens = _byte_fallback_tokens(tokenizer, decode)
+        byte_tokens = _byte_fallback_tokens(backend, decode)
         return cls(
             decode,
             byte_tokens=byte_tokens,

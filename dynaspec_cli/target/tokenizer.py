@@ -28,6 +28,11 @@ class TextTokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.vocab_size = int(backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def backend(self) -> Any:
+        """The ``tokenizers.Tokenizer``, for the incremental detokenizer."""
+        return self._backend
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of ``text``, with the BOS token (``special``) where the model was trained with one."""
         return list(self._backend.encode(text, add_special_tokens=special).ids)
