@@ -1,0 +1,29 @@
+// The avx2 level. Only what stands in the target region may use its instructions, so every other
+// header comes first.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernels.h"
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define DYNASPEC_LEVEL avx2
+
+#include "cpu/kernels_impl.h"
+#include "cpu/vec_avx2.h"
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

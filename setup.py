@@ -1,0 +1,178 @@
+"""Builds the extension ``dynaspec_cli._C``. Everything static is in pyproject.toml.
+
+DYNASPEC_BUILD=auto   CPU kernels, and CUDA kernels where torch is a CUDA build and CUDA_HOME is set; a missing
+                      compiler or a failing compile prints one line and installs without an extension (default)
+DYNASPEC_BUILD=cpu    CPU kernels; a failure fails the install
+DYNASPEC_BUILD=cuda   CPU and CUDA kernels; a failure fails the install
+DYNASPEC_BUILD=0      no extension
+DYNASPEC_CUDA_ARCHS   e.g. "8.0;9.0" (default: all supported ones, the newest also as PTX)
+DYNASPEC_SANITIZE=1   AddressSanitizer and UBSan (see `make sanitize`)
+MAX_JOBS              parallel compilers (default: by cores and free memory)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from setuptools import setup
+from setuptools.command.build_ext import build_ext as plain_build_ext
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).resolve().parent
+PACKAGE = "dynaspec_cli"
+INFO_NAME = "_build_info.json"
+MODE = os.environ.get("DYNASPEC_BUILD", "auto").strip().lower() or "auto"
+CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+GIB_PER_JOB = 2
+
+
+def say(message: str) -> None:
+    print(f"dynaspec: {message}", file=sys.stderr, flush=True)
+
+
+def choose_jobs() -> int:
+    """As many compilers as there are cores, and no more than free memory carries."""
+    jobs = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free_kib = next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
+        jobs = min(jobs, free_kib // (GIB_PER_JOB << 20))
+    except (OSError, StopIteration):
+        pass
+    return max(jobs, 1)
+
+
+def find_compiler() -> str | None:
+    named = os.environ.get("CXX")
+    for name in [named.split()[0]] if named else ["c++", "g++", "clang++"]:
+        if path := shutil.which(name):
+            return path
+    return None
+
+
+def sources(*folders: str, suffixes: tuple[str, ...] = (".cpp",)) -> list[str]:
+    found: list[Path] = []
+    for folder in folders:
+        for suffix in suffixes:
+            found += (ROOT / "csrc" / folder).glob(f"*{suffix}")
+    return sorted(str(path.relative_to(ROOT)) for path in found)
+
+
+def cpu_flags() -> list[str]:
+    # -ffp-contract=off: a multiplication and an addition are fused only where the source says so, so that
+    # every tile shape rounds alike.
+    flags = ["-O3", "-g0", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
+    # gcc 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised variables.
+    flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
+    if os.environ.get("DYNASPEC_SANITIZE") == "1":
+        flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
+        flags += ["-fno-sanitize-recover=undefined", "-fno-sanitize=vptr"]
+    return flags
+
+
+def make_extension(mode: str) -> Any:
+    from torch.utils import cpp_extension
+
+    link = ["-fsanitize=address,undefined"] if os.environ.get("DYNASPEC_SANITIZE") == "1" else []
+    include = [str(ROOT / "csrc")]
+    if mode == "cpu":
+        return cpp_extension.CppExtension(
+            f"{PACKAGE}._C",
+            sources("", "cpu"),
+            include_dirs=include,
+            extra_compile_args={"cxx": cpu_flags()},
+            extra_link_args=link,
+        )
+    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", os.environ.get("DYNASPEC_CUDA_ARCHS", CUDA_ARCHS))
+    return cpp_extension.CUDAExtension(
+        f"{PACKAGE}._C",
+        sources("", "cpu") + sources("cuda", suffixes=(".cpp", ".cu")),
+        include_dirs=include + [p for p in os.environ.get("DYNASPEC_CUDA_INCLUDE", "").split(":") if p],
+        define_macros=[("DYNASPEC_WITH_CUDA", "1")],
+        extra_compile_args={"cxx": cpu_flags(), "nvcc": ["-O3", "-std=c++20"]},
+        extra_link_args=link,
+    )
+
+
+def resolve_mode() -> tuple[str, str]:
+    """(what to build: "cpu", "cuda" or "0"; why nothing is built)."""
+    if MODE not in ("auto", "cpu", "cuda", "0"):
+        raise SystemExit(f"DYNASPEC_BUILD: expected auto, cpu, cuda or 0, got {MODE!r}")
+    if MODE == "0":
+        return "0", "it was switched off by DYNASPEC_BUILD=0 when dynaspec was installed"
+    if find_compiler() is None:
+        reason = "no C++ compiler was found when dynaspec was installed"
+        if MODE != "auto":
+            raise SystemExit(f"DYNASPEC_BUILD={MODE}: {reason}; install g++ or set CXX")
+        return "0", reason
+    try:
+        import torch
+        from torch.utils.cpp_extension import CUDA_HOME
+    except ImportError as error:
+        if MODE != "auto":
+            raise SystemExit(f"DYNASPEC_BUILD={MODE}: torch cannot be imported ({error})") from None
+        return "0", f"torch could not be imported when dynaspec was installed ({error})"
+    if MODE == "cuda" and CUDA_HOME is None:
+        raise SystemExit("DYNASPEC_BUILD=cuda: no CUDA toolkit was found; set CUDA_HOME")
+    if MODE == "cuda" and torch.version.cuda is None:
+        raise SystemExit(f"DYNASPEC_BUILD=cuda: torch {torch.__version__} is a build without CUDA")
+    have_cuda = CUDA_HOME is not None and torch.version.cuda is not None and sources("cuda", suffixes=(".cu",))
+    return ("cuda" if MODE == "cuda" or (MODE == "auto" and have_cuda) else "cpu"), ""
+
+
+def base_command(mode: str) -> Any:
+    if mode == "0":
+        return plain_build_ext
+    from torch.utils.cpp_extension import BuildExtension
+
+    return BuildExtension
+
+
+mode, reason = resolve_mode()
+if reason:
+    say(f"building without the compiled extension: {reason}; the PyTorch fallback will be used")
+
+
+def write_record(folder: Path, info: dict[str, Any]) -> None:
+    """Leaves what was built, or why nothing was, beside the package: the loader and ``doctor`` read it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INFO_NAME).write_text(json.dumps(info, indent=1) + "\n")
+
+
+class BuildPy(build_py):
+    def run(self) -> None:
+        super().run()
+        folder = ROOT / PACKAGE if self.editable_mode else Path(self.build_lib) / PACKAGE
+        if mode == "0":  # build_ext does not run without extensions
+            write_record(folder, {"built": False, "kind": "0", "reason": reason, "torch": None})
+
+
+class BuildExt(base_command(mode)):  # type: ignore[misc]
+    def run(self) -> None:
+        import torch
+
+        info: dict[str, Any] = {"built": True, "kind": mode, "reason": "", "torch": torch.__version__}
+        info["cuda"] = torch.version.cuda if mode == "cuda" else None
+        os.environ.setdefault("MAX_JOBS", str(choose_jobs()))
+        try:
+            super().run()
+        except (Exception, SystemExit) as error:
+            if MODE != "auto":
+                raise
+            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+            info |= {"built": False, "reason": f"its compilation failed ({last})"}
+            say(f"the extension did not compile ({last}); the PyTorch fallback will be used")
+            self.extensions = []
+        folder = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
+        write_record(folder, info)
+
+
+setup(
+    ext_modules=[make_extension(mode)] if mode != "0" else [],
+    cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
+)
