@@ -153,8 +153,9 @@ class Shortlist(Protocol):
 class Drafter(Protocol):
     """An EAGLE-style drafter: predicts the next feature from features and token embeddings."""
 
-    def begin(self, max_length: int) -> Any:
-        """Request state with the drafter's own KV cache."""
+    def begin(self, max_length: int, first_token: int) -> Any:
+        """Request state with the drafter's own KV cache. ``first_token``: the text's first token, to which the first pair's
+        feature belongs."""
         ...
 
     def extend(self, state: Any, features: Tensor, tokens: Tensor) -> Tensor:

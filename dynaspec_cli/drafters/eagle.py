@@ -1,0 +1,225 @@
+"""EAGLE-style drafter: the next feature from the last one and the new token (EAGLE-1/2, arXiv 2401.15077, 2406.16858).
+
+It has a KV cache of its own over *pairs* (feature at t, token at t+1); pair t has position t. Committed pairs carry the target's
+features; below them lie the temporary rows of the tree under construction, which carry predicted ones and are dropped
+by the next ``extend``. The LM head and the final norm are the target's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dynaspec_cli import ops
+from dynaspec_cli.drafters.config import DrafterConfig
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.reference import LAYER_WEIGHTS
+from dynaspec_cli.protocols import Target
+
+WEIGHTS_FILE = "model.safetensors"
+MAX_TREE_ROWS = 1024
+EXTEND_ROWS = 256
+"""Pairs a pass when a prompt is read; bounds the causal mask."""
+
+NORMS = ("input_norm", "q_norm", "k_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
+
+
+@dataclass
+class DrafterState:
+    """Request state. ``length``: committed pairs; ``tree_*``: the temporary rows behind them."""
+
+    k: list[Tensor]
+    v: list[Tensor]
+    cos: Tensor
+    sin: Tensor
+    capacity: int
+    last_token: int
+    length: int = 0
+    tree_rows: int = 0
+    tree_mask: Tensor | None = None
+    tree_positions: Tensor | None = None
+    tree_tokens: Tensor | None = None
+
+
+class EagleDrafter:
+    """See ``DrafterConfig`` for the formula. Predicted features are float32, in units of ``config.feature_scale``."""
+
+    def __init__(self, config: DrafterConfig, tensors: dict[str, Tensor], target: Target) -> None:
+        check_fits(config, target)
+        self.config = config
+        self.target = target
+        self.dtype = target.dtype
+        device = target.device
+        self.gate = tensors["gate"].float().to(device)
+        self.fc = tensors["fc"].to(device, self.dtype).contiguous()
+        self.feature_norm = tensors["feature_norm"].float().to(device)
+        self.next_norm = tensors["next_norm"].float().to(device)
+        self.current_norm = tensors["current_norm"].float().to(device) if config.use_current_token else None
+        self.layers = [self._layer(tensors, i) for i in range(config.num_layers)]
+        half = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
+        self.inverse_frequencies = 1.0 / config.rope_theta**half
+
+    def _layer(self, tensors: dict[str, Tensor], index: int) -> list[Tensor]:
+        weights = []
+        for name in LAYER_WEIGHTS:
+            tensor = tensors.get(f"layers.{index}.{name}", torch.empty(0))
+            kind = torch.float32 if name in NORMS or name == "qkv_bias" else self.dtype
+            weights.append(tensor.to(self.target.device, kind).contiguous())
+        return weights
+
+    @classmethod
+    def load(cls, folder: Path, target: Target) -> EagleDrafter:
+        """A drafter folder (config.json, model.safetensors) made by train-drafter, checked against ``target``."""
+        config = DrafterConfig.load(folder)
+        check_fits(config, target)
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            pickles = [p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+            hint = f"; {pickles[0]} is a pickle and is not read" if pickles else ""
+            raise DynaSpecError(f"drafter {folder}: expected {WEIGHTS_FILE}{hint}")
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise DynaSpecError(f"drafter {path}: not a readable safetensors file ({error}); copy it again") from None
+        check_tensors(config, tensors, folder)
+        return cls(config, tensors, target)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights that a draft step reads."""
+        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer) + self.fc.numel() * self.fc.element_size()
+
+    def begin(self, max_length: int, first_token: int) -> DrafterState:
+        c, device = self.config, self.target.device
+        capacity = max_length + MAX_TREE_ROWS
+        shape = (capacity, c.num_kv_heads, c.head_dim)
+        angle = torch.arange(capacity, device=device).float()[:, None] * self.inverse_frequencies
+        angle = torch.cat([angle, angle], 1)
+        return DrafterState(
+            k=[torch.empty(shape, dtype=self.dtype, device=device) for _ in self.layers],
+            v=[torch.empty(shape, dtype=self.dtype, device=device) for _ in self.layers],
+            cos=angle.cos(),
+            sin=angle.sin(),
+            capacity=capacity,
+            last_token=first_token,
+        )
+
+    def extend(self, state: DrafterState, features: Tensor, tokens: Tensor) -> Tensor:
+        device = self.target.device
+        state.tree_rows, state.tree_mask = 0, None
+        out = features
+        for f, t in zip(features.split(EXTEND_ROWS), tokens.split(EXTEND_ROWS), strict=True):
+            n = t.numel()
+            current = torch.cat([torch.tensor([state.last_token]), t[:-1].cpu()])
+            positions = torch.arange(state.length, state.length + n, device=device)
+            mask = torch.ones(n, n, dtype=torch.bool, device=device).tril_()
+            x = self._inputs(f.float() / self.config.feature_scale, t, current)
+            out = self._run(state, x, positions, positions, mask)
+            state.length += n
+            state.last_token = int(t[-1])
+        return out[-1:]
+
+    def step(self, state: DrafterState, features: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+        n, start = tokens.numel(), state.tree_rows
+        end = start + n
+        if state.tree_mask is None:
+            device = self.target.device
+            state.tree_mask = torch.zeros(MAX_TREE_ROWS, MAX_TREE_ROWS, dtype=torch.bool, device=device)
+            state.tree_positions = torch.empty(MAX_TREE_ROWS, dtype=torch.int64, device=device)
+            state.tree_tokens = torch.empty(MAX_TREE_ROWS, dtype=torch.int64)
+        mask, positions, known = state.tree_mask, state.tree_positions, state.tree_tokens
+        assert positions is not None and known is not None
+        known[start:end] = tokens
+        if start == 0:
+            positions[:end] = state.length
+            current = torch.full((n,), state.last_token)
+            mask[:n, :n] = False
+        else:
+            positions[start:end] = positions[parents] + 1
+            mask[start:end, :end] = mask[parents, :end]
+            current = known[parents]
+        rows = torch.arange(start, end, device=mask.device)
+        mask[rows, rows] = True
+        x = self._inputs(features, tokens, current)
+        state.tree_rows = end
+        return self._run(state, x, positions[start:end], positions[:end], mask[start:end, :end].contiguous())
+
+    def _inputs(self, features: Tensor, tokens: Tensor, current: Tensor) -> Tensor:
+        eps, d = self.config.eps, (self.config.hidden_size,)
+        parts = [
+            F.rms_norm(features, d, self.feature_norm, eps),
+            F.rms_norm(self.target.embed(tokens).float(), d, self.next_norm, eps),
+        ]
+        if self.current_norm is not None:
+            parts.append(F.rms_norm(self.target.embed(current).float(), d, self.current_norm, eps))
+        return torch.addcmul(ops.linear(torch.cat(parts, 1), self.fc, None, None), features, self.gate)
+
+    def _run(self, state: DrafterState, x: Tensor, own: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+        c = self.config
+        cos, sin = state.cos[own], state.sin[own]
+        for weights, k, v in zip(self.layers, state.k, state.v, strict=True):
+            x = ops.decoder_layer(
+                x, weights, k, v, cos, sin, positions, mask, state.length, c.num_heads, c.num_kv_heads,
+                c.head_dim, c.eps, c.attention_scale, c.window, c.activation,
+            )  # fmt: skip
+        return x
+
+
+def check_fits(config: DrafterConfig, target: Target) -> None:
+    """Refuse a drafter made for another target; says what differs."""
+    for what, ours, theirs in (
+        ("hidden size", config.hidden_size, target.hidden_size),
+        ("vocabulary size", config.vocab_size, target.vocab_size),
+        ("LM head hash", config.head_hash, target.head_hash()),
+    ):
+        if ours != theirs:
+            raise DynaSpecError(
+                f"the drafter was made for {config.target_name} and does not fit {target.name}: {what} {ours} against {theirs}; "
+                "train one for this model with dynaspec train-drafter, or use --drafter none"
+            )
+
+
+def check_tensors(config: DrafterConfig, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Every tensor that the config asks for, in its shape; nothing else is accepted."""
+    expected = expected_shapes(config)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise DynaSpecError(f"drafter {folder}: {WEIGHTS_FILE} lacks {name!r}; the file does not fit its config.json")
+        if tuple(tensors[name].shape) != shape:
+            raise DynaSpecError(
+                f"drafter {folder}: {name!r} has shape {list(tensors[name].shape)}, config.json asks for {list(shape)}"
+            )
+    if unknown := sorted(tensors.keys() - expected.keys()):
+        raise DynaSpecError(f"drafter {folder}: unexpected tensor {unknown[0]!r} in {WEIGHTS_FILE}")
+
+
+def expected_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of every tensor in a drafter's safetensors file."""
+    c, d = config, config.hidden_size
+    q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"gate": (d,), "fc": (d, c.inputs), "feature_norm": (d,), "next_norm": (d,)}
+    if c.use_current_token:
+        shapes["current_norm"] = (d,)
+    layer: dict[str, tuple[int, ...]] = {
+        "input_norm": (d,),
+        "qkv": (q + 2 * kv, d),
+        "out": (d, q),
+        "mlp_norm": (d,),
+        "gate_up": (2 * c.intermediate_size, d),
+        "down": (d, c.intermediate_size),
+    }
+    if c.has_qk_norm:
+        layer |= {"q_norm": (c.head_dim,), "k_norm": (c.head_dim,)}
+    if c.has_qkv_bias:
+        layer["qkv_bias"] = (q + 2 * kv,)
+    if c.has_post_norms:
+        layer |= {"post_attention_norm": (d,), "post_mlp_norm": (d,)}
+    for i in range(c.num_layers):
+        shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
+    return shapes

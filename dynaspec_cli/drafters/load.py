@@ -1,0 +1,54 @@
+"""From a ``--drafter`` value to a drafter: packaged, from a folder, or from the hub."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+
+from dynaspec_cli.drafters.config import DrafterConfig
+from dynaspec_cli.drafters.eagle import EagleDrafter
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import Target
+
+
+def load_drafter(value: str, target: Target) -> EagleDrafter | None:
+    """``auto``: the packaged drafter of this target's head, None where there is none. ``none``: None. Otherwise a folder
+    made by train-drafter, or the name of a hub repository that holds one."""
+    if value == "none":
+        return None
+    if value == "auto":
+        folder = packaged_drafter(target)
+        return None if folder is None else EagleDrafter.load(folder, target)
+    folder = Path(value).expanduser()
+    if not folder.exists():
+        folder = _from_hub(value)
+    if not folder.is_dir():
+        raise DynaSpecError(f"--drafter {value}: expected a folder with config.json and model.safetensors, got a file")
+    return EagleDrafter.load(folder, target)
+
+
+def packaged_drafter(target: Target) -> Path | None:
+    """Folder of the drafter that ships with the package for this target's head, or None."""
+    for folder, config in _packaged():
+        if (config.vocab_size, config.hidden_size) == (target.vocab_size, target.hidden_size):
+            if config.head_hash == target.head_hash():
+                return folder
+    return None
+
+
+@lru_cache(maxsize=1)
+def _packaged() -> tuple[tuple[Path, DrafterConfig], ...]:
+    root = Path(str(resources.files("dynaspec_cli"))) / "data"
+    return tuple((path.parent, DrafterConfig.load(path.parent)) for path in sorted(root.glob("*/drafter/config.json")))
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise DynaSpecError(f"--drafter {name}: no such folder, and the hub cannot provide it ({reason})") from None

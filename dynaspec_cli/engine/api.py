@@ -1,0 +1,258 @@
+"""The public entry: load a model once, then generate, compare, or hand the parts to the benchmark."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dynaspec_cli import __version__, ops
+from dynaspec_cli.config import GenerationConfig, ShortlistConfig
+from dynaspec_cli.drafters.eagle import EagleDrafter
+from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
+from dynaspec_cli.engine.events import (
+    Comparison,
+    Divergence,
+    DoneEvent,
+    Event,
+    FinishReason,
+    GenerationResult,
+    NoticeEvent,
+    StepStats,
+    TokensEvent,
+)
+from dynaspec_cli.engine.session import Speculation, decode
+from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
+from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.protocols import Shortlist, Target
+from dynaspec_cli.sampling.source import GeneratorSource
+from dynaspec_cli.shortlist import registry as shortlists
+from dynaspec_cli.target.load import load
+from dynaspec_cli.target.tokenizer import TextTokenizer
+from dynaspec_cli.tree.registry import create_tree
+
+
+def never() -> bool:
+    """The default of ``should_stop``."""
+    return False
+
+
+class Engine:
+    """A target with its tokenizer and, where there is one, its drafter. Holds no state of a request.
+
+    ``drafter`` None: generation is plain autoregressive decoding, and every result says so.
+    """
+
+    def __init__(self, target: Target, tokenizer: TextTokenizer, drafter: EagleDrafter | None, load_s: float = 0.0) -> None:
+        self.target = target
+        self.tokenizer = tokenizer
+        self.drafter = drafter
+        self.load_s = load_s
+        self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
+
+    @classmethod
+    def load(
+        cls,
+        model: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        drafter: str = "auto",
+        progress: Callable[[Any], None] | None = None,
+    ) -> Engine:
+        """Load target, tokenizer and drafter (contract: --model, --dtype, --device, --threads, --drafter)."""
+        begun = time.perf_counter()
+        extra = {} if progress is None else {"progress": progress}
+        target, tokenizer = load(model, dtype, device, threads, **extra)
+        found = load_drafter(drafter, target)
+        return cls(target, tokenizer, found, time.perf_counter() - begun)
+
+    def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
+        """The shortlist of a config, made once (its head is a copy of the target's rows in another order)."""
+        key = (config, depth)
+        if key not in self._shortlists:
+            self._shortlists[key] = shortlists.create(config, self.target, depth=depth)
+        return self._shortlists[key]
+
+    def release_shortlists(self) -> None:
+        """Drop the cached shortlist heads."""
+        self._shortlists.clear()
+
+    def encode(self, prompt: str) -> list[int]:
+        """Prompt ids of a text. Raises DynaSpecError where it is empty."""
+        if not prompt.strip():
+            raise DynaSpecError("the prompt is empty; give some text to continue")
+        return self.tokenizer.encode(prompt)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig,
+        *,
+        speculative: bool = True,
+        should_stop: Callable[[], bool] = never,
+    ) -> Iterator[Event]:
+        """Yield ``NoticeEvent`` and ``TokensEvent`` as generation goes, then one ``DoneEvent``.
+
+        prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is asked after each step; a
+        KeyboardInterrupt inside a step ends the request too ("interrupted"), keeping what was generated.
+        Raises DynaSpecError for an empty prompt or one that does not leave room in the model's context.
+        """
+        begun = time.perf_counter()
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        limit = self._limit(len(ids), config)
+        if speculative and self.drafter is None:
+            yield NoticeEvent(
+                f"no drafter for {self.target.name}: plain autoregressive decoding; train one with dynaspec train-drafter"
+            )
+        speculation = self._speculation(config) if speculative else None
+        detokenizer = IncrementalDetokenizer.for_tokenizer(self.tokenizer, ids, config.stop)
+        source = GeneratorSource(config.sampling.seed)
+        emissions = decode(self.target, torch.tensor(ids), len(ids) + limit, config.sampling, source, speculation)
+
+        new: list[int] = []
+        steps: list[StepStats] = []
+        reason: FinishReason | None = None
+        first_s = decode_s = 0.0
+        try:
+            for emission in emissions:
+                now = time.perf_counter() - begun
+                if emission.step is None:
+                    first_s = now
+                else:
+                    decode_s = now - first_s
+                    steps.append(emission.step)
+                kept, reason = self._cut(emission.token_ids, limit - len(new))
+                text = detokenizer.push(kept)
+                if detokenizer.stopped:
+                    kept, reason = kept[: detokenizer.num_tokens - len(new)], "stop"
+                new += kept
+                yield TokensEvent(tuple(kept), text, emission.step)
+                if reason is not None:
+                    break
+                if should_stop():
+                    reason = "interrupted"
+                    break
+        except KeyboardInterrupt:
+            reason = "interrupted"
+        finally:
+            emissions.close()  # type: ignore[attr-defined]
+        tail = detokenizer.finish()
+        if tail:
+            yield TokensEvent((), tail)
+        yield DoneEvent(
+            summarize(
+                text=detokenizer.text,
+                token_ids=new,
+                prompt_tokens=len(ids),
+                finish_reason=reason or "interrupted",
+                steps=steps,
+                speculative=speculation is not None,
+                time_to_first_token_s=first_s,
+                decode_s=decode_s,
+                load_s=self.load_s,
+                settings=self.settings(config, speculation),
+            )
+        )
+
+    def complete(self, prompt: str | Sequence[int], config: GenerationConfig, *, speculative: bool = True) -> GenerationResult:
+        """``generate`` without the events."""
+        result = None
+        for event in self.generate(prompt, config, speculative=speculative):
+            if isinstance(event, DoneEvent):
+                result = event.result
+        assert result is not None
+        return result
+
+    def compare(self, prompt: str | Sequence[int], result: GenerationResult, config: GenerationConfig) -> GenerationResult:
+        """Decode the same prompt autoregressively; the speculative ``result`` with its ``comparison`` filled in.
+
+        Sampled texts of the two arms differ by chance, so that ``identical`` says something at temperature 0 only.
+        """
+        ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        plain = self.complete(ids, config, speculative=False)
+        a, b = list(result.token_ids), list(plain.token_ids)
+        if result.finish_reason == "interrupted":
+            b = b[: len(a)]
+        at = first_difference(a, b)
+        divergence = None if at is None else self.divergence(ids, a, b, at)
+        comparison = Comparison(
+            speedup(result.tokens_per_second, plain.tokens_per_second), at is None, divergence, plain
+        )
+        return replace(result, comparison=comparison)
+
+    def divergence(self, prompt: Sequence[int], ours: list[int], reference: list[int], at: int) -> Divergence:
+        """What the target itself says at the first difference, in one fresh pass over the common text."""
+        a = ours[at] if at < len(ours) else -1
+        b = reference[at] if at < len(reference) else -1
+        common = torch.tensor([*prompt, *reference[:at]])
+        state = self.target.begin(common.numel())
+        output = self.target.prefill(state, common)
+        logits = output.logits(torch.tensor([common.numel() - 1]))[0]
+        best = float(logits.max())
+        gap = max((best - float(logits[i]) for i in (a, b) if i >= 0), default=0.0)
+        tie = a >= 0 and b >= 0 and is_tie(gap, str(self.target.dtype).removeprefix("torch."))
+        return Divergence(at, a, b, gap, tie)
+
+    def settings(self, config: GenerationConfig, speculation: Speculation | None) -> dict[str, Any]:
+        """Every option as used, versions, threads and kernels."""
+        sampling, tree = config.sampling, config.tree
+        drafting: dict[str, Any] = {"drafter": "none"}
+        if speculation is not None and self.drafter is not None:
+            drafting = {
+                "drafter": self.drafter.config.target_name,
+                "drafter_layers": self.drafter.config.num_layers,
+                "drafter_trained_tokens": self.drafter.config.trained_tokens,
+                "shortlist": speculation.shortlist.name,
+                "shortlist_size": config.shortlist.size,
+                "tree": tree.policy,
+                "tree_size": tree.size,
+                "tree_depth": tree.depth,
+                "tree_width": tree.width,
+            }
+        return {
+            "model": self.target.name,
+            "vocab_size": self.target.vocab_size,
+            "dtype": str(self.target.dtype).removeprefix("torch."),
+            "device": str(self.target.device),
+            "threads": torch.get_num_threads(),
+            "max_new_tokens": config.max_new_tokens,
+            "temperature": sampling.temperature,
+            "top_k": sampling.top_k,
+            "top_p": sampling.top_p,
+            "min_p": sampling.min_p,
+            "seed": sampling.seed,
+            "stop": list(config.stop),
+            **drafting,
+            "kernels": ops.backend(),
+            "target_kernels": getattr(self.target, "kernels", "transformers"),
+            "versions": {"dynaspec": __version__, "torch": torch.__version__},
+        }
+
+    def _speculation(self, config: GenerationConfig) -> Speculation | None:
+        if self.drafter is None:
+            return None
+        policy = create_tree(config.tree, config.sampling)
+        return Speculation(self.drafter, self.shortlist(config.shortlist, config.tree.depth), policy)
+
+    def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
+        """New tokens that fit: --max-new-tokens, cut at the model's context."""
+        if prompt_tokens == 0:
+            raise UsageError("the prompt holds no tokens; give some text to continue")
+        room = self.target.max_context - prompt_tokens
+        if room < 1:
+            raise DynaSpecError(
+                f"the prompt has {prompt_tokens} tokens, {self.target.name} takes {self.target.max_context} in all; shorten the prompt"
+            )
+        return min(config.max_new_tokens, room)
+
+    def _cut(self, tokens: list[int], room: int) -> tuple[list[int], FinishReason | None]:
+        """Tokens up to an end-of-text token or the length limit, and why they end there (None: they do not)."""
+        for i, token in enumerate(tokens[:room]):
+            if token in self.tokenizer.eos_ids:
+                return tokens[: i + 1], "eos"
+        return (tokens[:room], "length") if len(tokens) >= room else (tokens, None)

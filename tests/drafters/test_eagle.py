@@ -1,0 +1,160 @@
+"""The drafter's cached, tree-shaped inference against the training module's unrolled forward."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dynaspec_cli.drafters.config import DrafterConfig
+from dynaspec_cli.drafters.eagle import EagleDrafter, expected_shapes
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.training.model import DrafterModule
+
+D, V = 16, 50
+
+
+class FakeTarget:
+    """Only what a drafter asks of a target."""
+
+    name = "fake"
+    vocab_size, hidden_size = V, D
+    dtype, device = torch.float32, torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.table = torch.randn(V, D, generator=torch.Generator().manual_seed(5))
+
+    def embed(self, ids):
+        return self.table[ids]
+
+    def head_hash(self):
+        return "h"
+
+
+def make_config(**changes) -> DrafterConfig:
+    base = DrafterConfig(
+        target_name="fake", head_hash="h", vocab_size=V, hidden_size=D, num_layers=2, num_heads=4,
+        num_kv_heads=2, head_dim=8, intermediate_size=24, activation="gelu_tanh", eps=1e-6,
+        attention_scale=8**-0.5, rope_theta=10000.0, window=0, feature_scale=4.0, has_qk_norm=True,
+        has_qkv_bias=False, has_post_norms=True,
+    )  # fmt: skip
+    return dataclasses.replace(base, **changes)
+
+
+def make_module(config: DrafterConfig) -> DrafterModule:
+    torch.manual_seed(3)
+    module = DrafterModule(config)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return module
+
+
+VARIANTS = [
+    {},
+    {"use_current_token": False},
+    {"has_post_norms": False, "has_qk_norm": False, "has_qkv_bias": True, "activation": "silu"},
+    {"num_layers": 1, "window": 5},
+]
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+def test_chain_of_draft_steps_equals_unrolled_training(changes):
+    config = make_config(**changes)
+    module, target = make_module(config), FakeTarget()
+    drafter = EagleDrafter(config, dict(module.state_dict()), target)
+    length, unroll = 9, 4
+    generator = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, V, (length + 1,), generator=generator)
+    features = torch.randn(length, D, generator=generator) * config.feature_scale
+    with torch.no_grad():
+        f = (features / config.feature_scale)[None]
+        following, current = target.embed(tokens[1:])[None], target.embed(tokens[:-1])[None]
+        past = [[] for _ in range(config.num_layers)]
+        rope = module.rope(length, 0, torch.device("cpu"))
+        outputs, x = [], f
+        for _ in range(unroll):
+            outputs.append(module(x, following, current, past, rope))
+            x = torch.cat([f[:, :1], outputs[-1][:, :-1]], 1)
+        for root in range(2, length - unroll + 1):
+            state = drafter.begin(length, int(tokens[0]))
+            predicted = drafter.extend(state, features[: root + 1], tokens[1 : root + 2])
+            torch.testing.assert_close(predicted[0], outputs[0][0, root], rtol=1e-4, atol=1e-5)
+            for s in range(1, unroll):
+                parent = torch.tensor([-1 if s == 1 else s - 2])
+                token = tokens[root + s + 1 : root + s + 2]
+                predicted = drafter.step(state, predicted, token, parent)
+                torch.testing.assert_close(predicted[0], outputs[s][0, root + s], rtol=1e-4, atol=1e-5)
+
+
+def test_tree_rows_equal_their_own_chains_and_extend_forgets_them():
+    config = make_config()
+    target = FakeTarget()
+    drafter = EagleDrafter(config, dict(make_module(config).state_dict()), target)
+    generator = torch.Generator().manual_seed(2)
+    tokens = torch.randint(0, V, (8,), generator=generator)
+    features = torch.randn(7, D, generator=generator)
+
+    def start():
+        state = drafter.begin(32, int(tokens[0]))
+        return state, drafter.extend(state, features[:5], tokens[1:6])
+
+    state, root = start()
+    level1 = drafter.step(state, root.expand(3, -1), torch.tensor([4, 7, 9]), torch.tensor([-1, -1, -1]))
+    level2 = drafter.step(state, level1[[2, 0]], torch.tensor([1, 2]), torch.tensor([2, 0]))
+    for row, path in ((0, (9, 1)), (1, (4, 2))):
+        chain, out = start()
+        out = drafter.step(chain, out, torch.tensor([path[0]]), torch.tensor([-1]))
+        out = drafter.step(chain, out, torch.tensor([path[1]]), torch.tensor([0]))
+        torch.testing.assert_close(out[0], level2[row], rtol=1e-5, atol=1e-6)
+    after = drafter.extend(state, features[5:], tokens[6:])
+    fresh = drafter.begin(32, int(tokens[0]))
+    torch.testing.assert_close(after, drafter.extend(fresh, features, tokens[1:]), rtol=1e-5, atol=1e-6)
+
+
+def save(folder: Path, config: DrafterConfig, module: DrafterModule) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(config.to_json())
+    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors")
+
+
+def test_load_round_trip_and_shapes(tmp_path):
+    config = make_config()
+    module = make_module(config)
+    assert {k: tuple(v.shape) for k, v in module.state_dict().items()} == expected_shapes(config)
+    save(tmp_path / "d", config, module)
+    assert EagleDrafter.load(tmp_path / "d", FakeTarget()).config == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"head_hash": "other"}, "LM head hash"), ({"vocab_size": 51}, "vocabulary size"), ({"hidden_size": 32}, "hidden size")],
+)
+def test_a_drafter_for_another_target_is_refused(tmp_path, changes, says):
+    config = make_config(**changes)
+    save(tmp_path / "d", config, make_module(config))
+    with pytest.raises(DynaSpecError, match=f"does not fit fake: {says}"):
+        EagleDrafter.load(tmp_path / "d", FakeTarget())
+
+
+def test_bad_files(tmp_path):
+    config = make_config()
+    with pytest.raises(DynaSpecError, match=r"no config\.json"):
+        EagleDrafter.load(tmp_path, FakeTarget())
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DynaSpecError, match="not valid JSON"):
+        EagleDrafter.load(tmp_path, FakeTarget())
+    (tmp_path / "config.json").write_text(config.to_json())
+    (tmp_path / "pytorch_model.bin").write_bytes(b"x")
+    with pytest.raises(DynaSpecError, match=r"pytorch_model\.bin is a pickle and is not read"):
+        EagleDrafter.load(tmp_path, FakeTarget())
+    (tmp_path / "model.safetensors").write_bytes(b"garbage")
+    with pytest.raises(DynaSpecError, match="not a readable safetensors"):
+        EagleDrafter.load(tmp_path, FakeTarget())
+    save(tmp_path, config, make_module(make_config(num_layers=1)))
+    (tmp_path / "config.json").write_text(config.to_json())
+    with pytest.raises(DynaSpecError, match=r"lacks 'layers\.1"):
+        EagleDrafter.load(tmp_path, FakeTarget())
