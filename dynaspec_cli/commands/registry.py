@@ -1,0 +1,34 @@
+"""The subcommands by name. Importing this module imports none of them."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+
+import click
+
+
+@dataclass(frozen=True)
+class CommandEntry:
+    """``module`` below dynaspec_cli.commands holds a command named like itself; ``summary`` is the
+    line that ``dynaspec --help`` shows without importing it."""
+
+    module: str
+    summary: str
+
+    def load(self) -> click.Command:
+        command = getattr(
+            importlib.import_module(f"dynaspec_cli.commands.{self.module}"), self.module
+        )
+        if not isinstance(command, click.Command):
+            raise TypeError(f"dynaspec_cli.commands.{self.module}.{self.module} is no command")
+        return command
+
+
+COMMANDS = {
+    "generate": CommandEntry("generate", "Generate text, faster, with unchanged output."),
+    "bench": CommandEntry("bench", "Measure methods against each other and check exactness."),
+    "build-clusters": CommandEntry("build_clusters", "Build the shortlist bundle of a model."),
+    "train-drafter": CommandEntry("train_drafter", "Train the drafter of a model."),
+    "doctor": CommandEntry("doctor", "Say what runs where on this machine, and why."),
+}

@@ -1,0 +1,110 @@
+"""The ``--config`` file: TOML, where top-level keys are common options and a table belongs to a command.
+
+    model = "path/to/model"
+    [generate]
+    max-new-tokens = 64
+    stop = ["###"]
+
+A key is a long option without its dashes; ``-`` and ``_`` are the same. Environment variables and
+flags override the file. Unknown keys are errors, and so is a value of the wrong kind.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dynaspec_cli.errors import UsageError
+
+COMMON = ("model", "dtype", "device", "threads", "seed", "json", "quiet", "debug")
+"""Options that may stand at the top level; a command that lacks one of them does not see it."""
+NOT_IN_FILE = ("config", "help")
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The parsed file. Raises ``UsageError`` with one line where it is missing or no TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--config {path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"--config {path}: expected UTF-8 text ({error.reason})") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config {path}: no valid TOML: {error}") from error
+
+
+def command_defaults(
+    settings: Mapping[str, Any], command: click.Command, path: Path, commands: Collection[str]
+) -> dict[str, Any]:
+    """Click's ``default_map`` for ``command``: its table over the top level, by parameter name.
+
+    ``commands``: names that tables may have. Raises ``UsageError`` for what is unknown or wrong.
+    """
+    options = _options(command)
+    chosen: dict[str, Any] = {}
+    common = {key: value for key, value in settings.items() if not isinstance(value, dict)}
+    for table, values in settings.items():
+        if isinstance(values, dict) and table.replace("_", "-") not in commands:
+            raise UsageError(
+                f"--config {path}: unknown table [{table}]; expected one of {', '.join(commands)}"
+            )
+    for key, value in common.items():
+        name = key.replace("-", "_")
+        if name not in COMMON:
+            raise UsageError(
+                f"--config {path}: unknown key {key!r}; at the top level stand {', '.join(COMMON)}, "
+                "other options in the table of their command"
+            )
+        if name in options:
+            chosen[str(options[name].name)] = _value(
+                options[name], value, f"--config {path}: {key}"
+            )
+    own: set[str] = set()
+    for table in (command.name or "", (command.name or "").replace("-", "_")):
+        for key, value in settings.get(table, {}).items():
+            name = key.replace("-", "_")
+            if name not in options:
+                raise UsageError(
+                    f"--config {path}: unknown key {key!r} in [{table}]; "
+                    f"see the options of: dynaspec {command.name} --help"
+                )
+            if name in own and table == command.name:
+                raise UsageError(f"--config {path}: {key!r} stands twice in [{table}]")
+            own.add(name)
+            where = f"--config {path}: [{table}] {key}"
+            chosen[str(options[name].name)] = _value(options[name], value, where)
+    return chosen
+
+
+def _options(command: click.Command) -> dict[str, click.Option]:
+    found: dict[str, click.Option] = {}
+    for param in command.params:
+        if isinstance(param, click.Option):
+            for flag in param.opts:
+                name = flag.lstrip("-").replace("-", "_")
+                if flag.startswith("--") and name not in NOT_IN_FILE:
+                    found[name] = param
+    return found
+
+
+def _value(option: click.Option, value: Any, where: str) -> Any:
+    """A TOML value in the form that Click converts and checks like a flag's."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise UsageError(f"{where}: expected true or false, got {value!r}")
+        return value
+    if option.multiple:
+        values = value if isinstance(value, list) else [value]
+        return [_scalar(item, where) for item in values]
+    return _scalar(value, where)
+
+
+def _scalar(value: Any, where: str) -> str:
+    """As text, so that 2.5 for an integer option is refused just as ``--option 2.5`` is."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise UsageError(f"{where}: expected a text or a number, got {value!r}")
+    return str(value)
