@@ -16,14 +16,16 @@ from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError
 
 
-def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
+def probabilities(
+    logits: Tensor, config: SamplingConfig, name: str = "the target's logits"
+) -> Tensor:
     """The distribution p that tokens are drawn from.
 
     logits float32 [n, V] -> p float32 [n, V] (float64 stays float64), each row summing to 1 up to
     rounding. Greedy (temperature 0) gives a one-hot row; of tied tokens the lowest id. NaN or
-    infinite logits raise DynaSpecError.
+    infinite logits raise DynaSpecError, which calls them ``name``.
     """
-    _check(logits)
+    _check(logits, name)
     if config.greedy:
         best = logits.argmax(-1, keepdim=True)
         return torch.zeros_like(logits).scatter_(1, best, 1.0)
@@ -37,18 +39,18 @@ def probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
     return p
 
 
-def _check(logits: Tensor) -> None:
+def _check(logits: Tensor, name: str) -> None:
     if logits.dim() != 2 or logits.dtype not in (torch.float32, torch.float64):
         raise DynaSpecError(
-            f"logits: expected float32 [n, V], got {logits.dtype} {list(logits.shape)}"
+            f"{name}: expected float32 [n, V], got {logits.dtype} {list(logits.shape)}"
         )
     if not logits.numel():
         return
     low, high = logits.aminmax()  # one pass; both are NaN where any logit is
     if not (math.isfinite(float(low)) and math.isfinite(float(high))):
         raise DynaSpecError(
-            "the target's logits hold NaN or infinite values: its weights may be damaged, or its "
-            "dtype overflows; check the model file, or try --dtype float32"
+            f"{name} hold NaN or infinite values: the weights may be damaged, or the dtype "
+            "overflows; check the model's files, or try --dtype float32"
         )
 
 
