@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.cache_dir import (
     ENVIRONMENT,
+    MANIFEST,
     cache_root,
     make_folder,
     read_manifest,
@@ -57,6 +59,13 @@ def converted(source: Path | ChunkedFile, name: str, dtype: torch.dtype, progres
         _remove_leftovers(root, key)
         _build(source, folder, name, dtype, {"source_sha256": digest, "dtype": label}, progress)
     return folder
+
+
+def known_head_hash(folder: Path) -> str | None:
+    """The head's hash that the conversion recorded; None for folders it did not make."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return str(json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["head_hash"])
+    return None
 
 
 def _build(

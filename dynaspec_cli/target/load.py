@@ -10,7 +10,9 @@ import torch
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Target
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
-from dynaspec_cli.target.gguf_cache import converted
+from dynaspec_cli.target.gguf_cache import converted, known_head_hash
+from dynaspec_cli.target.native_spec import native_spec, read_config
+from dynaspec_cli.target.native_target import load_native
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 
@@ -37,7 +39,7 @@ def load(
     source = resolve_model(model)
     folder = model_folder(source, kind, progress)
     progress(LoadProgress("loading weights"))
-    target = load_transformers(folder, source.name, kind, place)
+    target = load_target(folder, source.name, kind, place)
     progress(LoadProgress("loading the tokenizer"))
     return target, load_tokenizer(folder)
 
@@ -76,6 +78,17 @@ def model_folder(source: ModelSource, dtype: torch.dtype, progress: ProgressCall
     if source.folder is None:
         raise DynaSpecError(f"{source.name}: neither a folder nor a GGUF file")
     return source.folder
+
+
+def load_target(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> Target:
+    """The native target where it can run the model, else the ``transformers`` one, whose ``kernels`` says why."""
+    config = read_config(folder)
+    spec = native_spec(config)
+    if device.type == "cuda":
+        return load_transformers(folder, name, dtype, device)
+    if isinstance(spec, str):
+        return load_transformers(folder, name, dtype, device, f"transformers ({spec})")
+    return load_native(folder, name, spec, config, dtype, known_head_hash(folder))
 
 
 def load_transformers(folder: Path, name: str, dtype: torch.dtype, device: torch.device, kernels: str = "transformers") -> Any:

@@ -1,0 +1,161 @@
+"""``protocols.Target`` on this project's own decoder layers: the fast path on CPU.
+
+The residual stream is float32; matrices and the KV cache have the model's dtype (float16 models keep a float32 cache). A row
+is computed alike in a tree and in plain decoding, so that speculation emits what plain decoding would, in bf16 too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.checkpoints.fingerprint import head_hash
+from dynaspec_cli.ops.decoder import decoder_layer
+from dynaspec_cli.ops.reference import rms_norm
+from dynaspec_cli.ops.tree import kv_commit, tree_mask
+from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.target.head import HeadOutput, LMHead
+from dynaspec_cli.target.native_spec import NativeSpec
+from dynaspec_cli.target.native_weights import NativeWeights, read_weights
+from dynaspec_cli.target.rope import rotary_tables
+from dynaspec_cli.target.state import (
+    TREE_ROWS,
+    TargetState,
+    causal_rows,
+    check_append,
+    check_max_length,
+    check_rows,
+    grown,
+)
+from dynaspec_cli.target.weights import WeightFiles
+
+PREFILL_ROWS = 64
+"""Prompt tokens a pass."""
+
+
+@dataclass
+class NativeState(TargetState):
+    """Request state: ``keys`` and ``values``, a tensor [rows, kv_heads, head_dim] a layer."""
+
+    keys: list[Tensor] = field(default_factory=list)
+    values: list[Tensor] = field(default_factory=list)
+
+
+class NativeTarget:
+    """Gemma 3 (text), Llama, Qwen 2 and Qwen 3 on CPU. Features are float32 [n, d]."""
+
+    device = torch.device("cpu")
+
+    def __init__(
+        self,
+        name: str,
+        spec: NativeSpec,
+        config: dict[str, Any],
+        weights: NativeWeights,
+        kernels: str = "native",
+        known_hash: str | None = None,
+    ) -> None:
+        self.name = name
+        self.kernels = kernels
+        self.dtype = weights.head.dtype
+        self.hidden_size, self.vocab_size, self.max_context = spec.hidden_size, spec.vocab_size, spec.max_context
+        self._spec = spec
+        self._weights = weights
+        self._tables = rotary_tables(spec, config)
+        self._cache_dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
+        self._head = LMHead(weights.head, softcap=spec.softcap)
+        self._hash = known_hash
+        # transformers rounds the scale to the model's dtype, and the product with it.
+        self._embed_scale = None if spec.embed_scale is None else torch.tensor(spec.embed_scale, dtype=self.dtype)
+
+    def head_weight(self) -> Tensor:
+        return self._head.weight
+
+    def head_hash(self) -> str:
+        if self._hash is None:
+            self._hash = head_hash(self._head.weight)
+        return self._hash
+
+    @torch.inference_mode()
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Float32 [n, d]."""
+        rows = self._weights.embedding[token_ids]
+        return (rows if self._embed_scale is None else rows * self._embed_scale).float()
+
+    @torch.inference_mode()
+    def norm(self, features: Tensor) -> Tensor:
+        """Float32 [n, d]."""
+        return rms_norm(features, self._weights.norm, self._spec.eps)
+
+    def begin(self, max_length: int) -> NativeState:
+        check_max_length(max_length, self.max_context, self.name)
+        state = NativeState(max_length)
+        for shape in self._spec.shapes:
+            size = (max_length + TREE_ROWS, shape.num_kv_heads, shape.head_dim)
+            state.keys.append(torch.empty(size, dtype=self._cache_dtype))
+            state.values.append(torch.empty(size, dtype=self._cache_dtype))
+        return state
+
+    @torch.inference_mode()
+    def prefill(self, state: NativeState, token_ids: Tensor) -> HeadOutput:
+        check_append(state, token_ids, self.vocab_size)
+        features = []
+        for piece in token_ids.split(PREFILL_ROWS):
+            mask, positions = causal_rows(state.length, piece.numel(), self.device)
+            features.append(self._forward(state, piece, mask, positions))
+            state.length += piece.numel()
+        state.pending = 0
+        return self._output(torch.cat(features))
+
+    @torch.inference_mode()
+    def verify(self, state: NativeState, tree: DraftTree) -> HeadOutput:
+        mask, depth = tree_mask(tree.parents)
+        state.pending = tree.tokens.numel()
+        return self._output(self._forward(state, tree.tokens, mask, depth + state.length))
+
+    @torch.inference_mode()
+    def commit(self, state: NativeState, rows: Tensor) -> None:
+        check_rows(state, rows)
+        if int(rows[-1]) != rows.numel() - 1:  # else the rows already lie where they belong
+            kv_commit(state.keys, state.length, rows)
+            kv_commit(state.values, state.length, rows)
+        state.length += rows.numel()
+        state.pending = 0
+
+    def _output(self, features: Tensor) -> HeadOutput:
+        return HeadOutput(features, rms_norm(features, self._weights.norm, self._spec.eps), self._head)
+
+    def _forward(self, state: NativeState, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """Residual stream float32 [n, d] after the last layer; keys and values go behind the committed rows."""
+        self._make_room(state, tokens.numel())
+        x = self.embed(tokens)
+        turns = {name: table.rows(positions) for name, table in self._tables.items()}
+        layers = zip(
+            self._spec.shapes, self._spec.rope, self._weights.layers, state.keys, state.values, strict=True
+        )
+        for shape, rope, weights, keys, values in layers:
+            cos, sin = turns[rope]
+            x = decoder_layer(x, weights, keys, values, cos, sin, positions, mask, state.length, *shape)
+        return x
+
+    def _make_room(self, state: NativeState, rows: int) -> None:
+        have, needed = state.keys[0].shape[0], state.length + rows
+        if needed > have:
+            size = max(needed, have + have // 4)
+            state.keys = [grown(cache, 0, state.length, size) for cache in state.keys]
+            state.values = [grown(cache, 0, state.length, size) for cache in state.values]
+
+
+def load_native(
+    folder: Path, name: str, spec: NativeSpec, config: dict[str, Any], dtype: torch.dtype, known_hash: str | None
+) -> NativeTarget:
+    """The model of ``folder`` as a ``NativeTarget``."""
+    files = WeightFiles(folder)
+    if known_hash is None:
+        stored = files["model.embed_tokens.weight" if spec.tied else "lm_head.weight"]
+        known_hash = head_hash(stored)
+    return NativeTarget(name, spec, config, read_weights(files, spec, dtype), known_hash=known_hash)

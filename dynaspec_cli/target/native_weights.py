@@ -1,0 +1,82 @@
+"""A model folder's weights as the argument lists of ``ops.decoder_layer``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.target.native_spec import NativeSpec
+from dynaspec_cli.target.weights import WeightFiles
+
+
+@dataclass(frozen=True)
+class NativeWeights:
+    """``embedding`` and ``head`` [V, d] (one tensor where tied); ``layers`` as ``reference.LAYER_WEIGHTS``; ``norm`` float32 [d], any
+    "+1" added."""
+
+    embedding: Tensor
+    head: Tensor
+    layers: list[list[Tensor]]
+    norm: Tensor
+
+
+def read_weights(files: WeightFiles, spec: NativeSpec, dtype: torch.dtype) -> NativeWeights:
+    """Collect and fuse; matrices in ``dtype``, norms in float32. Tensors that already have the dtype and need no fusing stay mapped
+    to the file. Raises ``DynaSpecError`` where a tensor is missing or of another shape than the config says."""
+    layers = [_layer(files, spec, index, dtype) for index in range(len(spec.shapes))]
+    vocabulary = (spec.vocab_size, spec.hidden_size)
+    embedding = _checked(files, "model.embed_tokens.weight", vocabulary).to(dtype)
+    # A checkpoint may say it is tied and still store a head; transformers then ignores the stored one.
+    head = embedding if spec.tied else _checked(files, "lm_head.weight", vocabulary).to(dtype)
+    return NativeWeights(embedding, head, layers, _norm(files, "model.norm.weight", spec, spec.hidden_size))
+
+
+def _layer(files: WeightFiles, spec: NativeSpec, index: int, dtype: torch.dtype) -> list[Tensor]:
+    shape, prefix, d = spec.shapes[index], f"model.layers.{index}.", spec.hidden_size
+    q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+    empty = torch.empty(0)
+
+    def matrix(name: str, rows: int, columns: int) -> Tensor:
+        return _checked(files, f"{prefix}{name}.weight", (rows, columns)).to(dtype)
+
+    def norm(name: str, size: int) -> Tensor:
+        return _norm(files, f"{prefix}{name}.weight", spec, size)
+
+    def fused(names: tuple[str, ...], rows: tuple[int, ...]) -> Tensor:
+        return torch.cat([matrix(name, r, d) for name, r in zip(names, rows, strict=True)])
+
+    projections = tuple(f"self_attn.{p}_proj" for p in "qkv")
+    if spec.qkv_bias:
+        names = [f"{prefix}{name}.bias" for name in projections]
+        bias = torch.cat([_checked(files, n, (r,)).float() for n, r in zip(names, (q, kv, kv), strict=True)])
+    else:
+        bias = empty
+    inner = files[f"{prefix}mlp.gate_proj.weight"].shape[0]
+    return [
+        norm("input_layernorm", d),
+        fused(projections, (q, kv, kv)),
+        bias,
+        norm("self_attn.q_norm", shape.head_dim) if spec.qk_norm else empty,
+        norm("self_attn.k_norm", shape.head_dim) if spec.qk_norm else empty,
+        matrix("self_attn.o_proj", d, q),
+        norm("post_attention_layernorm", d) if spec.gemma else empty,
+        norm("pre_feedforward_layernorm" if spec.gemma else "post_attention_layernorm", d),
+        fused(("mlp.gate_proj", "mlp.up_proj"), (inner, inner)),
+        matrix("mlp.down_proj", d, inner),
+        norm("post_feedforward_layernorm", d) if spec.gemma else empty,
+    ]
+
+
+def _norm(files: WeightFiles, name: str, spec: NativeSpec, size: int) -> Tensor:
+    weight = _checked(files, name, (size,)).float()
+    return weight + 1.0 if spec.gemma else weight
+
+
+def _checked(files: WeightFiles, name: str, shape: tuple[int, ...]) -> Tensor:
+    tensor = files[name]
+    if tuple(tensor.shape) != shape:
+        raise DynaSpecError(f"{files.folder}: {name} has shape {list(tensor.shape)}, but config.json asks for {list(shape)}")
+    return tensor
