@@ -1,0 +1,123 @@
+"""Numbers said in words, so that a loss reads as a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dynaspec_cli.bench.spec import parse_spec
+
+Row = Mapping[str, Any]
+
+WIN, LOSS, EVEN = "win", "loss", "even"
+
+
+def speed_tone(row: Row) -> str:
+    """``win``: the interval lies above 1; ``loss``: the ratio or the whole interval lies below 1."""
+    ratio, interval = row.get("speedup"), row.get("speedup_ci95")
+    if ratio is None or row["method"] == "ar":
+        return EVEN
+    if interval is None:
+        return WIN if ratio > 1 else LOSS
+    if interval[1] < 1:
+        return LOSS
+    return WIN if interval[0] > 1 else EVEN
+
+
+def speed_words(row: Row) -> str:
+    """One clause on a row's speed against autoregressive decoding."""
+    ratio, interval = row.get("speedup"), row.get("speedup_ci95")
+    if row["method"] == "ar":
+        return "the baseline"
+    if ratio is None:
+        return "no ratio: ar was not run"
+    if interval is None:
+        side = "faster" if ratio > 1 else "slower"
+        return f"{ratio:.2f}x of ar, {side}, but one prompt gives no interval"
+    span = f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}"
+    tone = speed_tone(row)
+    if tone == WIN:
+        return f"{ratio:.2f}x, faster than ar ({span})"
+    if tone == LOSS:
+        return f"{ratio:.2f}x, slower than ar ({span})"
+    return f"{ratio:.2f}x, no difference from ar shown ({span})"
+
+
+def exact_tone(row: Row) -> str:
+    return LOSS if row.get("mismatches") else EVEN
+
+
+def exact_words(row: Row) -> str:
+    """One clause on a row's answers against the target's own."""
+    if row["method"] == "ar":
+        return "the reference"
+    if "identical" not in row:
+        return "not checked"
+    identical, ties, wrong = row["identical"], row["ties"], row["mismatches"]
+    if wrong:
+        named = ", ".join(row["mismatch_ids"][:5]) + (", ..." if wrong > 5 else "")
+        return f"{wrong} wrong ({named}), {ties} ties, {identical} identical"
+    if ties:
+        return f"{identical} identical, {ties} ties"
+    return f"all {identical} identical"
+
+
+def headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(tone, sentence) for each method over all prompts, the baseline left out."""
+    lines = []
+    for row in summary["overall"]:
+        if row["method"] == "ar":
+            continue
+        tone = LOSS if exact_tone(row) == LOSS else speed_tone(row)
+        sentence = f"{row['method']}: {speed_words(row)}"
+        if row.get("recovery") is not None and parse_spec(row["method"]).shortlist != "full":
+            size = row["mean_shortlist_size"]
+            of = "" if size is None else f" with {size:,.0f} tokens scored"
+            sentence += f"; keeps {100 * row['recovery']:.1f} % of the full acceptance length{of}"
+        if "identical" in row:
+            sentence += f"; answers {exact_words(row)}"
+        lines.append((tone, sentence + "."))
+    return lines
+
+
+def losses(summary: Mapping[str, Any]) -> list[str]:
+    """Every place where a method lost, one sentence each: wrong answers, tasks slower than ar, and tasks
+    on which a ``dynaspec`` arm accepts less or runs slower than another shortlist with its tree."""
+    found: list[str] = []
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in summary["rows"]:
+        groups.setdefault((row["suite"], row["task"]), []).append(row)
+    for row in summary["overall"]:
+        if row.get("mismatches"):
+            found.append(f"{row['method']}: {exact_words(row)}.")
+    for (suite, task), rows in groups.items():
+        if task == "all":
+            continue
+        for row in rows:
+            if speed_tone(row) == LOSS:
+                found.append(f"{row['method']} on {suite}, {task}: {speed_words(row)}.")
+        found += _lost_to_rivals(f"{suite}, {task}", rows)
+    return found
+
+
+def _lost_to_rivals(where: str, rows: Sequence[Row]) -> list[str]:
+    specs = [(parse_spec(row["method"]), row) for row in rows]
+    found: list[str] = []
+    for spec, row in specs:
+        if spec.shortlist != "dynaspec":
+            continue
+        for rival, other in specs:
+            if rival.shortlist in (None, "full", "dynaspec") or rival.family != spec.family:
+                continue
+            mine, theirs = row["tokens_per_second"], other["tokens_per_second"]
+            if theirs > mine > 0:
+                found.append(
+                    f"{row['method']} on {where}: {theirs / mine:.2f}x slower than {rival}."
+                )
+            tau, their_tau = row["mean_acceptance_length"], other["mean_acceptance_length"]
+            if their_tau > tau:
+                found.append(
+                    f"{row['method']} on {where}: accepts {tau:.2f} tokens a step, "
+                    f"{rival} {their_tau:.2f}."
+                )
+    return found
