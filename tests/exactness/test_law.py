@@ -35,7 +35,8 @@ SAMPLERS = {
 
 
 def policy_maker(name: str, sampling: SamplingConfig, size: int, depth: int, width: int):
-    options = TreeOptions(threshold=0.05, expansion=(width,) * depth, ddd_threshold=-3.0)
+    expansion = (width,) + (1,) * (depth - 1)
+    options = TreeOptions(threshold=0.05, expansion=expansion, ddd_threshold=-3.0)
     if name == "specinfer":
         size = 1024
     config = TreeConfig(name, size=size, depth=depth, width=width)
@@ -66,6 +67,19 @@ def test_law_of_a_step_by_shortlist_size(tree: str, shortlist_size: int) -> None
     width = min(3, max(2, shortlist_size))
     law = emitted_law(model, policy_maker(tree, sampling, 4, depth, width), (1,), sampling, 2)
     assert distance(law, target_law(model, (1,), sampling, 2)) < EXACT
+
+
+@pytest.mark.parametrize("sampler", ["plain", "all"])
+def test_specinfer_with_two_draws_on_both_levels(sampler: str) -> None:
+    model, sampling = ToyModel(vocab=3, shortlist_size=2, seed=5), SAMPLERS[sampler]
+    config = TreeConfig("specinfer", size=6, depth=2, width=2)
+    options = TreeOptions(expansion=(2, 2))
+
+    def make(script: Script) -> TreePolicy:
+        return create_tree(config, sampling, options, script)
+
+    law = emitted_law(model, make, (0,), sampling, 2)
+    assert distance(law, target_law(model, (0,), sampling, 2)) < EXACT
 
 
 @pytest.mark.slow

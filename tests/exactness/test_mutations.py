@@ -1,0 +1,187 @@
+"""Plausible mistakes in verification or drafting must break the law; else the enumeration would
+prove nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+from exact_toys import Script, ToyModel, distance, emitted_law, target_law
+
+from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.protocols import DraftTree, TreePolicy
+from dynaspec_cli.sampling import verify as verification
+from dynaspec_cli.sampling.verify import SampledDrafts
+from dynaspec_cli.tree.options import TreeOptions
+from dynaspec_cli.tree.registry import create_tree
+
+SAMPLING = SamplingConfig(temperature=1.0)
+VISIBLE = 1e-4
+
+
+def law_error(tree: str, vocab: int = 3, size: int = 3, depth: int = 2, width: int = 2) -> float:
+    """Distance between the emitted law of two tokens and the target's; the shortlist misses one."""
+    model = ToyModel(vocab=vocab, shortlist_size=vocab - 1, seed=5)
+    config = TreeConfig(tree, size=size, depth=depth, width=width)
+    chosen = TreeOptions(threshold=0.05, expansion=(2,))
+
+    def make(script: Script) -> TreePolicy:
+        return create_tree(config, SAMPLING, chosen, script)
+
+    law = emitted_law(model, make, (0,), SAMPLING, 2)
+    return distance(law, target_law(model, (0,), SAMPLING, 2))
+
+
+@pytest.mark.parametrize("tree", ["eagle2", "dyspec", "specinfer", "sequoia"])
+def test_without_a_mutation_the_law_holds(tree: str) -> None:
+    assert law_error(tree) < 1e-12
+
+
+def change_finish(
+    monkeypatch: pytest.MonkeyPatch, tree: str, change: Callable[[DraftTree], DraftTree]
+) -> None:
+    """Alter every tree that the policy hands to verification."""
+    policy = type(create_tree(TreeConfig(tree), SAMPLING, TreeOptions()))
+    original = policy.finish
+    monkeypatch.setattr(policy, "finish", lambda self, state: change(original(self, state)))
+
+
+def test_rejected_point_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bonus token of a rejected deterministic draft drawn from p, not from the residual."""
+
+    def wrong(p, children, tokens, source):
+        left = 1.0
+        for row in children:
+            chance = float(p[tokens[row]])
+            if source.accept(chance / left):
+                return row, None
+            left -= chance
+        return None, source.categorical(p)
+
+    monkeypatch.setattr(verification, "_try_points", wrong)
+    assert law_error("eagle2") > VISIBLE
+
+
+def test_points_not_renormalised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second child accepted with p(x), not p(x) / (1 - p(first))."""
+
+    def wrong(p, children, tokens, source):
+        residual = p.clone()
+        for row in children:
+            if source.accept(float(residual[tokens[row]])):
+                return row, None
+            residual[tokens[row]] = 0
+        return None, source.categorical(residual)
+
+    monkeypatch.setattr(verification, "_try_points", wrong)
+    assert law_error("eagle2") > VISIBLE
+
+
+def test_points_accepted_with_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A top-k pick treated as if it had been sampled (min(1, p/q)), the mistake asked about
+    most."""
+
+    def wrong(p, children, tokens, source):
+        for row in children:
+            if source.accept(min(1.0, float(p[tokens[row]]) / 0.5)):
+                return row, None
+        residual = p.clone()
+        residual[[tokens[row] for row in children]] = 0
+        return None, source.categorical(residual)
+
+    monkeypatch.setattr(verification, "_try_points", wrong)
+    assert law_error("eagle2") > VISIBLE
+
+
+@pytest.mark.parametrize("tree", ["dyspec", "sequoia"])
+def test_draws_without_replacement_verified_as_independent(
+    tree: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(drafted: DraftTree) -> DraftTree:
+        return dataclasses.replace(drafted, q=SampledDrafts(drafted.q.nodes, replacement=True))
+
+    change_finish(monkeypatch, tree, change)
+    assert law_error(tree) > VISIBLE
+
+
+@pytest.mark.parametrize("tree", ["dyspec", "specinfer", "sequoia"])
+def test_sampled_children_verified_as_points(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exact but for one thing: a point mass must not depend on the random numbers of the draft. It
+    does not matter to the law (the draft is then a mixture of point masses), so this one is *not* a
+    mistake."""
+    change_finish(monkeypatch, tree, lambda drafted: dataclasses.replace(drafted, q=None))
+    assert law_error(tree) < 1e-12
+
+
+@pytest.mark.parametrize("tree", ["dyspec", "sequoia"])
+def test_siblings_tried_in_another_order(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draws without replacement verified in reverse: the last draw's law is not q."""
+
+    def change(drafted: DraftTree) -> DraftTree:
+        nodes = {
+            row: dataclasses.replace(draft, draws=draft.draws[::-1])
+            for row, draft in drafted.q.nodes.items()
+        }
+        return dataclasses.replace(drafted, q=SampledDrafts(nodes, drafted.q.replacement))
+
+    change_finish(monkeypatch, tree, change)
+    assert law_error(tree) > VISIBLE
+
+
+@pytest.mark.parametrize("tree", ["dyspec", "specinfer", "sequoia"])
+def test_another_q_than_the_one_drawn_from(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """q with the shortlist's estimated mass left in for one token: not the distribution drawn
+    from."""
+
+    def change(drafted: DraftTree) -> DraftTree:
+        nodes = {}
+        for row, draft in drafted.q.nodes.items():
+            q = draft.q.clone()
+            q[0] *= 1.5
+            nodes[row] = dataclasses.replace(draft, q=q)
+        return dataclasses.replace(drafted, q=SampledDrafts(nodes, drafted.q.replacement))
+
+    change_finish(monkeypatch, tree, change)
+    assert law_error(tree) > VISIBLE
+
+
+@pytest.mark.parametrize("tree", ["dyspec", "specinfer", "sequoia"])
+def test_q_indexed_by_the_wrong_tokens(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The column -> token map of q rotated for the residual: an equal-width, permuted map."""
+    original = verification._try_draws
+
+    def wrong(p, draft, tokens, replacement, source):
+        moved = p.clone()
+        moved[draft.ids] = p[draft.ids.roll(1)]
+        return original(moved, draft, tokens, replacement, source)
+
+    monkeypatch.setattr(verification, "_try_draws", wrong)
+    assert law_error(tree) > VISIBLE
+
+
+def test_sampled_tree_pruned_by_token_probability(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DySpec's cap applied to the values of drawn *tokens* instead of slots: improbable draws
+    vanish, and what is verified was not drawn from q."""
+    from dynaspec_cli.tree.dyspec import DySpecSampled
+
+    def finish(self, state):
+        by_token = sorted(range(1, len(state.tokens)), key=lambda node: (-state.scores[node], node))
+        return state.finished(sorted(by_token[: self.size]), replacement=False)
+
+    monkeypatch.setattr(DySpecSampled, "finish", finish)
+    assert law_error("dyspec", vocab=4, size=2, depth=1, width=3) > VISIBLE
+
+
+def test_acceptance_test_sharing_the_drafts_randomness() -> None:
+    """One uniform number both draws the token and tests it: why drafting and verification have
+    separate streams. Enumerated by splitting [0, 1) at the points where a decision changes."""
+    p, q = (0.5, 0.5), (0.8, 0.2)
+    emitted = [0.0, 0.0]
+    steps = 10_000
+    for i in range(steps):
+        u = (i + 0.5) / steps
+        token = 0 if u < q[0] else 1
+        kept = token if u < p[token] / q[token] else 1
+        emitted[kept] += 1 / steps
+    assert abs(emitted[0] - p[0]) > 0.1
