@@ -40,7 +40,7 @@ struct Region {
 };
 
 std::vector<Region> g_regions;
-Region g_shared_region{0, 0, 2, false, "shared memory", {}};
+Region g_shared_region{0, 0, 1, false, "shared memory", {}};
 uint32_t g_block_serial = 0, g_launch_first = 1;
 char* g_host_stack = nullptr;
 
@@ -141,7 +141,7 @@ void begin_block(unsigned char* shared, size_t bytes) {
   ++g_block_serial;
   g_shared_region.begin = reinterpret_cast<uintptr_t>(shared);
   g_shared_region.end = g_shared_region.begin + bytes;
-  g_shared_region.cells.assign((bytes + 1) / 2, Cell());
+  g_shared_region.cells.assign(bytes, Cell());
 }
 
 void clear_regions() { g_regions.clear(); }
