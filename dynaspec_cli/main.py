@@ -6,6 +6,8 @@ import errno
 import os
 import sys
 import traceback
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import click
@@ -45,12 +47,22 @@ class LazyGroup(click.Group):
         finally:
             self._debug = bool(ctx.meta.get(DEBUG_KEY, False))
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
+        run: Callable[[], Any] = partial(
+            super().main, args, prog_name, complete_var, standalone_mode=False, **extra
+        )
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return run()
         self._debug = False
         try:
-            code = super().main(*args, standalone_mode=False, **extra)
+            code = run()
             sys.stdout.flush()
         except (click.Abort, KeyboardInterrupt):
             sys.exit(INTERRUPTED)

@@ -1,4 +1,4 @@
-"""The ``--config`` file: TOML, where top-level keys are common options and a table belongs to a command.
+"""The ``--config`` file: TOML; top-level keys are common options, a table belongs to a command.
 
     model = "path/to/model"
     [generate]
@@ -56,8 +56,8 @@ def command_defaults(
         name = key.replace("-", "_")
         if name not in COMMON:
             raise UsageError(
-                f"--config {path}: unknown key {key!r}; at the top level stand {', '.join(COMMON)}, "
-                "other options in the table of their command"
+                f"--config {path}: unknown key {key!r}; at the top level stand "
+                f"{', '.join(COMMON)}, other options in the table of their command"
             )
         if name in options:
             chosen[str(options[name].name)] = _value(

@@ -180,7 +180,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         type=ShortlistType(),
         default=None,
         help="Which tokens the drafter scores; or a bundle's folder, or a token-map file."
-        f"  [default: {shortlists.DEFAULT}, or full where no bundle fits the target]",
+        f"  [default: {shortlists.DEFAULT}, or nanospec where no shipped bundle fits the target]",
     ),
     click.option(
         "--shortlist-size", type=int, metavar="N", help="Tokens.  [default: the method's own]"
@@ -208,7 +208,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
 
 
 def drafting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--drafter --shortlist --shortlist-size --tree --tree-size --tree-depth --tree-width``."""
+    """Add ``--drafter``, ``--shortlist`` with its size, ``--tree`` with its shape."""
     return _compose(*_DRAFTING)(function)
 
 

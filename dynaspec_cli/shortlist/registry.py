@@ -37,6 +37,14 @@ def check_name(method: str) -> None:
         )
 
 
+def default_for(target: Target) -> str:
+    """The method where none is asked for: ``DEFAULT`` where the packaged bundle fits ``target``,
+    else ``nanospec``, which needs no bundle."""
+    from dynaspec_cli.shortlist import factory
+
+    return "nanospec" if factory.packaged_bundle(target) is None else DEFAULT
+
+
 def create(
     config: ShortlistConfig,
     target: Target,

@@ -1,0 +1,197 @@
+"""``dynaspec generate``: options and printing; the engine does the work."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dynaspec_cli.commands.options import (
+    CommonOptions,
+    TextType,
+    common_options,
+    drafting_options,
+    sampling_config,
+    sampling_options,
+    shortlist_config,
+    tree_config,
+)
+from dynaspec_cli.commands.prompt import read_prompt
+from dynaspec_cli.config import GenerationConfig
+from dynaspec_cli.engine.events import DoneEvent, GenerationResult, NoticeEvent
+from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError
+from dynaspec_cli.shortlist import registry as shortlists
+
+if TYPE_CHECKING:
+    from dynaspec_cli.engine.api import Engine
+
+INTERRUPTED = 130
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynaspec generate "The capital of France is"
+  dynaspec generate --model FOLDER --chat "Write a haiku about trees"
+  dynaspec generate --max-new-tokens 64 --compare --json "1, 1, 2, 3, 5,"
+  dynaspec generate --temperature 0.8 --top-p 0.95 --stop "###" < prompt.txt
+
+\b
+Without PROMPT (or with -) the prompt comes from standard input. The text goes
+to stdout, everything else to stderr. Ctrl-C ends the text; what was generated
+is kept and the exit code is 130.
+"""
+)
+@click.argument("prompt", required=False)
+@click.option(
+    "--prompt-file",
+    metavar="FILE|-",
+    help="Read the prompt from a file or standard input, without a line break at its end.",
+)
+@click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
+@click.option("--system", metavar="TEXT", help="System message; needs --chat.")
+@click.option(
+    "--max-new-tokens", type=int, metavar="N", default=256, help="Length limit of the text."
+)
+@click.option(
+    "--stop",
+    type=TextType(),
+    metavar="TEXT",
+    multiple=True,
+    help="End the text before this one; can be repeated.",
+)
+@click.option("--stream/--no-stream", default=True, help="Print text as it comes.")
+@click.option(
+    "--compare",
+    is_flag=True,
+    help="Also decode autoregressively: speedup, and whether the tokens are identical.",
+)
+@sampling_options
+@drafting_options
+@common_options
+def generate(
+    common: CommonOptions,
+    prompt: str | None,
+    prompt_file: str | None,
+    chat: bool,
+    system: str | None,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    stream: bool,
+    compare: bool,
+    drafter: str,
+    shortlist: str | None,
+    shortlist_size: int | None,
+    tree: str,
+    tree_size: int,
+    tree_depth: int,
+    tree_width: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+) -> None:
+    """Continue PROMPT with a model, drafting over a shortlist of its vocabulary and verifying over
+    all of it: the text is the one that the model alone would generate."""
+    if system is not None and not chat:
+        raise UsageError("--system: needs --chat")
+    if compare and drafter == "none":
+        raise UsageError("--compare: needs a drafter, got --drafter none")
+    config = GenerationConfig(
+        max_new_tokens,
+        tuple(stop),
+        sampling_config(common.seed, temperature, top_k, top_p, min_p),
+        tree_config(tree, tree_size, tree_depth, tree_width),
+        shortlist_config(shortlist or shortlists.DEFAULT, shortlist_size),
+    )
+    text = read_prompt(prompt, prompt_file)
+    engine = _load(common, drafter)
+    ids = _encode(engine, text, chat, system)
+    notices = []
+    if shortlist is None and engine.drafter is not None:
+        method = shortlists.default_for(engine.target)
+        config = replace(config, shortlist=shortlist_config(method, shortlist_size))
+        if method != shortlists.DEFAULT:
+            notices.append(
+                f"no shortlist bundle for {engine.target.name} is shipped, so --shortlist {method} "
+                "is used; dynaspec build-clusters makes one"
+            )
+    result = _run(engine, ids, config, common, stream, compare, notices)
+    if result.finish_reason == "interrupted":
+        click.get_current_context().exit(INTERRUPTED)
+    _check_comparison(result, config)
+
+
+def _load(common: CommonOptions, drafter: str) -> Engine:
+    from dynaspec_cli.engine.api import Engine
+    from dynaspec_cli.ui.progress import LoadBar
+
+    with LoadBar(enabled=not common.quiet) as bar:
+        return Engine.load(
+            model=common.model,
+            dtype=common.dtype,
+            device=common.device,
+            threads=common.threads,
+            drafter=drafter,
+            progress=bar,
+        )
+
+
+def _encode(engine: Engine, text: str, chat: bool, system: str | None) -> list[int]:
+    if not chat:
+        return engine.encode(text)
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}])
+
+
+def _run(
+    engine: Engine,
+    ids: list[int],
+    config: GenerationConfig,
+    common: CommonOptions,
+    stream: bool,
+    compare: bool,
+    notices: Sequence[str],
+) -> GenerationResult:
+    from dynaspec_cli.ui.console import print_json
+    from dynaspec_cli.ui.generation import GenerationView
+    from dynaspec_cli.ui.interrupt import Interruption
+
+    result: GenerationResult | None = None
+    with (
+        GenerationView(stream=stream, text=not common.json, quiet=common.quiet) as view,
+        Interruption() as interruption,
+    ):
+        for notice in notices:
+            view.show(NoticeEvent(notice))
+        for event in engine.generate(ids, config, should_stop=interruption.should_stop):
+            view.show(event)
+            if isinstance(event, DoneEvent):
+                result = event.result
+        if result is None:
+            raise DynaSpecError("generation ended without a result")
+        if compare and result.finish_reason != "interrupted":
+            if not result.num_spec_steps and engine.drafter is None:
+                raise DynaSpecError(
+                    f"--compare: there is no drafter for {engine.target.name} to compare; "
+                    "train one with dynaspec train-drafter, then --drafter FOLDER"
+                )
+            view.note("decoding autoregressively for comparison")
+            result = engine.compare(ids, result, config)
+        view.close(result)
+    if common.json:
+        print_json(result.to_json())
+    return result
+
+
+def _check_comparison(result: GenerationResult, config: GenerationConfig) -> None:
+    """A greedy difference that is no numerical tie is a fault of ours: exit code 3."""
+    found: Any = result.comparison and result.comparison.first_divergence
+    if found and config.sampling.greedy and not found.tie:
+        raise ExactnessError(
+            f"the outputs differ at token {found.position} ({found.token_id} against "
+            f"{found.ar_token_id}) with a logit gap of {found.logit_gap:.4f}, which is no tie; "
+            "please report this with the output of --json"
+        )

@@ -1,0 +1,77 @@
+"""Progress of loading and converting a model, as a bar on stderr that vanishes when done."""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import Any
+
+from dynaspec_cli.target.events import LoadProgress
+from dynaspec_cli.ui.console import on_terminal, stderr_console
+
+
+class LoadBar:
+    """A callable for ``Engine.load(progress=...)`` and a context manager around it.
+
+    On a terminal it draws a bar; elsewhere a stage with a known share of work (a conversion, which
+    may take a minute) is announced by one line."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._live = enabled and on_terminal(sys.stderr)
+        self._progress: Any = None
+        self._task: Any = None
+        self._stage = ""
+
+    def __enter__(self) -> LoadBar:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __call__(self, event: LoadProgress) -> None:
+        if not self._enabled:
+            return
+        if not self._live:
+            if event.stage != self._stage and event.fraction is not None:
+                sys.stderr.write(f"{event.stage}...\n")
+                sys.stderr.flush()
+            self._stage = event.stage
+            return
+        if self._progress is None:
+            self._start()
+        total = None if event.fraction is None else 1.0
+        self._progress.update(
+            self._task, description=event.stage, total=total, completed=event.fraction or 0.0
+        )
+
+    def _start(self) -> None:
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=stderr_console(),
+            transient=True,
+        )
+        self._task = self._progress.add_task("", total=None)
+        self._progress.start()
+
+    def close(self) -> None:
+        """Remove the bar."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
