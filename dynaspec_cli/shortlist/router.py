@@ -17,6 +17,8 @@ from dynaspec_cli.ops import reference as ops
 
 EARLY = ("mlp", "token")
 """Kinds that need nothing from the drafter's layer."""
+LATE = ("centroid", "output")
+"""Linear kinds that read what the head reads."""
 
 
 def unit_rms(x: Tensor) -> Tensor:
