@@ -1,8 +1,10 @@
 """The one function that turns logits into probabilities, for plain and speculative decoding alike.
 
 Filters have the order and the meaning of transformers' logits processors: temperature, top-k (ties
-with the k-th are kept), top-p (an ascending stable sort: of equal tokens at the border the higher
-ids stay), min-p (relative to the most probable token that is left).
+with the k-th are kept), top-p, min-p (relative to the most probable token that is left). Of tied
+tokens at the border top-p keeps the higher ids: transformers leaves the choice to an unstable sort,
+here it is the one that a stable ascending sort makes, so that a distribution is a function of its
+logits.
 """
 
 from __future__ import annotations

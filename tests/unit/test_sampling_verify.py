@@ -1,0 +1,224 @@
+"""Walks of the verification: greedy, laziness, records that do not fit, rounding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.sampling.source import GeneratorSource
+from dynaspec_cli.sampling.verify import (
+    Draw,
+    NodeDraft,
+    SampledDrafts,
+    verify,
+    verify_greedy,
+    verify_sampled,
+)
+
+
+def tree(tokens: list[int], parents: list[int], q: SampledDrafts | None = None) -> DraftTree:
+    return DraftTree(torch.tensor(tokens), torch.tensor(parents), q)
+
+
+class Output:
+    """A target's output over given logits that notes what it was asked for."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.features = torch.zeros(logits.shape[0], 1)
+        self.table = logits
+        self.asked: list[int] = []
+
+    def logits(self, rows: Tensor | None = None) -> Tensor:
+        assert rows is not None
+        self.asked += rows.tolist()
+        return self.table[rows]
+
+    def argmax(self) -> Tensor:
+        return self.table.argmax(-1)
+
+    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+        raise AssertionError("verification needs no top k")
+
+
+#        0:7 ─┬─ 1:3 ─┬─ 3:1
+#             │       └─ 4:2 ── 6:3
+#             └─ 2:4 ─── 5:2
+TOKENS, PARENTS = [7, 3, 4, 1, 2, 2, 3], [-1, 0, 0, 1, 1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("choices", "path", "bonus"),
+    [
+        ([3, 2, 0, 0, 3, 0, 5], [0, 1, 4, 6], 5),
+        ([3, 2, 0, 0, 1, 0, 5], [0, 1, 4], 1),
+        ([3, 1, 0, 6, 3, 0, 5], [0, 1, 3], 6),
+        ([3, 0, 0, 6, 3, 0, 5], [0, 1], 0),
+        ([4, 0, 2, 6, 3, 1, 5], [0, 2, 5], 1),
+        ([2, 0, 2, 6, 3, 1, 5], [0], 2),
+    ],
+)
+def test_greedy_follows_the_argmax(choices: list[int], path: list[int], bonus: int) -> None:
+    """Against hand-walked paths; no logits are asked for."""
+    output = Output(torch.nn.functional.one_hot(torch.tensor(choices), 8).float())
+    for verdict in (
+        verify_greedy(tree(TOKENS, PARENTS), output),
+        verify(tree(TOKENS, PARENTS), output, SamplingConfig(0.0), GeneratorSource(0)),
+    ):
+        assert verdict.path.tolist() == path
+        assert verdict.path.dtype == torch.int64
+        assert verdict.bonus == bonus
+    assert output.asked == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_greedy_is_sampling_at_temperature_zero(seed: int) -> None:
+    output = Output(torch.randn(7, 8, generator=torch.Generator().manual_seed(seed)))
+    greedy = verify_greedy(tree(TOKENS, PARENTS), output)
+    one_hot = torch.nn.functional.one_hot(output.argmax(), 8).float()
+    sampled = verify_sampled(tree(TOKENS, PARENTS), lambda row: one_hot[row], GeneratorSource(seed))
+    assert sampled.path.tolist() == greedy.path.tolist()
+    assert sampled.bonus == greedy.bonus
+
+
+def test_only_visited_rows_are_formed() -> None:
+    """The rows asked for are the accepted path, each once."""
+    output = Output(torch.randn(7, 8, generator=torch.Generator().manual_seed(0)))
+    seen = set()
+    for seed in range(200):
+        output.asked.clear()
+        verdict = verify(tree(TOKENS, PARENTS), output, SamplingConfig(1.0), GeneratorSource(seed))
+        assert output.asked == verdict.path.tolist()
+        seen.add(len(output.asked))
+    assert seen >= {1, 2, 3}
+
+
+def test_the_root_alone_is_plain_decoding() -> None:
+    output = Output(torch.tensor([[0.0, 50.0, 0.0]]))
+    verdict = verify(tree([5], [-1]), output, SamplingConfig(1.0), GeneratorSource(0))
+    assert verdict.path.tolist() == [0]
+    assert verdict.bonus == 1
+
+
+def test_nan_in_a_visited_row() -> None:
+    output = Output(torch.full((7, 8), float("nan")))
+    with pytest.raises(DynaSpecError, match="NaN"):
+        verify(tree(TOKENS, PARENTS), output, SamplingConfig(1.0), GeneratorSource(0))
+
+
+def record(
+    q: list[float], draws: list[tuple[int, int]], replacement: bool = False
+) -> SampledDrafts:
+    """A record for the root's children over tokens 3, 4, 5."""
+    pairs = tuple(Draw(*pair) for pair in draws)
+    return SampledDrafts(
+        {0: NodeDraft(torch.tensor([3, 4, 5]), torch.tensor(q), pairs)}, replacement
+    )
+
+
+FLAT = torch.full((8,), 0.125)
+
+
+@pytest.mark.parametrize(
+    ("q", "message"),
+    [
+        (SampledDrafts({}, False), "not its children"),
+        (record([0.5, 0.5, 0.0], [(0, 1)]), "not its children"),
+        (record([0.5, 0.5, 0.0], [(0, 1), (1, 2), (2, 9)]), "not its children"),
+        (record([0.0, 0.5, 0.5], [(0, 1), (1, 2)]), "cannot draw"),
+        (record([0.4, 0.3, 0.3], [(1, 1), (0, 2)]), "cannot draw"),
+        ("a string", "expected SampledDrafts or None"),
+    ],
+)
+def test_records_that_do_not_fit_the_tree(q: object, message: str) -> None:
+    drafted = DraftTree(torch.tensor([7, 3, 4]), torch.tensor([-1, 0, 0]), q)
+    with pytest.raises(DynaSpecError, match=message):
+        verify_sampled(drafted, lambda row: FLAT, GeneratorSource(0))
+
+
+class Never(GeneratorSource):
+    """Rejects whatever can be rejected."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+
+    def accept(self, probability: float) -> bool:
+        return False
+
+
+def test_points_that_hold_all_of_p_are_accepted_in_spite_of_rounding() -> None:
+    """0.1 + 0.2 + 0.7 leaves a residual of rounding only, from which nothing can be drawn."""
+    p = torch.tensor([0.0, 0.1, 0.2, 0.7, 0.0], dtype=torch.float64)
+    drafted = tree([9, 1, 4, 2, 3], [-1, 0, 0, 0, 0])
+    probabilities = {0: p, 4: torch.tensor([1.0, 0, 0, 0, 0], dtype=torch.float64)}
+    verdict = verify_sampled(drafted, lambda row: probabilities[row], Never())
+    assert verdict.path.tolist() == [0, 4]
+    assert verdict.bonus == 0
+
+
+def test_a_draw_from_p_itself_is_accepted_in_spite_of_rounding() -> None:
+    """q equal to p: no residual is left by a rejection, which only rounding can cause."""
+    p = torch.zeros(8)
+    p[3:6] = torch.tensor([0.2, 0.3, 0.5])
+    drafted = tree([7, 4], [-1, 0], record([0.2, 0.3, 0.5], [(1, 1)]))
+    verdict = verify_sampled(drafted, lambda row: p, Never())
+    assert verdict.path.tolist()[:2] == [0, 1]
+
+
+def test_duplicate_points_are_tried_once() -> None:
+    """Two equal siblings: the second has no mass left, and the residual loses it once."""
+    p = torch.tensor([0.5, 0.5])
+    counts = [0, 0]
+    for seed in range(2000):
+        verdict = verify_sampled(tree([0, 1, 1], [-1, 0, 0]), lambda row: p, GeneratorSource(seed))
+        first = 1 if verdict.path.numel() > 1 else verdict.bonus
+        counts[first] += 1
+        assert 2 not in verdict.path.tolist()
+    assert abs(counts[1] - 1000) < 150
+
+
+def test_rounds_of_the_residual_worked_by_hand() -> None:
+    """p = (.1 .6 .3) over tokens 3, 4, 5 and q = (.5 .3 .2), drawn 3 then 4 then 5 without
+    replacement.
+
+    Token 3: accepted with .1 / .5. R = norm(0, .3, .1) = (0, .75, .25), D = (0, .6, .4); token 4:
+    .75 / .6, certain.
+    """
+    p = torch.zeros(8, dtype=torch.float64)
+    p[3:6] = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
+    asked: list[float] = []
+
+    class Recorder(Never):
+        def accept(self, probability: float) -> bool:
+            asked.append(probability)
+            return False
+
+    q = record([0.5, 0.3, 0.2], [(0, 1), (1, 2), (2, 3)])
+    with pytest.raises(DynaSpecError, match="not its children"):
+        verify_sampled(tree([7, 3, 4], [-1, 0, 0], q), lambda row: p, Recorder())
+    verdict = verify_sampled(tree([7, 3, 4, 5], [-1, 0, 0, 0], q), lambda row: p, Recorder())
+    # After token 4 is (impossibly) rejected: R = norm(0, .15, 0), D = (0, 0, 1).
+    assert asked == pytest.approx([0.2, 1.25, 0.0], abs=1e-6)
+    assert verdict.path.tolist() == [0]
+    assert verdict.bonus == 4
+
+
+def test_with_replacement_q_stays() -> None:
+    """The same p and q, token 3 drawn twice, then 4: R(3) is 0 after its first rejection, D never
+    changes."""
+    p = torch.zeros(8, dtype=torch.float64)
+    p[3:6] = torch.tensor([0.1, 0.6, 0.3], dtype=torch.float64)
+    asked: list[float] = []
+
+    class Recorder(Never):
+        def accept(self, probability: float) -> bool:
+            asked.append(probability)
+            return False
+
+    q = record([0.5, 0.3, 0.2], [(0, 1), (0, 1), (1, 2)], replacement=True)
+    verify_sampled(tree([7, 3, 4], [-1, 0, 0], q), lambda row: p, Recorder())
+    # R = norm(0, .3, .1) = (0, .75, .25); again: norm(0, .45, .05) = (0, .9, .1).
+    assert asked == pytest.approx([0.2, 0.0, 3.0], abs=1e-6)
