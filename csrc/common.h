@@ -25,6 +25,12 @@ inline std::string describe(const at::Tensor& t) {
 
 inline bool is_empty(const at::Tensor& t) { return t.numel() == 0; }
 
+// A dtype that activations may have.
+inline bool is_activation(const at::Tensor& t) {
+  return t.scalar_type() == at::kFloat || t.scalar_type() == at::kBFloat16 ||
+         t.scalar_type() == at::kHalf;
+}
+
 // Temperature of a head op.
 inline void check_temperature(const char* op, double temperature) {
   TORCH_CHECK_VALUE(temperature > 0 && temperature < 1e30, op,

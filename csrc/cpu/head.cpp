@@ -67,9 +67,10 @@ Head describe_head(const char* op, const at::Tensor& hidden, const at::Tensor& h
   Head described{describe_weight(op, "head", head, head_scale), head.size(0), nullptr, {}};
   DYNASPEC_EXPECT(
       hidden.dim() == 2 && hidden.size(1) == described.weight.k && hidden.device().is_cpu() &&
-          (hidden.scalar_type() == at::kFloat || hidden.scalar_type() == at::kBFloat16),
+          is_activation(hidden),
       op, "hidden",
-      "float32 or bfloat16 [n, " + std::to_string(described.weight.k) + "] on the CPU", hidden);
+      "float32, bfloat16 or float16 [n, " + std::to_string(described.weight.k) + "] on the CPU",
+      hidden);
   if (!is_empty(row_ids)) {
     DYNASPEC_EXPECT(row_ids.dim() == 1 && row_ids.scalar_type() == at::kInt &&
                         row_ids.size(0) == head.size(0) && row_ids.device().is_cpu(),

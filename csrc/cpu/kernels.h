@@ -53,6 +53,8 @@ struct SoftmaxPart {
   float sum;
 };
 
+struct LayerKernels;  // decoder_kernels.h
+
 struct Kernels {
   const char* name;
   // Bytes of one packed row of length k (a multiple of 64).
@@ -66,6 +68,7 @@ struct Kernels {
   SoftmaxPart (*softmax_part)(float* logits, int64_t count, float temperature);
   // Offers logits[j] of row rows[j], in ascending order of rows.
   void (*offer)(const float* logits, RowSet rows, float part_max, TopK* top);
+  const LayerKernels* layer;
 };
 
 // The table of the level in use: the best one the processor has, or DYNASPEC_CPU_ISA. Throws

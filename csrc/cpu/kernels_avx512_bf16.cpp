@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cpu/decoder_kernels.h"
 #include "cpu/kernels.h"
 
 #ifdef __clang__
@@ -21,8 +22,12 @@
 
 #define DYNASPEC_LEVEL avx512_bf16
 #define DYNASPEC_BF16_DOT 1
-#include "cpu/kernels_impl.h"
+// clang-format off: each reads what stands before it
 #include "cpu/vec_avx512.h"
+#include "cpu/kernels_impl.h"
+#include "cpu/decoder_impl.h"
+#include "cpu/table_impl.h"
+// clang-format on
 
 #ifdef __clang__
 #pragma clang attribute pop

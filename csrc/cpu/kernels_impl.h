@@ -337,14 +337,4 @@ void offer(const float* logits, RowSet rows, float part_max, TopK* top) {
 }
 
 }  // namespace
-
-const Kernels& table();
-const Kernels& table() {
-#define DYNASPEC_STRING_(x) #x
-#define DYNASPEC_STRING(x) DYNASPEC_STRING_(x)
-  static const Kernels all = {
-      DYNASPEC_STRING(DYNASPEC_LEVEL), packed_stride, pack_row, dot_rows, softmax_part, offer};
-  return all;
-}
-
 }  // namespace dynaspec::cpu::DYNASPEC_LEVEL

@@ -103,10 +103,9 @@ at::Tensor linear_op(const at::Tensor& x, const at::Tensor& weight,
                      const std::optional<at::Tensor>& bias,
                      const std::optional<at::Tensor>& scale) {
   Weight w = describe_weight("linear", "weight", weight, scale.value_or(at::Tensor()));
-  DYNASPEC_EXPECT(x.dim() == 2 && x.size(1) == w.k && x.device().is_cpu() &&
-                      (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16),
-                  "linear", "x", "float32 or bfloat16 [n, " + std::to_string(w.k) + "] on the CPU",
-                  x);
+  DYNASPEC_EXPECT(x.dim() == 2 && x.size(1) == w.k && x.device().is_cpu() && is_activation(x),
+                  "linear", "x",
+                  "float32, bfloat16 or float16 [n, " + std::to_string(w.k) + "] on the CPU", x);
   at::Tensor wide_bias;
   if (bias.has_value() && bias->defined()) {
     DYNASPEC_EXPECT(

@@ -18,10 +18,9 @@ at::Tensor widen_bias(const char* name, const at::Tensor& bias, int64_t size) {
 }
 
 void check_input(const char* name, const at::Tensor& x, int64_t rows) {
-  DYNASPEC_EXPECT(x.dim() == 2 && x.size(0) == rows && x.device().is_cpu() &&
-                      (x.scalar_type() == at::kFloat || x.scalar_type() == at::kBFloat16),
+  DYNASPEC_EXPECT(x.dim() == 2 && x.size(0) == rows && x.device().is_cpu() && is_activation(x),
                   "router_clusters", name,
-                  "float32 or bfloat16 [" + std::to_string(rows) + ", *] on the CPU", x);
+                  "float32, bfloat16 or float16 [" + std::to_string(rows) + ", *] on the CPU", x);
 }
 
 void check_width(const char* name, const at::Tensor& weight, int64_t k) {

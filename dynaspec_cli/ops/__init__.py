@@ -1,1 +1,50 @@
-"""Ops of the draft and verify steps: the compiled extension where it was built, the references elsewhere."""
+"""Ops of the draft and verify steps: the compiled extension where it was built, the references elsewhere.
+
+``backend()`` names what runs them, ``backend_reason()`` says why.
+"""
+
+from __future__ import annotations
+
+from dynaspec_cli.ops import fakes
+from dynaspec_cli.ops.decoder import decoder_layer
+from dynaspec_cli.ops.extension import EXTENSION, backend, backend_reason, compiled
+from dynaspec_cli.ops.head import (
+    draft_head,
+    linear,
+    router_clusters,
+    shortlist_log_probs,
+    shortlist_topk,
+    shortlist_union,
+)
+from dynaspec_cli.ops.tree import (
+    greedy_walk,
+    kv_commit,
+    sampled_walk,
+    stochastic_walk,
+    topk_expand,
+    tree_mask,
+    tree_rerank,
+)
+
+if EXTENSION.module is not None:
+    fakes.register()
+
+__all__ = [
+    "backend",
+    "backend_reason",
+    "compiled",
+    "decoder_layer",
+    "draft_head",
+    "greedy_walk",
+    "kv_commit",
+    "linear",
+    "router_clusters",
+    "sampled_walk",
+    "shortlist_log_probs",
+    "shortlist_topk",
+    "shortlist_union",
+    "stochastic_walk",
+    "topk_expand",
+    "tree_mask",
+    "tree_rerank",
+]

@@ -18,15 +18,39 @@ import torch
 from torch import Tensor
 
 
+_ROWS_AT_ONCE = 16384  # weight rows widened to float32 at a time: bounds the temporary copy
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Symmetric 8-bit rows: (int8 [n, k], scale float32 [n]) with ``scale = max |x| / 127``, ``q = round(x / scale)``, halves
+    to even. A row of zeros has scale 0."""
+    x = x.float()
+    scale = x.abs().amax(-1) / 127.0 if x.shape[-1] else x.new_zeros(x.shape[:-1])
+    q = torch.where(scale[:, None] > 0, x / scale[:, None], 0.0).round()
+    return q.to(torch.int8), scale
+
+
+def _int8_products(x: Tensor, weight: Tensor) -> Tensor:
+    """The integer dot products of quantised rows, exact in float64, times the scale of x."""
+    q, scale = quantize_rows(x)
+    return (q.double() @ weight.double().t()).float() * scale[:, None]
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """``x @ weight.T (* scale) (+ bias)``: x [n, k] float32/bf16, weight [m, k] float32/bf16/fp16/int8,
+    """``x @ weight.T (* scale) (+ bias)``: x [n, k] float32/bf16/fp16, weight [m, k] float32/bf16/fp16/int8,
     scale float32 [m] for int8 weights. Returns float32 [n, m].
 
-    A bf16 (fp16) weight rounds ``x`` to bf16 (float32) first, products accumulate in float32.
+    A bf16 weight rounds ``x`` to bf16, an int8 weight quantises each row of ``x`` (``quantize_rows``); otherwise ``x`` is float32.
+    Products accumulate in float32, those of int8 exactly.
     """
     if weight.dtype == torch.bfloat16:
         x = x.to(torch.bfloat16)
-    y = x.float() @ weight.float().t()
+    parts = []
+    for lo in range(0, max(weight.shape[0], 1), _ROWS_AT_ONCE):
+        rows = weight[lo : lo + _ROWS_AT_ONCE]
+        products = _int8_products(x, rows) if weight.dtype == torch.int8 else x.float() @ rows.float().t()
+        parts.append(products)
+    y = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
     if scale is not None and scale.numel():
         y = y * scale
     return y if bias is None else y + bias.float()

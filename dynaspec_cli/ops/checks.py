@@ -1,0 +1,95 @@
+"""The compiled ops' argument checks in Python, for the PyTorch fallback: the same messages, ``ValueError``s."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def describe(x: Tensor) -> str:
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)} on {x.device}"
+
+
+def expect(condition: bool, op: str, name: str, expected: str, got: object) -> None:
+    if not condition:
+        shown = describe(got) if isinstance(got, Tensor) else got
+        raise ValueError(f"{op}: {name}: expected {expected}, got {shown}")
+
+
+def check_weight(op: str, name: str, weight: Tensor, scale: Tensor | None) -> None:
+    """[m, k] of a weight dtype; int8 needs float32 ``scale`` [m]."""
+    expect(weight.dim() == 2, op, name, "a contiguous matrix [rows, k]", weight)
+    expect(weight.dtype in WEIGHT_DTYPES, op, name, "float32, bfloat16, float16 or int8", weight)
+    scaled = scale is not None and scale.numel() > 0
+    expect(scaled or weight.dtype != torch.int8, op, name, "a scale with int8 rows", "none")
+    if scale is not None and scaled:
+        fits = scale.dtype == torch.float32 and tuple(scale.shape) == (weight.shape[0],)
+        expect(fits, op, "scale", f"contiguous float32 [{weight.shape[0]}]", scale)
+
+
+def check_rows(op: str, name: str, x: Tensor, width: int) -> None:
+    """Activations [n, width]."""
+    fits = x.dim() == 2 and x.shape[1] == width and x.dtype in ACTIVATION_DTYPES
+    expect(fits, op, name, f"float32, bfloat16 or float16 [n, {width}]", x)
+
+
+def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
+    check_weight(op, "weight", weight, scale)
+    check_rows(op, "x", x, weight.shape[1])
+    if bias is not None:
+        fits = tuple(bias.shape) == (weight.shape[0],) and bias.is_floating_point()
+        expect(fits, op, "bias", f"floating-point [{weight.shape[0]}]", bias)
+
+
+def check_head(op: str, hidden: Tensor, head: Tensor, scale: Tensor, row_ids: Tensor, temperature: float) -> None:
+    finite = math.isfinite(temperature) and temperature > 0
+    expect(finite, op, "temperature", "a finite number above 0", temperature)
+    check_weight(op, "head", head, scale)
+    check_rows(op, "hidden", hidden, head.shape[1])
+    if row_ids.numel():
+        fits = row_ids.dtype == torch.int32 and tuple(row_ids.shape) == (head.shape[0],)
+        expect(fits, op, "row_ids", f"int32 [{head.shape[0]}], or empty", row_ids)
+
+
+def check_blocks(op: str, blocks: Tensor, rows: int) -> None:
+    """int32 [b, 2], ascending, disjoint, within [0, rows), not all empty."""
+    fits = blocks.dim() == 2 and blocks.shape[1] == 2 and blocks.dtype == torch.int32
+    expect(fits, op, "blocks", "int32 [b, 2]", blocks)
+    flat = blocks.flatten().tolist()
+    ordered = all(a <= b for a, b in zip([0, *flat], [*flat, rows], strict=True))
+    expect(ordered, op, "blocks", f"ascending, disjoint ranges within [0, {rows})", blocks.tolist()[:8])
+    expect(sum(flat[1::2]) > sum(flat[::2]), op, "blocks", "at least one row", "none")
+
+
+def check_union(
+    op: str, scores: Tensor, offsets: Tensor, extra_rows: Tensor, core_rows: int, budget: int
+) -> None:
+    fits = offsets.dim() == 1 and offsets.dtype == torch.int32
+    expect(fits, op, "cluster_offsets", "int32 [M + 1]", offsets)
+    fits = extra_rows.dim() == 1 and extra_rows.dtype == torch.int32
+    expect(fits, op, "extra_rows", "int32 [r]", extra_rows)
+    borders = offsets.tolist()
+    ordered = all(a <= b for a, b in zip([0, *borders[:-1]], borders, strict=True)) if borders else True
+    expect(ordered, op, "cluster_offsets", "ascending borders from 0 on", borders[:8])
+    if extra_rows.numel():
+        low = int(extra_rows.min())
+        expect(low >= 0, op, "extra_rows", "rows from 0 on", low)
+    expect(core_rows >= 0, op, "core_rows", "0 or more rows", core_rows)
+    expect(budget >= 0, op, "budget", "0 or more rows", budget)
+    if scores.numel():
+        clusters = max(len(borders) - 1, 0)
+        fits = scores.dim() == 2 and scores.shape[1] == clusters and scores.dtype == torch.float32
+        expect(fits, op, "cluster_scores", f"float32 [n, {clusters}]", scores)
+        expect(not bool(scores.isnan().any()), op, "cluster_scores", "numbers", "a NaN")
+
+
+def check_finite(op: str, lse: Tensor) -> None:
+    bad = (~lse.isfinite()).nonzero()
+    if bad.numel():
+        got = f"NaN or infinity in row {int(bad[0])}"
+        raise ValueError(f"{op}: hidden: expected finite logits, got {got}")

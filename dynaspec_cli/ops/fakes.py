@@ -1,0 +1,89 @@
+"""Shapes and dtypes of the compiled ops for ``torch.compile``, fake tensors and ``opcheck``.
+
+The number of rows a union selects depends on data, so its blocks have a data-dependent length; top-k ops are given at least k rows
+there.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Optional = Tensor | None
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Optional, scale: Optional) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+
+
+def _best(hidden: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    n = hidden.shape[0]
+    return (
+        hidden.new_empty((n, k), dtype=torch.float32),
+        hidden.new_empty((n, k), dtype=torch.int64),
+        hidden.new_empty((n,), dtype=torch.float32),
+    )
+
+
+def _union(
+    cluster_scores: Tensor, cluster_offsets: Tensor, extra_rows: Tensor, core_rows: int, budget: int
+) -> tuple[Tensor, Tensor]:
+    count = torch.library.get_ctx().new_dynamic_size()
+    blocks = cluster_offsets.new_empty((count, 2), dtype=torch.int32)
+    return blocks, cluster_offsets.new_empty((), dtype=torch.int64)
+
+
+def _topk(
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    blocks: Tensor,
+    k: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _best(hidden, k)
+
+
+def _log_probs(
+    hidden: Tensor, head: Tensor, head_scale: Tensor, row_ids: Tensor, blocks: Tensor, temperature: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    size = torch.library.get_ctx().new_dynamic_size()
+    log_q, _, lse = _best(hidden, size)
+    return log_q, hidden.new_empty((size,), dtype=torch.int64), lse
+
+
+def _draft_head(
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    cluster_scores: Tensor,
+    cluster_offsets: Tensor,
+    extra_rows: Tensor,
+    core_rows: int,
+    budget: int,
+    k: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    blocks, size = _union(cluster_scores, cluster_offsets, extra_rows, core_rows, budget)
+    return (*_best(hidden, k), size, blocks)
+
+
+def _router(
+    features: Tensor, tokens_embedding: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> Tensor:
+    return features.new_empty((features.shape[0], w2.shape[0]), dtype=torch.float32)
+
+
+def register() -> None:
+    """Registers the fake kernels; the ops must have been loaded."""
+    for name, function in {
+        "linear": _linear,
+        "shortlist_union": _union,
+        "shortlist_topk": _topk,
+        "shortlist_log_probs": _log_probs,
+        "draft_head": _draft_head,
+        "router_clusters": _router,
+    }.items():
+        torch.library.register_fake(f"dynaspec::{name}", function)

@@ -1,0 +1,115 @@
+"""Dense ops: a weight applied to few rows, the shortlisted LM head, the router.
+
+Shapes, dtypes and meaning of every op stand in ``reference.py``. The compiled ops check their arguments themselves;
+the fallback checks here, with the same messages (``ValueError``).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.ops import checks, reference
+from dynaspec_cli.ops.extension import compiled
+
+_ops = torch.ops.dynaspec
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """``x @ weight.T (* scale) (+ bias)``, float32 [n, m]; see ``reference.linear``."""
+    if compiled(weight):
+        return _ops.linear(x, weight, bias, scale)
+    checks.check_linear("linear", x, weight, bias, scale)
+    return reference.linear(x, weight, bias, scale)
+
+
+def shortlist_union(
+    cluster_scores: Tensor,
+    cluster_offsets: Tensor,
+    extra_rows: Tensor,
+    core_rows: int,
+    budget: int,
+) -> tuple[Tensor, Tensor]:
+    """(blocks int32 [b, 2], size int64 scalar); see ``reference.shortlist_union``."""
+    if compiled(cluster_offsets):
+        return _ops.shortlist_union(cluster_scores, cluster_offsets, extra_rows, core_rows, budget)
+    args = (cluster_scores, cluster_offsets, extra_rows, core_rows, budget)
+    checks.check_union("shortlist_union", *args)
+    return reference.shortlist_union(*args)
+
+
+def shortlist_topk(
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    blocks: Tensor,
+    k: int,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32 [n]), k' = min(k, rows selected); see
+    ``reference.shortlist_topk``. One block [0, V) and empty ``row_ids`` give the top-k of the whole vocabulary."""
+    if compiled(head):
+        return _ops.shortlist_topk(hidden, head, head_scale, row_ids, blocks, k, temperature)
+    op = "shortlist_topk"
+    checks.check_head(op, hidden, head, head_scale, row_ids, temperature)
+    checks.check_blocks(op, blocks, head.shape[0])
+    checks.expect(k >= 1, op, "k", "at least 1", k)
+    log_q, ids, lse = reference.shortlist_topk(hidden, head, head_scale, row_ids, blocks, k, temperature)
+    checks.check_finite(op, lse)
+    return log_q, ids, lse
+
+
+def shortlist_log_probs(
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    blocks: Tensor,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(log_q float32 [n, S], ids int64 [S], logsumexp float32 [n]); see ``reference.shortlist_log_probs``."""
+    if compiled(head):
+        return _ops.shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
+    op = "shortlist_log_probs"
+    checks.check_head(op, hidden, head, head_scale, row_ids, temperature)
+    checks.check_blocks(op, blocks, head.shape[0])
+    log_q, ids, lse = reference.shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
+    checks.check_finite(op, lse)
+    return log_q, ids, lse
+
+
+def draft_head(
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    cluster_scores: Tensor,
+    cluster_offsets: Tensor,
+    extra_rows: Tensor,
+    core_rows: int,
+    budget: int,
+    k: int,
+    temperature: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The draft step in one call: ``shortlist_union`` of the scores, then ``shortlist_topk`` of ``hidden`` [n, d] over it.
+
+    Returns (log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32 [n], size int64 scalar, blocks int32 [b, 2]).
+    """
+    if compiled(head):
+        return _ops.draft_head(
+            hidden, head, head_scale, row_ids, cluster_scores, cluster_offsets, extra_rows, core_rows,
+            budget, k, temperature,
+        )  # fmt: skip
+    blocks, size = shortlist_union(cluster_scores, cluster_offsets, extra_rows, core_rows, budget)
+    log_q, ids, lse = shortlist_topk(hidden, head, head_scale, row_ids, blocks, k, temperature)
+    return log_q, ids, lse, size, blocks
+
+
+def router_clusters(
+    features: Tensor, tokens_embedding: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> Tensor:
+    """Router scores float32 [n, M]; see ``reference.router_clusters``."""
+    if compiled(w2):
+        return _ops.router_clusters(features, tokens_embedding, w1, b1, w2, b2)
+    return reference.router_clusters(features, tokens_embedding, w1, b1, w2, b2)
