@@ -6,6 +6,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
+#include "launch.h"
+
 // Dynamic shared memory of a kernel. DYNASPEC_SIMT is set where the sources run on the CPU (tests/simt).
 #ifdef DYNASPEC_SIMT
 #define DYNASPEC_SHARED(name) unsigned char* name = simt::shared_memory()
@@ -42,6 +44,24 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
 template <>
 __device__ __forceinline__ __half from_float<__half>(float x) {
   return __float2half(x);
+}
+
+// Entry of an array of floating-point numbers whose type is known at run time.
+__device__ __forceinline__ float load_as_float(const void* data, int dtype, int64_t i) {
+  switch (dtype) {
+    case DYNASPEC_FLOAT32:
+      return static_cast<const float*>(data)[i];
+    case DYNASPEC_BFLOAT16:
+      return to_float(static_cast<const __nv_bfloat16*>(data)[i]);
+    default:
+      return to_float(static_cast<const __half*>(data)[i]);
+  }
+}
+
+// Symmetric 8-bit quantisation, halves to even; 0 in a row of zeros. A NaN scale makes the result meaningless, and the
+// product with that scale NaN.
+__device__ __forceinline__ int8_t quantised(float x, float scale) {
+  return scale > 0.0f ? static_cast<int8_t>(rintf(x / scale)) : static_cast<int8_t>(0);
 }
 
 // Unsigned integers in the order of the floats: -inf < ... < -0 = +0 < ... < +inf < NaN. Never 0.

@@ -27,7 +27,8 @@ __device__ __forceinline__ float2 softmax_join(float2 a, float2 b) {
 }
 
 struct HeadPlan {
-  void* hidden;  // [columns, padded dim] in the type that the products read, zero padded
+  void* hidden;         // [columns, padded dim] in the type that the products read, zero padded
+  float* hidden_scale;  // [columns] scale of each quantised row (int8 heads)
   int* tile_start;
   int* row_start;
   Tile* tiles;
@@ -45,6 +46,7 @@ struct HeadPlan {
     Carver carve(workspace);
     hidden = carve.take<char>(static_cast<int64_t>(columns) * padded_dim *
                               (head.dtype == DYNASPEC_FLOAT32 ? 4 : 2));
+    hidden_scale = carve.take<float>(columns);
     tile_start = carve.take<int>(capacity);
     row_start = carve.take<int>(capacity);
     tiles = carve.take<Tile>(tile_capacity);
@@ -60,7 +62,7 @@ inline bool head_arguments_fit(const dynaspec_head& head, int hidden_dtype, int6
   return head.rows > 0 && head.rows < INT32_MAX - kTileRows && head.dim > 0 && n > 0 &&
          n <= DYNASPEC_MAX_HEAD_ROWS && capacity > 0 && grid > 0 && head.dtype >= 0 &&
          head.dtype <= DYNASPEC_INT8 && (head.dtype != DYNASPEC_INT8 || head.scale != nullptr) &&
-         (hidden_dtype == DYNASPEC_FLOAT32 || hidden_dtype == DYNASPEC_BFLOAT16);
+         hidden_dtype >= DYNASPEC_FLOAT32 && hidden_dtype <= DYNASPEC_FLOAT16;
 }
 
 // Fills the plan's tiles and packed hidden rows.

@@ -30,7 +30,8 @@ struct DistributionEpilogue {
     __syncwarp();
   }
 
-  __device__ void tile(const StreamArguments& a, unsigned char* own, const float* scores,
+  template <typename Sum>
+  __device__ void tile(const StreamArguments& a, unsigned char* own, const Sum* scores,
                        const Tile& tile) const {
     float2* softmax = reinterpret_cast<float2*>(own);
     for (int row = warp_id(); row < a.n; row += kStreamThreads / kWarp) {
@@ -39,7 +40,7 @@ struct DistributionEpilogue {
       for (int slot = 0; slot < 2; ++slot) {
         const int i = lane_id() + slot * kWarp;
         value[slot] =
-            i < tile.y ? tempered(a, scores[row * kScoreStride + i], tile.x + i) : -INFINITY;
+            i < tile.y ? tempered(a, scores[row * kScoreStride + i], row, tile.x + i) : -INFINITY;
         if (i < tile.y && tile.z + i < width)
           log_q[static_cast<int64_t>(row) * width + tile.z + i] = value[slot];
         m = fmaxf(m, value[slot]);

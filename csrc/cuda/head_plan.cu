@@ -1,10 +1,10 @@
 // Plan of a head call: cuts the blocks into tiles and packs the hidden rows.
 //
 // Layout: tile_start, row_start [capacity] are exclusive prefix sums over the blocks of their tiles and rows; tiles
-// [tile_capacity] is what the streaming kernels walk. Packed hidden rows are [16 or 32, padded dim], zero padded, in
-// bf16 (bf16 and int8 heads), fp16 or float32.
-// Complexity: O(capacity + tiles log capacity + n d). Launch shape: (1 + packing blocks) x 1024; block 0 plans, the
-// others pack.
+// [tile_capacity] is what the streaming kernels walk. Packed hidden rows are [16 or 32, padded dim], zero padded, in the
+// head's type; for an int8 head each row is quantised symmetrically, scale = max |x| / 127, halves to even.
+// Complexity: O(capacity + tiles log capacity + n d). Launch shape: (1 + 16 or 32) x 1024; block 0 plans, block 1 + i packs
+// hidden row i.
 #include "head.cuh"
 
 namespace dynaspec::cuda {
@@ -21,6 +21,7 @@ struct PlanArguments {
   int* totals;
   const void* hidden;
   void* packed;
+  float* hidden_scale;
   int n, dim, padded_dim, columns, hidden_dtype, packed_dtype;
 };
 
@@ -70,23 +71,47 @@ __device__ void plan_tiles(const PlanArguments& a, int* scratch) {
   }
 }
 
-__device__ void pack_hidden(const PlanArguments& a) {
-  const int total = a.columns * a.padded_dim, stride = (gridDim.x - 1) * kThreads;
-  for (int i = (blockIdx.x - 1) * kThreads + threadIdx.x; i < total; i += stride) {
-    const int row = i / a.padded_dim, column = i % a.padded_dim;
-    float x = 0;
-    if (row < a.n && column < a.dim) {
-      const int64_t at = static_cast<int64_t>(row) * a.dim + column;
-      x = a.hidden_dtype == DYNASPEC_FLOAT32
-              ? static_cast<const float*>(a.hidden)[at]
-              : to_float(static_cast<const __nv_bfloat16*>(a.hidden)[at]);
+__device__ __forceinline__ float hidden_value(const PlanArguments& a, int row, int column) {
+  if (row >= a.n || column >= a.dim) return 0.0f;
+  return load_as_float(a.hidden, a.hidden_dtype, static_cast<int64_t>(row) * a.dim + column);
+}
+
+// Largest |x| of the row over the thread block; a NaN stays one.
+__device__ float row_magnitude(const PlanArguments& a, int row, float* scratch) {
+  uint32_t most = 0;
+  for (int column = threadIdx.x; column < a.dim; column += kThreads)
+    most = max(most, __float_as_uint(hidden_value(a, row, column)) & 0x7fffffffu);
+  for (int step = kWarp / 2; step > 0; step /= 2)
+    most = max(most, __shfl_xor_sync(kFullMask, most, step));
+  if (lane_id() == 0) scratch[warp_id()] = __uint_as_float(most);
+  __syncthreads();
+  most = 0;
+  for (int i = 0; i < kThreads / kWarp; ++i) most = max(most, __float_as_uint(scratch[i]));
+  return __uint_as_float(most);
+}
+
+__device__ void pack_hidden(const PlanArguments& a, int row, float* scratch) {
+  float scale = 0.0f;
+  if (a.packed_dtype == DYNASPEC_INT8) {
+    scale = row_magnitude(a, row, scratch) / 127.0f;
+    if (threadIdx.x == 0) a.hidden_scale[row] = scale;
+  }
+  for (int column = threadIdx.x; column < a.padded_dim; column += kThreads) {
+    const float x = hidden_value(a, row, column);
+    const int64_t at = static_cast<int64_t>(row) * a.padded_dim + column;
+    switch (a.packed_dtype) {
+      case DYNASPEC_FLOAT32:
+        static_cast<float*>(a.packed)[at] = x;
+        break;
+      case DYNASPEC_BFLOAT16:
+        static_cast<__nv_bfloat16*>(a.packed)[at] = from_float<__nv_bfloat16>(x);
+        break;
+      case DYNASPEC_FLOAT16:
+        static_cast<__half*>(a.packed)[at] = from_float<__half>(x);
+        break;
+      default:
+        static_cast<int8_t*>(a.packed)[at] = quantised(x, scale);
     }
-    if (a.packed_dtype == DYNASPEC_FLOAT32)
-      static_cast<float*>(a.packed)[i] = x;
-    else if (a.packed_dtype == DYNASPEC_FLOAT16)
-      static_cast<__half*>(a.packed)[i] = from_float<__half>(x);
-    else
-      static_cast<__nv_bfloat16*>(a.packed)[i] = from_float<__nv_bfloat16>(x);
   }
 }
 
@@ -95,7 +120,7 @@ __global__ void __launch_bounds__(kThreads) plan_kernel(PlanArguments a) {
   if (blockIdx.x == 0)
     plan_tiles(a, reinterpret_cast<int*>(memory));
   else
-    pack_hidden(a);
+    pack_hidden(a, blockIdx.x - 1, reinterpret_cast<float*>(memory));
 }
 
 }  // namespace
@@ -114,14 +139,14 @@ int launch_plan(const HeadPlan& plan, const dynaspec_head& head, const void* hid
   a.totals = plan.totals;
   a.hidden = hidden;
   a.packed = plan.hidden;
+  a.hidden_scale = plan.hidden_scale;
   a.n = static_cast<int>(n);
   a.dim = static_cast<int>(head.dim);
   a.padded_dim = plan.padded_dim;
   a.columns = plan.columns;
   a.hidden_dtype = hidden_dtype;
-  a.packed_dtype = head.dtype == DYNASPEC_INT8 ? DYNASPEC_BFLOAT16 : head.dtype;
-  const int64_t packing = ceil_div(static_cast<int64_t>(plan.columns) * plan.padded_dim, kThreads);
-  const unsigned grid = 1 + static_cast<unsigned>(packing < 64 ? packing : 64);
+  a.packed_dtype = head.dtype;
+  const unsigned grid = 1 + static_cast<unsigned>(plan.columns);
   return launch(plan_kernel, grid, kThreads, kWarp * sizeof(int), stream, a);
 }
 

@@ -5,7 +5,7 @@
 // head's width are filled with zeros instead of being read). A head whose rows are not multiples of 16 bytes is loaded
 // element by element: right, but slow. The loads of the next tile begin while the last one is still in the epilogue.
 //
-// Shared memory: kStages x [64 + columns] padded rows | scores [columns, 68] float | scratch | epilogue.
+// Shared memory: kStages x [64 + columns] padded rows | scores [columns, 68] | epilogue.
 // Launch shape: grid x 128. Complexity: each selected row is read once; hidden rows are re-read from L2 per tile.
 #pragma once
 
@@ -17,8 +17,9 @@ namespace dynaspec::cuda {
 
 struct StreamArguments {
   const void* weight;
-  const float* scale;  // of int8 rows, or null
-  const void* hidden;  // packed by the plan
+  const float* scale;         // of int8 rows, or null
+  const float* hidden_scale;  // of the quantised hidden rows of an int8 head, or null
+  const void* hidden;         // packed by the plan
   const Tile* tiles;
   const int* totals;
   int dim, padded_dim, n;
@@ -29,16 +30,15 @@ struct StreamArguments {
 template <typename Math, int Fragments>
 struct StageLayout {
   static constexpr int kChunk = Math::kChunk;
-  static constexpr int kRowStride = kStride<typename Math::Weight, kChunk>;
-  static constexpr int kHiddenStride = kStride<typename Math::Hidden, kChunk>;
+  using Place = typename Math::Place;
+  static constexpr int kHiddenRows = Fragments * kColumns;
   static constexpr int kRowBytes =
-      kTileRows * kRowStride * static_cast<int>(sizeof(typename Math::Weight));
-  static constexpr int kHiddenBytes = Fragments * kColumns * kHiddenStride *
-                                      static_cast<int>(sizeof(typename Math::Hidden));
-  static constexpr int kBytes = kRowBytes + kHiddenBytes;
+      Place::size(kTileRows) * static_cast<int>(sizeof(typename Math::Weight));
+  static constexpr int kBytes =
+      kRowBytes + Place::size(kHiddenRows) * static_cast<int>(sizeof(typename Math::Hidden));
   static constexpr int kScoreBytes =
-      Fragments * kColumns * kScoreStride * static_cast<int>(sizeof(float));
-  static constexpr int kSharedBytes = kStages * kBytes + kScoreBytes + Math::kScratchBytes;
+      kHiddenRows * kScoreStride * static_cast<int>(sizeof(typename Math::Sum));
+  static constexpr int kSharedBytes = kStages * kBytes + kScoreBytes;
 };
 
 // Loads chunk after chunk of the thread block's tiles.
@@ -66,7 +66,7 @@ struct Loader {
         const int row = i / kPieces, column = first_column + i % kPieces * kPiece;
         const bool inside = row < current.y && column < a.dim;
         const int64_t at = inside ? static_cast<int64_t>(current.x + row) * a.dim + column : 0;
-        __pipeline_memcpy_async(stage + row * Layout::kRowStride + i % kPieces * kPiece,
+        __pipeline_memcpy_async(stage + Layout::Place::at(row, i % kPieces * kPiece, kTileRows),
                                 weight + at, 16, inside ? 0 : 16);
       }
       return;
@@ -76,7 +76,7 @@ struct Loader {
       Weight x{};
       if (row < current.y && column < a.dim)
         x = weight[static_cast<int64_t>(current.x + row) * a.dim + column];
-      stage[row * Layout::kRowStride + i % Layout::kChunk] = x;
+      stage[Layout::Place::at(row, i % Layout::kChunk, kTileRows)] = x;
     }
   }
 
@@ -84,9 +84,9 @@ struct Loader {
     constexpr int kPiece = 16 / static_cast<int>(sizeof(Hidden));
     constexpr int kPieces = Layout::kChunk / kPiece;
     const Hidden* hidden = static_cast<const Hidden*>(a.hidden) + chunk * Layout::kChunk;
-    for (int i = threadIdx.x; i < Fragments * kColumns * kPieces; i += kStreamThreads) {
+    for (int i = threadIdx.x; i < Layout::kHiddenRows * kPieces; i += kStreamThreads) {
       const int row = i / kPieces, column = i % kPieces * kPiece;
-      __pipeline_memcpy_async(stage + row * Layout::kHiddenStride + column,
+      __pipeline_memcpy_async(stage + Layout::Place::at(row, column, Layout::kHiddenRows),
                               hidden + static_cast<int64_t>(row) * a.padded_dim + column, 16);
     }
   }
@@ -112,9 +112,9 @@ __global__ void __launch_bounds__(kStreamThreads)
     stream_kernel(StreamArguments a, Epilogue epilogue) {
   using Layout = StageLayout<Math, Fragments>;
   DYNASPEC_SHARED(memory);
-  float* scores = reinterpret_cast<float*>(memory + kStages * Layout::kBytes);
-  unsigned char* scratch = memory + kStages * Layout::kBytes + Layout::kScoreBytes;
-  unsigned char* own = scratch + Math::kScratchBytes;
+  using Sum = typename Math::Sum;
+  Sum* scores = reinterpret_cast<Sum*>(memory + kStages * Layout::kBytes);
+  unsigned char* own = memory + kStages * Layout::kBytes + Layout::kScoreBytes;
   const int tiles = a.totals[0];
   Loader<Math, Fragments> loader(a, tiles);
   Math math;
@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kStreamThreads)
       loader.issue(a, memory + (stage + kStages - 1) % kStages * Layout::kBytes);
       const unsigned char* here = memory + stage * Layout::kBytes;
       math.add(reinterpret_cast<const typename Math::Weight*>(here),
-               reinterpret_cast<const typename Math::Hidden*>(here + Layout::kRowBytes), scratch);
+               reinterpret_cast<const typename Math::Hidden*>(here + Layout::kRowBytes));
       stage = (stage + 1) % kStages;
     }
     math.store(scores);
@@ -141,10 +141,13 @@ __global__ void __launch_bounds__(kStreamThreads)
   epilogue.end(a, own);
 }
 
-// Score of a tile's row after the row's scale and the temperature.
-__device__ __forceinline__ float tempered(const StreamArguments& a, float score, int row) {
-  if (a.scale != nullptr) score *= a.scale[row];
-  return score / a.temperature;
+// Logit of a row after scales and temperature.
+template <typename Sum>
+__device__ __forceinline__ float tempered(const StreamArguments& a, Sum sum, int hidden_row,
+                                          int row) {
+  float logit = static_cast<float>(sum);
+  if (a.scale != nullptr) logit = logit * a.hidden_scale[hidden_row] * a.scale[row];
+  return logit / a.temperature;
 }
 
 template <typename Math, int Fragments, typename Epilogue>
@@ -171,7 +174,7 @@ int launch_stream_columns(const StreamArguments& a, int dtype, const Epilogue& e
     case DYNASPEC_FLOAT16:
       return launch_stream_as<TensorCores<__half, Fragments>, Fragments>(a, epilogue, grid, stream);
     case DYNASPEC_INT8:
-      return launch_stream_as<WidenedInt8<Fragments>, Fragments>(a, epilogue, grid, stream);
+      return launch_stream_as<TensorCores<int8_t, Fragments>, Fragments>(a, epilogue, grid, stream);
     default:
       return launch_stream_as<FusedMultiplyAdd<Fragments>, Fragments>(a, epilogue, grid, stream);
   }
@@ -185,6 +188,7 @@ int launch_stream(const HeadPlan& plan, const dynaspec_head& head, int64_t n, fl
   StreamArguments a{};
   a.weight = head.weight;
   a.scale = head.dtype == DYNASPEC_INT8 ? head.scale : nullptr;
+  a.hidden_scale = plan.hidden_scale;
   a.hidden = plan.hidden;
   a.tiles = plan.tiles;
   a.totals = plan.totals;

@@ -38,14 +38,15 @@ struct TopKEpilogue {
     __syncwarp();
   }
 
-  __device__ void tile(const StreamArguments& a, unsigned char* own, const float* scores,
+  template <typename Sum>
+  __device__ void tile(const StreamArguments& a, unsigned char* own, const Sum* scores,
                        const Tile& tile) const {
     const int first = tile.x + lane_id(), second = first + kWarp;
     const bool has_first = lane_id() < tile.y, has_second = lane_id() + kWarp < tile.y;
     for (int row = warp_id(); row < a.n; row += kStreamThreads / kWarp) {
-      const float* mine = scores + row * kScoreStride;
-      const float x = has_first ? tempered(a, mine[lane_id()], first) : -INFINITY;
-      const float y = has_second ? tempered(a, mine[lane_id() + kWarp], second) : -INFINITY;
+      const Sum* mine = scores + row * kScoreStride;
+      const float x = has_first ? tempered(a, mine[lane_id()], row, first) : -INFINITY;
+      const float y = has_second ? tempered(a, mine[lane_id() + kWarp], row, second) : -INFINITY;
       const float m = warp_max(fmaxf(x, y));
       float sum = has_first && x != -INFINITY ? expf(x - m) : 0.0f;
       sum += has_second && y != -INFINITY ? expf(y - m) : 0.0f;

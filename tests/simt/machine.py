@@ -116,7 +116,7 @@ class Machine:
         return self._register(array, False, True, name, array.itemsize)
 
     def workspace(self, size: int) -> ctypes.c_void_p:
-        return self._register(np.zeros(max(size, 1), np.uint8), False, True, "workspace", 2).pointer
+        return self._register(np.zeros(max(size, 1), np.uint8), False, True, "workspace", 1).pointer
 
     def size(self, function: str, *arguments: object) -> int:
         call = getattr(self.library, function)

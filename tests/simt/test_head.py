@@ -40,7 +40,11 @@ class Case:
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(log_q, ids, logsumexp) in row order from inputs rounded as the kernel rounds them, float64 sums."""
         x = self.hidden.float()
-        x = x.to({FLOAT16: torch.float16, FLOAT32: torch.float32}.get(self.dtype, torch.bfloat16)).double()
+        if self.dtype == INT8:
+            q, scale = reference.quantize_rows(x)
+            x = q.double() * scale.double()[:, None]
+        else:
+            x = x.to(DTYPES[self.dtype]).double()
         rows = np.concatenate([np.arange(lo, hi) for lo, hi in self.blocks] or [np.zeros(0, int)]).astype(int)
         logits = x @ self.weight.double()[rows].T
         if self.scale.numel():
@@ -59,7 +63,7 @@ def make_case(seed: int, dtype: int, n: int, dim: int, rows: int, blocks: list[t
         weight, scale = torch.randint(-127, 128, (rows, dim), generator=g), torch.rand(rows, generator=g) * 0.02 + 0.001
     row_ids = torch.randperm(rows, generator=g).to(torch.int32) if ids else torch.zeros(0, dtype=torch.int32)
     hidden = torch.randn(n, dim, generator=g)
-    hidden = hidden.to(torch.bfloat16) if seed % 2 else hidden
+    hidden = hidden.to([torch.float32, torch.bfloat16, torch.float16][seed % 3])
     return Case(weight.to(DTYPES[dtype]), scale, row_ids, hidden, np.array(blocks, np.int32).reshape(-1, 2), dtype)
 
 
@@ -79,7 +83,7 @@ def register(machine: Machine, case: Case, misalign: int = 0) -> tuple[HeadStruc
         case.dtype,
     )
     hidden = machine.constant(as_bytes(case.hidden), "hidden")
-    return head, hidden, BFLOAT16 if case.hidden.dtype == torch.bfloat16 else FLOAT32
+    return head, hidden, next(code for code, dtype in DTYPES.items() if dtype == case.hidden.dtype)
 
 
 def topk(machine: Machine, case: Case, k: int, grid: int = 3, misalign: int = 0, padding: int = 2):
@@ -187,7 +191,7 @@ def test_reference_op_agrees(machine: Machine) -> None:
 def test_exact_ties_go_to_the_lower_row(machine: Machine) -> None:
     case = make_case(2, FLOAT32, 2, 16, 300, [(5, 80), (90, 300)], ids=False)
     case.weight[:] = case.weight[0]
-    case.weight[200] *= 0.5 if float(case.hidden[0] @ case.weight[0]) > 0 else 2.0
+    case.weight[200] *= 0.5 if float(case.hidden[0].float() @ case.weight[0]) > 0 else 2.0
     _, ids, _ = topk(machine, case, 64, grid=4)
     expected = [r for r in [*range(5, 80), *range(90, 300)] if r != 200][:64]
     assert ids[0].tolist() == expected

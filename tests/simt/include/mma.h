@@ -25,6 +25,7 @@ struct fragment {
 inline float element(float v) { return v; }
 inline float element(__nv_bfloat16 v) { return __bfloat162float(v); }
 inline float element(__half v) { return __half2float(v); }
+inline int element(signed char v) { return v; }
 
 template <typename T>
 void check_matrix(const T* base, unsigned stride) {
@@ -57,11 +58,11 @@ template <typename Use, typename T, typename Layout>
 void fill_fragment(fragment<Use, 16, 16, 16, T, Layout>& f, T value) {
   for (int i = 0; i < 8; ++i) f.x[i] = value;
 }
-template <typename T, typename LA, typename LB>
-SIMT_NO_TRACE void mma_sync(fragment<accumulator, 16, 16, 16, float>& d,
+template <typename T, typename Sum, typename LA, typename LB>
+SIMT_NO_TRACE void mma_sync(fragment<accumulator, 16, 16, 16, Sum>& d,
                             const fragment<matrix_a, 16, 16, 16, T, LA>& a,
                             const fragment<matrix_b, 16, 16, 16, T, LB>& b,
-                            const fragment<accumulator, 16, 16, 16, float>& c) {
+                            const fragment<accumulator, 16, 16, 16, Sum>& c) {
   const T* lanes_a[32];
   const T* lanes_b[32];
   const uint64_t* p =
@@ -71,10 +72,10 @@ SIMT_NO_TRACE void mma_sync(fragment<accumulator, 16, 16, 16, float>& d,
   p = simt::exchange(simt::Collective::kMatrix, 0xffffffffu, reinterpret_cast<uint64_t>(&b));
   for (int i = 0; i < 32; ++i)
     lanes_b[i] = reinterpret_cast<const fragment<matrix_b, 16, 16, 16, T, LB>*>(p[i])->x;
-  float out[8];
+  Sum out[8];
   for (int i = 0; i < 8; ++i) {
     const unsigned e = simt::lane() * 8 + i, row = e / 16, col = e % 16;
-    float sum = c.x[i];
+    Sum sum = c.x[i];
     for (unsigned k = 0; k < 16; ++k) {
       const unsigned ea = row * 16 + k, eb = k * 16 + col;
       sum += element(lanes_a[ea / 8][ea % 8]) * element(lanes_b[eb / 8][eb % 8]);
