@@ -1,7 +1,8 @@
 """Builds the extension ``dynaspec_cli._C``. Everything static is in pyproject.toml.
 
-DYNASPEC_BUILD=auto   CPU kernels, and CUDA kernels where torch is a CUDA build and CUDA_HOME is set; a missing
-                      compiler or a failing compile prints one line and installs without an extension (default)
+DYNASPEC_BUILD=auto   (default) CPU kernels, and CUDA kernels where torch is a CUDA build and there
+                      is a toolkit; a missing compiler or a failing compile prints one line and
+                      installs without an extension
 DYNASPEC_BUILD=cpu    CPU kernels; a failure fails the install
 DYNASPEC_BUILD=cuda   CPU and CUDA kernels; a failure fails the install
 DYNASPEC_BUILD=0      no extension
@@ -64,10 +65,10 @@ def sources(*folders: str, suffixes: tuple[str, ...] = (".cpp",)) -> list[str]:
 
 
 def cpu_flags() -> list[str]:
-    # -ffp-contract=off: a multiplication and an addition are fused only where the source says so, so that
-    # every tile shape rounds alike.
+    # -ffp-contract=off: a multiplication and an addition are fused only where the source says so,
+    # so that every tile shape rounds alike.
     flags = ["-O3", "-g0", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
-    # gcc 12 takes the undefined operands inside its own AVX-512 intrinsics for uninitialised variables.
+    # gcc 12 takes the undefined operands of its own AVX-512 intrinsics for uninitialised variables.
     flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     if os.environ.get("DYNASPEC_SANITIZE") == "1":
         flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]
@@ -92,7 +93,8 @@ def make_extension(mode: str) -> Any:
     return cpp_extension.CUDAExtension(
         f"{PACKAGE}._C",
         sources("", "cpu") + sources("cuda", suffixes=(".cpp", ".cu")),
-        include_dirs=include + [p for p in os.environ.get("DYNASPEC_CUDA_INCLUDE", "").split(":") if p],
+        include_dirs=include
+        + [p for p in os.environ.get("DYNASPEC_CUDA_INCLUDE", "").split(":") if p],
         define_macros=[("DYNASPEC_WITH_CUDA", "1")],
         extra_compile_args={"cxx": cpu_flags(), "nvcc": ["-O3", "-std=c++20"]},
         extra_link_args=link,
@@ -121,7 +123,11 @@ def resolve_mode() -> tuple[str, str]:
         raise SystemExit("DYNASPEC_BUILD=cuda: no CUDA toolkit was found; set CUDA_HOME")
     if MODE == "cuda" and torch.version.cuda is None:
         raise SystemExit(f"DYNASPEC_BUILD=cuda: torch {torch.__version__} is a build without CUDA")
-    have_cuda = CUDA_HOME is not None and torch.version.cuda is not None and sources("cuda", suffixes=(".cu",))
+    have_cuda = (
+        CUDA_HOME is not None
+        and torch.version.cuda is not None
+        and sources("cuda", suffixes=(".cu",))
+    )
     return ("cuda" if MODE == "cuda" or (MODE == "auto" and have_cuda) else "cpu"), ""
 
 
@@ -139,7 +145,7 @@ if reason:
 
 
 def write_record(folder: Path, info: dict[str, Any]) -> None:
-    """Leaves what was built, or why nothing was, beside the package: the loader and ``doctor`` read it."""
+    """Leaves what was built, or why nothing was, beside the package, for the loader."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / INFO_NAME).write_text(json.dumps(info, indent=1) + "\n")
 
@@ -156,7 +162,12 @@ class BuildExt(base_command(mode)):  # type: ignore[misc]
     def run(self) -> None:
         import torch
 
-        info: dict[str, Any] = {"built": True, "kind": mode, "reason": "", "torch": torch.__version__}
+        info: dict[str, Any] = {
+            "built": True,
+            "kind": mode,
+            "reason": "",
+            "torch": torch.__version__,
+        }
         info["cuda"] = torch.version.cuda if mode == "cuda" else None
         os.environ.setdefault("MAX_JOBS", str(choose_jobs()))
         try:

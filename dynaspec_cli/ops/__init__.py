@@ -1,4 +1,4 @@
-"""Ops of the draft and verify steps: the compiled extension where it was built, the references elsewhere.
+"""Ops of the draft and verify steps: compiled where the extension was built, else the references.
 
 ``backend()`` names what runs them, ``backend_reason()`` says why.
 """

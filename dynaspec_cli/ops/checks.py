@@ -1,4 +1,4 @@
-"""The compiled ops' argument checks in Python, for the PyTorch fallback: the same messages, ``ValueError``s."""
+"""The compiled ops' argument checks in Python, for the fallback: the same ``ValueError``s."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def check_rows(op: str, name: str, x: Tensor, width: int) -> None:
     expect(fits, op, name, f"float32, bfloat16 or float16 [n, {width}]", x)
 
 
-def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> None:
+def check_linear(
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
+) -> None:
     check_weight(op, "weight", weight, scale)
     check_rows(op, "x", x, weight.shape[1])
     if bias is not None:
@@ -46,7 +48,9 @@ def check_linear(op: str, x: Tensor, weight: Tensor, bias: Tensor | None, scale:
         expect(fits, op, "bias", f"floating-point [{weight.shape[0]}]", bias)
 
 
-def check_head(op: str, hidden: Tensor, head: Tensor, scale: Tensor, row_ids: Tensor, temperature: float) -> None:
+def check_head(
+    op: str, hidden: Tensor, head: Tensor, scale: Tensor, row_ids: Tensor, temperature: float
+) -> None:
     finite = math.isfinite(temperature) and temperature > 0
     expect(finite, op, "temperature", "a finite number above 0", temperature)
     check_weight(op, "head", head, scale)
@@ -62,7 +66,9 @@ def check_blocks(op: str, blocks: Tensor, rows: int) -> None:
     expect(fits, op, "blocks", "int32 [b, 2]", blocks)
     flat = blocks.flatten().tolist()
     ordered = all(a <= b for a, b in zip([0, *flat], [*flat, rows], strict=True))
-    expect(ordered, op, "blocks", f"ascending, disjoint ranges within [0, {rows})", blocks.tolist()[:8])
+    expect(
+        ordered, op, "blocks", f"ascending, disjoint ranges within [0, {rows})", blocks.tolist()[:8]
+    )
     expect(sum(flat[1::2]) > sum(flat[::2]), op, "blocks", "at least one row", "none")
 
 
@@ -74,7 +80,9 @@ def check_union(
     fits = extra_rows.dim() == 1 and extra_rows.dtype == torch.int32
     expect(fits, op, "extra_rows", "int32 [r]", extra_rows)
     borders = offsets.tolist()
-    ordered = all(a <= b for a, b in zip([0, *borders[:-1]], borders, strict=True)) if borders else True
+    ordered = (
+        all(a <= b for a, b in zip([0, *borders[:-1]], borders, strict=True)) if borders else True
+    )
     expect(ordered, op, "cluster_offsets", "ascending borders from 0 on", borders[:8])
     if extra_rows.numel():
         low = int(extra_rows.min())

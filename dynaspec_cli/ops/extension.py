@@ -1,7 +1,7 @@
 """Loads the compiled extension ``dynaspec_cli._C`` once, and says what is in use and why.
 
-An extension holds the C++ interface of the torch release it was built against; loading it into another one
-crashes at best. The record that the build left beside it is therefore read before the extension is.
+An extension holds the C++ interface of the torch release it was built against; loading it into
+another one crashes at best. The record that the build left beside it is therefore read first.
 """
 
 from __future__ import annotations
@@ -38,9 +38,11 @@ class Extension:
 
 
 def torch_mismatch(built: str, running: str) -> str:
-    """Why an extension built against torch ``built`` cannot be loaded into ``running``; empty if it can.
+    """Why an extension built against torch ``built`` cannot be loaded into ``running``; empty if
+    it can.
 
-    The C++ interface is that of the release: 2.13.0+cpu and 2.13.0+cu130 share it, 2.13.0 and 2.13.1 need not.
+    The C++ interface is that of the release: 2.13.0+cpu and 2.13.0+cu130 share it, 2.13.0 and
+    2.13.1 need not.
     """
     if built.split("+")[0] == running.split("+")[0]:
         return ""
@@ -54,7 +56,9 @@ def _read_record(path: Path) -> dict[str, Any]:
         return {"built": False, "reason": f"it was never built here; {_REBUILD}"}
     except (OSError, ValueError) as error:
         return {"built": False, "reason": f"its build record {path} cannot be read ({error})"}
-    return record if isinstance(record, dict) else {"built": False, "reason": f"{path} is malformed"}
+    return (
+        record if isinstance(record, dict) else {"built": False, "reason": f"{path} is malformed"}
+    )
 
 
 def _load() -> Extension:
@@ -67,7 +71,8 @@ def _load() -> Extension:
     elif record.get("built"):
         reason = torch_mismatch(str(record.get("torch")), torch.__version__)
         if record.get("cuda") and record["cuda"] != torch.version.cuda:
-            reason = f"it was built for CUDA {record['cuda']} and this torch has {torch.version.cuda}; {_REBUILD}"
+            built, here = record["cuda"], torch.version.cuda
+            reason = f"it was built for CUDA {built} and this torch has {here}; {_REBUILD}"
         if not reason:
             try:
                 module = importlib.import_module("dynaspec_cli._C")
@@ -77,12 +82,18 @@ def _load() -> Extension:
             except RuntimeError as error:
                 raise UsageError(str(error)) from None
             else:
-                why = f"DYNASPEC_CPU_ISA={asked}" if asked else f"the best of {module.available_isas()}"
+                why = (
+                    f"DYNASPEC_CPU_ISA={asked}"
+                    if asked
+                    else f"the best of {module.available_isas()}"
+                )
                 kinds = "CPU and CUDA kernels" if module.has_cuda() else "CPU kernels"
                 built_for = f"built for torch {record['torch']}"
                 return Extension(module, f"cpu-{isa}", f"{kinds}, {built_for}, {why}")
     if asked:
-        raise UsageError(f"DYNASPEC_CPU_ISA={asked}: the compiled extension is not in use: {reason}")
+        raise UsageError(
+            f"DYNASPEC_CPU_ISA={asked}: the compiled extension is not in use: {reason}"
+        )
     return Extension(None, "torch", f"the compiled extension is not in use: {reason}")
 
 
@@ -91,8 +102,8 @@ _warned = False
 
 
 def backend(device: torch.device | str = "cpu") -> str:
-    """What runs the ops for tensors of a device: "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2", "cpu-scalar",
-    "cuda", or "torch" (the PyTorch fallback)."""
+    """What runs the ops for tensors of a device: "cpu-avx512_bf16", "cpu-avx512", "cpu-avx2",
+    "cpu-scalar", "cuda", or "torch" (the PyTorch fallback)."""
     if torch.device(device).type == "cpu":
         return EXTENSION.name
     return "cuda" if torch.device(device).type == "cuda" and EXTENSION.has_cuda else "torch"
@@ -105,11 +116,15 @@ def backend_reason() -> str:
 
 def compiled(x: Tensor) -> bool:
     """Do compiled kernels exist for the device of ``x``? Warns once where they do not."""
-    if EXTENSION.module is not None and (x.device.type == "cpu" or (x.is_cuda and EXTENSION.has_cuda)):
+    if EXTENSION.module is not None and (
+        x.device.type == "cpu" or (x.is_cuda and EXTENSION.has_cuda)
+    ):
         return True
     global _warned
     if not _warned:
         _warned = True
-        why = backend_reason() if EXTENSION.module is None else f"no compiled kernels for {x.device.type}"
-        warnings.warn(f"dynaspec runs its PyTorch fallback, several times slower: {why}", stacklevel=3)
+        missing = f"no compiled kernels for {x.device.type}"
+        why = backend_reason() if EXTENSION.module is None else missing
+        message = f"dynaspec runs its PyTorch fallback, several times slower: {why}"
+        warnings.warn(message, stacklevel=3)
     return False

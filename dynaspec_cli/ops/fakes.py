@@ -1,10 +1,12 @@
 """Shapes and dtypes of the compiled ops for ``torch.compile``, fake tensors and ``opcheck``.
 
-The number of rows a union selects depends on data, so its blocks have a data-dependent length; top-k ops are given at least k rows
-there.
+The number of rows a union selects depends on data, so its blocks have a data-dependent length.
+Top-k ops are taken to be given at least k rows.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ def _linear(x: Tensor, weight: Tensor, bias: Optional, scale: Optional) -> Tenso
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
 
 
-def _best(hidden: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _best(hidden: Tensor, k: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor]:
     n = hidden.shape[0]
     return (
         hidden.new_empty((n, k), dtype=torch.float32),
@@ -46,7 +48,12 @@ def _topk(
 
 
 def _log_probs(
-    hidden: Tensor, head: Tensor, head_scale: Tensor, row_ids: Tensor, blocks: Tensor, temperature: float
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    blocks: Tensor,
+    temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     size = torch.library.get_ctx().new_dynamic_size()
     log_q, _, lse = _best(hidden, size)
@@ -78,12 +85,13 @@ def _router(
 
 def register() -> None:
     """Registers the fake kernels; the ops must have been loaded."""
-    for name, function in {
+    fakes: dict[str, Callable[..., object]] = {
         "linear": _linear,
         "shortlist_union": _union,
         "shortlist_topk": _topk,
         "shortlist_log_probs": _log_probs,
         "draft_head": _draft_head,
         "router_clusters": _router,
-    }.items():
+    }
+    for name, function in fakes.items():
         torch.library.register_fake(f"dynaspec::{name}", function)

@@ -1,7 +1,7 @@
 """Dense ops: a weight applied to few rows, the shortlisted LM head, the router.
 
-Shapes, dtypes and meaning of every op stand in ``reference.py``. The compiled ops check their arguments themselves;
-the fallback checks here, with the same messages (``ValueError``).
+Shapes, dtypes and meaning of every op stand in ``reference.py``. The compiled ops check their
+arguments themselves; the fallback checks here, with the same messages (``ValueError``).
 """
 
 from __future__ import annotations
@@ -47,15 +47,18 @@ def shortlist_topk(
     k: int,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32 [n]), k' = min(k, rows selected); see
-    ``reference.shortlist_topk``. One block [0, V) and empty ``row_ids`` give the top-k of the whole vocabulary."""
+    """(log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32 [n]), k' = min(k, rows
+    selected); see ``reference.shortlist_topk``. One block [0, V) and empty ``row_ids`` give the
+    top-k of the whole vocabulary."""
     if compiled(head):
         return _ops.shortlist_topk(hidden, head, head_scale, row_ids, blocks, k, temperature)
     op = "shortlist_topk"
     checks.check_head(op, hidden, head, head_scale, row_ids, temperature)
     checks.check_blocks(op, blocks, head.shape[0])
     checks.expect(k >= 1, op, "k", "at least 1", k)
-    log_q, ids, lse = reference.shortlist_topk(hidden, head, head_scale, row_ids, blocks, k, temperature)
+    log_q, ids, lse = reference.shortlist_topk(
+        hidden, head, head_scale, row_ids, blocks, k, temperature
+    )
     checks.check_finite(op, lse)
     return log_q, ids, lse
 
@@ -68,13 +71,16 @@ def shortlist_log_probs(
     blocks: Tensor,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(log_q float32 [n, S], ids int64 [S], logsumexp float32 [n]); see ``reference.shortlist_log_probs``."""
+    """(log_q float32 [n, S], ids int64 [S], logsumexp float32 [n]); see
+    ``reference.shortlist_log_probs``."""
     if compiled(head):
         return _ops.shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
     op = "shortlist_log_probs"
     checks.check_head(op, hidden, head, head_scale, row_ids, temperature)
     checks.check_blocks(op, blocks, head.shape[0])
-    log_q, ids, lse = reference.shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
+    log_q, ids, lse = reference.shortlist_log_probs(
+        hidden, head, head_scale, row_ids, blocks, temperature
+    )
     checks.check_finite(op, lse)
     return log_q, ids, lse
 
@@ -92,14 +98,16 @@ def draft_head(
     k: int,
     temperature: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The draft step in one call: ``shortlist_union`` of the scores, then ``shortlist_topk`` of ``hidden`` [n, d] over it.
+    """The draft step in one call: ``shortlist_union`` of the scores, then ``shortlist_topk`` of
+    ``hidden`` [n, d] over it.
 
-    Returns (log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32 [n], size int64 scalar, blocks int32 [b, 2]).
+    Returns (log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32 [n], size int64 scalar,
+    blocks int32 [b, 2]).
     """
     if compiled(head):
         return _ops.draft_head(
-            hidden, head, head_scale, row_ids, cluster_scores, cluster_offsets, extra_rows, core_rows,
-            budget, k, temperature,
+            hidden, head, head_scale, row_ids, cluster_scores, cluster_offsets, extra_rows,
+            core_rows, budget, k, temperature,
         )  # fmt: skip
     blocks, size = shortlist_union(cluster_scores, cluster_offsets, extra_rows, core_rows, budget)
     log_q, ids, lse = shortlist_topk(hidden, head, head_scale, row_ids, blocks, k, temperature)
