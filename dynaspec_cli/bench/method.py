@@ -18,7 +18,8 @@ from dynaspec_cli.errors import DynaSpecError
 class TurnTrace:
     """One answer. ``token_ids`` are the generated ids, the first one from the prefill; ``prefill_s``
     runs from the call to the first token, ``decode_s`` from the first token to the last (seconds).
-    ``steps`` is empty for arms that do not speculate or do not tell (peers)."""
+    ``first_tokens``: ids that came with the first target pass (one, except for peers that draft
+    before it). ``steps`` is empty for arms that do not speculate or do not tell (peers)."""
 
     prompt_tokens: int
     token_ids: tuple[int, ...]
@@ -26,11 +27,12 @@ class TurnTrace:
     decode_s: float
     finish_reason: str
     steps: tuple[StepStats, ...] = ()
+    first_tokens: int = 1
 
     @property
     def decode_tokens(self) -> int:
-        """The same counter for every arm: ids emitted after the first one."""
-        return max(len(self.token_ids) - 1, 0)
+        """The same counter for every arm: ids emitted after those of the first pass."""
+        return max(len(self.token_ids) - self.first_tokens, 0)
 
 
 class Method(Protocol):
@@ -155,6 +157,7 @@ def _turn_to_json(turn: TurnTrace) -> dict[str, Any]:
         "prefill_s": turn.prefill_s,
         "decode_s": turn.decode_s,
         "finish_reason": turn.finish_reason,
+        "first_tokens": turn.first_tokens,
         "steps": [
             {
                 "drafted": step.drafted,
@@ -176,6 +179,7 @@ def _turn_from_json(turn: Mapping[str, Any]) -> TurnTrace:
         prefill_s=turn["prefill_s"],
         decode_s=turn["decode_s"],
         finish_reason=turn["finish_reason"],
+        first_tokens=turn["first_tokens"],
         steps=tuple(
             StepStats(
                 drafted=step["drafted"],

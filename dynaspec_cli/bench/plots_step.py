@@ -48,7 +48,7 @@ def phases(rows: Sequence[Row]) -> Plot | None:
         return None
     body = []
     for i, phase in enumerate(PHASES):
-        x, y = 8 + (i % 4) * 116, 12 + (i // 4) * 20
+        x, y = 8.0 + (i % 4) * 116, 12.0 + (i // 4) * 20
         body += [svg.rect(x, y - 10, 12, 12, f"f{i}"), svg.text(x + 17, y + 1, phase)]
     top = 52.0
     totals = [sum(row["phase_ms"].values()) for row in timed]

@@ -9,9 +9,10 @@ import re
 from dataclasses import dataclass, replace
 
 from dynaspec_cli.errors import UsageError
+from dynaspec_cli.shortlist.registry import NAMES as SHORTLISTS
+from dynaspec_cli.tree.registry import tree_names
 
-SHORTLISTS = ("full", "fr-spec", "vocabtrim", "pa-fr", "nanospec", "dynaspec")
-TREES = ("chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec", "auto")
+TREES = tuple(dict.fromkeys((*tree_names(), "auto")))
 PEERS = ("transformers", "transformers-lookup", "transformers-assisted", "llama.cpp")
 
 _HELP = f"ar, SHORTLIST[@SIZE]+TREE[@NODES] (as in dynaspec@4096+eagle2@16) or one of {', '.join(PEERS)}"

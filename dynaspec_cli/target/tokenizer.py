@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from dynaspec_cli.errors import DynaSpecError
 
 FAST_MARK = "dynaspec_tokenizer.json"
-"""Written beside a tokenizer.json of the GGUF cache: it alone encodes like the ``transformers`` tokenizer."""
+"""Written beside a tokenizer.json of the GGUF cache: it alone encodes like the ``transformers``
+tokenizer."""
 
 
 class TextTokenizer:
     """Wraps ``tokenizers.Tokenizer``; ``transformers`` is imported only for chat templates.
 
-    ``eos_ids``: tokens that end a generation. ``special_ids``: tokens that are no text. ``bos_id``: None where the model has none.
+    ``eos_ids``: tokens that end a generation. ``special_ids``: tokens that are no text. ``bos_id``:
+    None where the model has none.
     """
 
-    def __init__(self, backend: Any, folder: Path, eos_ids: Sequence[int], bos_id: int | None) -> None:
+    def __init__(
+        self, backend: Any, folder: Path, eos_ids: Sequence[int], bos_id: int | None
+    ) -> None:
         self._backend = backend
         self._folder = folder
         self.eos_ids = tuple(sorted(set(eos_ids)))
@@ -34,26 +39,53 @@ class TextTokenizer:
         return self._backend
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of ``text``, with the BOS token (``special``) where the model was trained with one."""
+        """Token ids of ``text``, with the BOS token (``special``) where the model was trained with
+        one."""
         return list(self._backend.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ``ids``; bytes that are no UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
-        """Ids of a conversation ([{"role", "content"}, ...]) by the model's chat template, open for the answer."""
+    @cached_property
+    def chat_template(self) -> str | None:
+        """The source of the model's chat template; None where it has none."""
+        file = self._folder / "chat_template.jinja"
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+        config = self._folder / "tokenizer_config.json"
+        found = (
+            json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+            if config.is_file()
+            else None
+        )
+        return (
+            found if found is None or isinstance(found, str) else json.dumps(found, sort_keys=True)
+        )
+
+    @cached_property
+    def _templating(self) -> Any:
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(self._folder)
+        return AutoTokenizer.from_pretrained(self._folder)
+
+    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+        """Ids of a conversation ([{"role", "content"}, ...]) by the model's chat template, open for
+        the answer."""
+        tokenizer = self._templating
         if not tokenizer.chat_template:
             raise DynaSpecError(
-                "--chat: this model has no chat template (it is a base model); leave --chat out, or choose an instruction-tuned --model"
+                "--chat: this model has no chat template (it is a base model); leave --chat out, "
+                "or choose an instruction-tuned --model"
             )
         try:
-            text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
         except Exception as error:
-            raise DynaSpecError(f"--chat: the model's chat template refused the conversation: {error}") from error
+            raise DynaSpecError(
+                f"--chat: the model's chat template refused the conversation: {error}"
+            ) from error
         # Templates write BOS themselves, so that encoding must not add a second one.
         return self.encode(text, special=False)
 
@@ -70,7 +102,10 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
         try:
             backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:
-            raise DynaSpecError(f"{folder}: tokenizer.json cannot be read ({error}); delete the folder to rebuild it") from error
+            raise DynaSpecError(
+                f"{folder}: tokenizer.json cannot be read ({error}); delete the folder to rebuild "
+                "it"
+            ) from error
     else:
         backend = _backend_of(_transformers_tokenizer(folder), folder)
     eos, bos = special_ids(folder)
@@ -78,16 +113,25 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
 
 
 def special_ids(folder: Path) -> tuple[list[int], int | None]:
-    """(EOS ids, BOS id or None) as ``generate`` would use them: generation_config.json before config.json."""
+    """(EOS ids, BOS id or None) as ``generate`` would use them: generation_config.json before
+    config.json."""
     merged: dict[str, Any] = {}
     for name in ("config.json", "generation_config.json"):
         path = folder / name
         if path.is_file():
             data = json.loads(path.read_text(encoding="utf-8"))
             data = {**data.get("text_config", {}), **data}
-            merged.update({k: v for k, v in data.items() if k in ("eos_token_id", "bos_token_id") and v is not None})
+            merged.update(
+                {
+                    k: v
+                    for k, v in data.items()
+                    if k in ("eos_token_id", "bos_token_id") and v is not None
+                }
+            )
     eos, bos = merged.get("eos_token_id"), merged.get("bos_token_id")
-    return [eos] if isinstance(eos, int) else list(eos or []), bos[0] if isinstance(bos, list) else bos
+    return [eos] if isinstance(eos, int) else list(eos or []), bos[0] if isinstance(
+        bos, list
+    ) else bos
 
 
 def _transformers_tokenizer(folder: Path) -> Any:
@@ -97,14 +141,17 @@ def _transformers_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder)
     except Exception as error:
         raise DynaSpecError(
-            f"{folder}: no tokenizer can be read there ({_first_line(error)}); expected tokenizer.json"
+            f"{folder}: no tokenizer can be read there ({_first_line(error)}); expected "
+            "tokenizer.json"
         ) from error
 
 
 def _backend_of(tokenizer: Any, folder: Path) -> Any:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        raise DynaSpecError(f"{folder}: {type(tokenizer).__name__} has no fast form; expected a tokenizer.json")
+        raise DynaSpecError(
+            f"{folder}: {type(tokenizer).__name__} has no fast form; expected a tokenizer.json"
+        )
     return backend
 
 

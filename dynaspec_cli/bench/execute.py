@@ -1,0 +1,239 @@
+"""A whole benchmark: lab and options in; samples, summary, reports and the exactness verdict out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dynaspec_cli.bench import provenance
+from dynaspec_cli.bench.method import Codec, Method, Reference
+from dynaspec_cli.bench.metrics import summarize
+from dynaspec_cli.bench.prompts import PromptFormat
+from dynaspec_cli.bench.report import write_reports
+from dynaspec_cli.bench.runner import Plan, ProgressCallback, Runner
+from dynaspec_cli.bench.spec import MethodSpec
+from dynaspec_cli.bench.store import FILE as SAMPLES
+from dynaspec_cli.bench.store import SampleStore, write_atomic
+from dynaspec_cli.bench.suites import Suite
+from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.engine.stats import TIE_BOUND
+from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """A benchmark as asked for; checked where it is made. ``max_new_tokens`` is by suite.
+
+    ``asked`` holds every option as given, for provenance.
+    """
+
+    specs: tuple[MethodSpec, ...]
+    suites: tuple[Suite, ...]
+    max_new_tokens: Mapping[str, int]
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    tree: TreeConfig = field(default_factory=TreeConfig)
+    prompt_format: str = "auto"
+    system: str | None = None
+    max_prompt_tokens: int | None = None
+    repeats: int = 1
+    warmup: int = 1
+    seed: int = 0
+    check_exact: bool = False
+    out: Path | None = None
+    resume: bool = False
+    preset: str | None = None
+    asked: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = [suite.name for suite in self.suites]
+        if len(set(names)) != len(names):
+            raise UsageError(f"--suite: expected each suite once, got {', '.join(names)}")
+        if not self.specs:
+            raise UsageError("--method: expected at least one, got none")
+        for option, value, least in (
+            ("--repeats", self.repeats, 1),
+            ("--warmup", self.warmup, 0),
+            ("--max-new-tokens", min(self.max_new_tokens.values()), 1),
+        ):
+            if value < least:
+                raise UsageError(f"{option}: expected at least {least}, got {value}")
+        if self.check_exact and not self.sampling.greedy:
+            raise UsageError(
+                "--check-exact: expected greedy decoding (--temperature 0): sampled answers differ by "
+                f"chance, got temperature {self.sampling.temperature}"
+            )
+        if self.check_exact and "ar" not in {str(spec) for spec in self.specs}:
+            raise UsageError(
+                "--check-exact: expected ar among the methods, whose answers it compares with"
+            )
+        if self.resume and self.out is None:
+            raise UsageError("--resume: expected --out with the folder of the earlier run")
+
+
+@dataclass
+class Lab:
+    """What a benchmark measures with. ``facts`` describe the model for summary and provenance,
+    ``artifacts`` its files (name -> bytes, sha256)."""
+
+    methods: Sequence[Method]
+    codec: Codec
+    reference: Reference
+    facts: Mapping[str, Any]
+    artifacts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """``summary`` is the object of summary.json; ``interrupted``: Ctrl-C ended the run early."""
+
+    summary: Mapping[str, Any]
+    interrupted: bool
+
+    def check(self) -> None:
+        """Raise ExactnessError (exit code 3) where a method of ours gave a wrong answer."""
+        wrong: dict[str, list[str]] = {}
+        for row in self.summary["overall"]:
+            kind = self.summary["settings"]["kinds"][row["method"]]
+            if kind == "speculative" and row.get("mismatch_ids"):
+                wrong[row["method"]] = row["mismatch_ids"]
+        if wrong:
+            named = "; ".join(f"{method}: {', '.join(ids)}" for method, ids in wrong.items())
+            raise ExactnessError(
+                f"--check-exact: answers differ from the target's own beyond a numerical tie ({named})"
+            )
+
+
+def execute(
+    options: BenchOptions, lab: Lab, progress: ProgressCallback = lambda done, total, what: None
+) -> Outcome:
+    """Run, store and report. Ctrl-C keeps every finished prompt and still writes the reports."""
+    prompt_format = PromptFormat(
+        lab.codec, options.prompt_format, options.max_prompt_tokens, options.system
+    )
+    settings = _settings(options, lab, prompt_format)
+    store = _open_store(options, _identity(settings, lab.artifacts))
+    begun = time.perf_counter()
+    _write_provenance(options, lab, settings)
+    plan = Plan(
+        suites=options.suites,
+        max_new_tokens=dict(options.max_new_tokens),
+        repeats=options.repeats,
+        warmup=options.warmup,
+        seed=options.seed,
+        check_exact=options.check_exact,
+    )
+    interrupted = False
+    runner = Runner(plan, lab.methods, prompt_format, lab.codec, store, lab.reference, progress)
+    try:
+        runner.run()
+    except KeyboardInterrupt:
+        interrupted = True
+    settings |= {
+        "state": "interrupted" if interrupted else "complete",
+        "wall_s": round(time.perf_counter() - begun, 1),
+    }
+    summary = summarize(
+        store.samples,
+        options.specs,
+        settings,
+        default_nodes=options.tree.size,
+        seed=options.seed,
+        checked=options.check_exact,
+    )
+    if options.out is not None:
+        write_atomic(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
+        _write_provenance(options, lab, settings)
+        if store.samples:
+            write_reports(options.out, summary)
+    return Outcome(summary, interrupted)
+
+
+def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> dict[str, Any]:
+    sampling, tree = options.sampling, options.tree
+    dtype = str(lab.facts["dtype"])
+    return {
+        **lab.facts,
+        "cpu": provenance.machine()["cpu"],
+        "methods": [str(spec) for spec in options.specs],
+        "kinds": {str(spec): spec.kind for spec in options.specs},
+        "suites": [
+            {
+                "name": suite.name,
+                "prompts": len(suite.prompts),
+                "sha256": suite.sha256,
+            }
+            for suite in options.suites
+        ],
+        "max_new_tokens": dict(options.max_new_tokens),
+        "max_prompt_tokens": options.max_prompt_tokens,
+        "temperature": sampling.temperature,
+        "top_k": sampling.top_k,
+        "top_p": sampling.top_p,
+        "min_p": sampling.min_p,
+        **prompt_format.settings(),
+        "repeats": options.repeats,
+        "warmup": options.warmup,
+        "seed": options.seed,
+        "tree_depth": tree.depth,
+        "tree_width": tree.width,
+        "tree_size": tree.size,
+        "check_exact": options.check_exact,
+        "tie_bound": TIE_BOUND[dtype] if options.check_exact else None,
+        "preset": options.preset,
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+        "started": provenance.now(),
+    }
+
+
+_IDENTITY = (
+    "model", "head_hash", "dtype", "device", "threads", "kernels", "methods", "suites",
+    "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p", "min_p",
+    "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed", "tree_depth",
+    "tree_width", "tree_size", "check_exact",
+)  # fmt: skip
+"""Settings that an earlier part of a run must share with a later one."""
+
+
+def _identity(settings: Mapping[str, Any], artifacts: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: settings.get(key) for key in _IDENTITY} | {"artifacts": dict(artifacts)}
+
+
+def _open_store(options: BenchOptions, identity: Mapping[str, Any]) -> SampleStore:
+    out = options.out
+    if out is None:
+        return SampleStore(None)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DynaSpecError(f"--out: cannot make the folder {out}: {error.strerror}") from error
+    store = SampleStore(out)
+    if (out / SAMPLES).exists():
+        if not options.resume:
+            raise UsageError(
+                f"--out: {out} holds {SAMPLES} already; add --resume, or name another folder"
+            )
+        provenance.check_identity(out / provenance.FILE, identity)
+        store.resume([str(spec) for spec in options.specs])
+    return store
+
+
+def _write_provenance(options: BenchOptions, lab: Lab, settings: Mapping[str, Any]) -> None:
+    """Before the first prompt, so that a killed run can be resumed, and again at the end."""
+    if options.out is None:
+        return
+    record = {
+        "schema": 1,
+        "options": provenance.published(dict(options.asked)),
+        "settings": dict(settings),
+        "machine": provenance.machine(),
+        "artifacts": dict(lab.artifacts),
+        "identity": _identity(settings, lab.artifacts),
+    }
+    write_atomic(
+        options.out / provenance.FILE, json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    )

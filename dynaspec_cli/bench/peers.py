@@ -1,0 +1,249 @@
+"""Other programs on the same model: ``transformers`` generate, lookup, assisted; ``llama.cpp``.
+
+They get the same ids and the same limits. A peer reports no steps, so that acceptance and phases are
+unknown for it; its time to the first ids and its greedy answers are compared like everybody's.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynaspec_cli.bench.method import TurnTrace
+from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.target.cache_dir import cache_root, make_folder
+from dynaspec_cli.target.demo_package import ChunkedFile
+from dynaspec_cli.target.load import model_folder
+from dynaspec_cli.target.resolve import ModelSource, resolve_model
+
+LOOKUP_TOKENS = 10
+"""``prompt_lookup_num_tokens`` of ``transformers``' documentation example."""
+
+
+@dataclass(frozen=True)
+class PeerSetting:
+    """What peers share. ``assistant``: folder or hub name of a small model with the target's
+    tokenizer, for ``transformers-assisted``. ``context``: tokens that llama.cpp keeps room for."""
+
+    model: str | None
+    dtype: Any
+    device: Any
+    threads: int
+    sampling: SamplingConfig
+    eos_ids: frozenset[int]
+    context: int
+    assistant: str | None = None
+
+
+class TransformersModel:
+    """One ``transformers`` model, loaded when the first peer needs it and shared by all three."""
+
+    def __init__(self, setting: PeerSetting):
+        self._setting = setting
+        self._model: Any = None
+
+    def get(self) -> Any:
+        if self._model is None:
+            folder = model_folder(
+                resolve_model(self._setting.model), self._setting.dtype, lambda event: None
+            )
+            self._model = load_causal(folder, self._setting)
+        return self._model
+
+
+def load_causal(folder: Path | str, setting: PeerSetting) -> Any:
+    """A causal language model in the run's dtype, on its device."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=setting.dtype, use_safetensors=True
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DynaSpecError(f"peers: transformers cannot load {folder} ({reason})") from error
+    return model.to(setting.device).eval()
+
+
+class TransformersPeer:
+    """``model.generate``; ``kind`` is "transformers", "transformers-lookup" or "transformers-assisted"."""
+
+    def __init__(self, kind: str, setting: PeerSetting, shared: TransformersModel):
+        self.name = kind
+        self._setting = setting
+        self._shared = shared
+        self._options: dict[str, Any] = {}
+        if kind == "transformers-assisted" and setting.assistant is None:
+            raise UsageError(
+                "--method transformers-assisted: expected --assistant FOLDER|HUB-NAME, a small "
+                "language model with the target's tokenizer"
+            )
+
+    def prepare(self) -> None:
+        self._shared.get()
+        if self.name == "transformers-lookup":
+            self._options = {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
+        elif self.name == "transformers-assisted":
+            source = resolve_model(self._setting.assistant)
+            folder = model_folder(source, self._setting.dtype, lambda event: None)
+            self._options = {"assistant_model": load_causal(folder, self._setting)}
+
+    def run(self, prompt_ids: Sequence[int], max_new_tokens: int, seed: int) -> TurnTrace:
+        import torch
+        from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+        class FirstPass(StoppingCriteria):
+            """Never stops; it is asked after every pass, and keeps the time of the first."""
+
+            at: float | None = None
+            tokens = 1
+
+            def __call__(self, input_ids: Any, scores: Any, **extra: Any) -> Any:
+                if self.at is None:
+                    self.at = time.perf_counter()
+                    self.tokens = input_ids.shape[1] - len(prompt_ids)
+                return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+
+        sampling = self._setting.sampling
+        config: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens,
+            "do_sample": not sampling.greedy,
+            "eos_token_id": sorted(self._setting.eos_ids) or None,
+            "pad_token_id": min(self._setting.eos_ids, default=0),
+        }
+        if not sampling.greedy:
+            config |= {
+                "temperature": sampling.temperature,
+                "top_k": sampling.top_k,
+                "top_p": sampling.top_p,
+                "min_p": sampling.min_p,
+            }
+        ids = torch.tensor([list(prompt_ids)], device=self._setting.device)
+        model = self._shared.get()
+        first = FirstPass()
+        torch.manual_seed(seed)
+        begun = time.perf_counter()
+        with torch.inference_mode():
+            output = model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                generation_config=GenerationConfig(**config),
+                stopping_criteria=StoppingCriteriaList([first]),
+                **self._options,
+            )
+        ended = time.perf_counter()
+        new = output[0, len(prompt_ids) :].tolist()
+        first_at = ended if first.at is None else first.at
+        return TurnTrace(
+            prompt_tokens=len(prompt_ids),
+            token_ids=tuple(new),
+            prefill_s=first_at - begun,
+            decode_s=ended - first_at if len(new) > first.tokens else 0.0,
+            finish_reason="eos" if new and new[-1] in self._setting.eos_ids else "length",
+            first_tokens=min(first.tokens, len(new)),
+        )
+
+
+class LlamaCppPeer:
+    """``llama-cpp-python`` on the very GGUF file that the target was converted from: its own weights
+    in their quantised form, where the target holds them widened to its dtype."""
+
+    name = "llama.cpp"
+
+    def __init__(self, setting: PeerSetting):
+        if importlib.util.find_spec("llama_cpp") is None:
+            raise DynaSpecError(
+                "--method llama.cpp: llama-cpp-python is not installed; run pip install 'dynaspec[peers]'"
+            )
+        self._setting = setting
+        self._source = resolve_model(setting.model)
+        if self._source.gguf is None:
+            raise DynaSpecError(
+                f"--method llama.cpp: expected a model that comes as a GGUF file, {self._source.name} is "
+                "a folder of safetensors"
+            )
+        self._model: Any = None
+
+    def prepare(self) -> None:
+        from llama_cpp import Llama
+
+        if self._model is not None:
+            return
+        try:
+            self._model = Llama(
+                str(gguf_path(self._source)),
+                n_ctx=self._setting.context,
+                n_threads=self._setting.threads,
+                n_threads_batch=self._setting.threads,
+                verbose=False,
+            )
+        except (ValueError, RuntimeError) as error:
+            raise DynaSpecError(f"--method llama.cpp: cannot load the model ({error})") from error
+
+    def run(self, prompt_ids: Sequence[int], max_new_tokens: int, seed: int) -> TurnTrace:
+        sampling = self._setting.sampling
+        model = self._model
+        if len(prompt_ids) + max_new_tokens > self._setting.context:
+            raise DynaSpecError(
+                f"{len(prompt_ids)} prompt tokens and {max_new_tokens} new ones do not fit the "
+                f"{self._setting.context} that llama.cpp keeps room for; give --max-prompt-tokens"
+            )
+        model.reset()  # nothing of the last prompt's cache may be taken over
+        model.set_seed(seed)
+        new: list[int] = []
+        reason = "length"
+        begun = first_at = last_at = time.perf_counter()
+        for token in model.generate(
+            list(prompt_ids),
+            temp=sampling.temperature,
+            top_k=sampling.top_k if sampling.top_k else (1 if sampling.greedy else 0),
+            top_p=sampling.top_p,
+            min_p=sampling.min_p,
+            repeat_penalty=1.0,
+        ):
+            last_at = time.perf_counter()
+            if not new:
+                first_at = last_at
+            new.append(int(token))
+            if token in self._setting.eos_ids:
+                reason = "eos"
+                break
+            if len(new) >= max_new_tokens:
+                break
+        return TurnTrace(
+            prompt_tokens=len(prompt_ids),
+            token_ids=tuple(new),
+            prefill_s=first_at - begun,
+            decode_s=last_at - first_at,
+            finish_reason=reason,
+        )
+
+
+def gguf_path(source: ModelSource) -> Path:
+    """The model's GGUF file; one that comes in pieces is put together once, in the cache folder."""
+    if not isinstance(source.gguf, ChunkedFile):
+        if source.gguf is None:
+            raise DynaSpecError(f"{source.name}: comes as no GGUF file")
+        return source.gguf
+    folder = cache_root() / "gguf"
+    make_folder(folder)
+    whole = folder / f"{source.name}-{source.gguf.sha256[:12]}.gguf"
+    if not whole.is_file() or whole.stat().st_size != source.gguf.size:
+        temporary = whole.with_suffix(f".{os.getpid()}.tmp")
+        try:
+            source.gguf.assemble(temporary)
+            temporary.replace(whole)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return whole
+
+
+def make_peer(kind: str, setting: PeerSetting, shared: TransformersModel) -> Any:
+    """The arm of a peer's name."""
+    return LlamaCppPeer(setting) if kind == "llama.cpp" else TransformersPeer(kind, setting, shared)

@@ -1,0 +1,308 @@
+"""``dynaspec bench``: options and printing; dynaspec_cli/bench measures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from dynaspec_cli.bench.presets import PRESETS, Preset, describe_presets, find_preset
+from dynaspec_cli.bench.prompts import FORMATS
+from dynaspec_cli.bench.spec import parse_specs
+from dynaspec_cli.bench.suites import BUILT_IN, NAMED, Suite, load_suite
+from dynaspec_cli.bench.sweep import expand, parse_sweeps
+from dynaspec_cli.commands.options import (
+    CommonOptions,
+    common_options,
+    sampling_config,
+    sampling_options,
+)
+from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.errors import DynaSpecError
+
+if TYPE_CHECKING:
+    from dynaspec_cli.bench.execute import BenchOptions, Lab, Outcome
+    from dynaspec_cli.engine.api import Engine
+
+INTERRUPTED = 130
+DEFAULT_NEW_TOKENS = 128
+SMOKE_NEW_TOKENS = 32
+_TREE = TreeConfig()
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The command's own options as click read them; None where not given."""
+
+    suite: tuple[str, ...]
+    method: tuple[str, ...]
+    preset: str | None
+    sweep: tuple[str, ...]
+    limit: int | None
+    max_new_tokens: int | None
+    max_prompt_tokens: int | None
+    repeats: int | None
+    warmup: int | None
+    prompt_format: str
+    system: str | None
+    check_exact: bool | None
+    out: Path | None
+    resume: bool
+    data_dir: Path | None
+    drafter: str
+    tree_size: int
+    tree_depth: int | None
+    tree_width: int | None
+    assistant: str | None
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynaspec bench
+  dynaspec bench --suite spec-bench --data-dir DATA --limit 20 --check-exact --out RESULTS \\
+      --method ar --method full+eagle2@16 --method dynaspec@4096+eagle2@16
+  dynaspec bench --sweep shortlist-size=512,1024,4096 --method full+eagle2 --method dynaspec+eagle2
+  dynaspec bench --preset fr-spec-paper --data-dir DATA --out RESULTS
+
+\b
+SPEC is ar, SHORTLIST[@SIZE]+TREE[@NODES] with an optional DRAFTER: before it, or a
+peer: transformers, transformers-lookup, transformers-assisted, llama.cpp.
+Without --suite and --method: the built-in smoke suite, ar against the shortlists, with
+--check-exact. Exit code 3: an answer differs from the target's own beyond a numerical tie.
+"""
+)
+@click.option(
+    "--suite",
+    multiple=True,
+    metavar="NAME|FILE.jsonl",
+    help=f"Prompts; repeatable. Names: {', '.join(BUILT_IN + NAMED)}.  [default: smoke]",
+)
+@click.option("--method", multiple=True, metavar="SPEC", help="What to compare; repeatable.")
+@click.option(
+    "--preset",
+    metavar="NAME",
+    help=f"A paper's settings: {', '.join(PRESETS)}; flags go before it.",
+)
+@click.option(
+    "--list-presets", is_flag=True, help="Print the presets with their sources, and exit."
+)
+@click.option(
+    "--sweep",
+    multiple=True,
+    metavar="AXIS=N,N,...",
+    help="Run every method at every size; axes: shortlist-size, tree-size. Repeatable.",
+)
+@click.option("--limit", type=int, metavar="N", help="Prompts per task.")
+@click.option(
+    "--max-new-tokens",
+    type=int,
+    metavar="N",
+    help=f"New tokens a turn.  [default: {DEFAULT_NEW_TOKENS}; {SMOKE_NEW_TOKENS} for smoke]",
+)
+@click.option(
+    "--max-prompt-tokens", type=int, metavar="N", help="Keep the first N tokens of a turn's text."
+)
+@click.option("--repeats", type=int, metavar="N", help="Runs of each prompt.  [default: 1]")
+@click.option("--warmup", type=int, metavar="N", help="Discarded runs a method.  [default: 1]")
+@click.option(
+    "--prompt-format",
+    type=click.Choice(FORMATS),
+    default="auto",
+    help="auto: the chat template where the model has one, else raw.",
+)
+@click.option("--system", metavar="TEXT", help="System message; needs a chat template.")
+@click.option(
+    "--check-exact/--no-check-exact",
+    default=None,
+    help="Compare greedy answers with ar's.  [default: on for the default run, else off]",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write samples.jsonl, summary.json, report.md, report.html, provenance.json.",
+)
+@click.option("--resume", is_flag=True, help="Go on with a run that was killed in --out.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Where NAME.jsonl of the named suites lies.",
+)
+@click.option(
+    "--drafter",
+    metavar="auto|none|FOLDER|HUB-NAME",
+    default="auto",
+    help="Drafter of specs that name none.",
+)
+@click.option(
+    "--tree-size", type=int, metavar="N", default=_TREE.size, help="Nodes of specs without @NODES."
+)
+@click.option(
+    "--tree-depth", type=int, metavar="N", help=f"Levels of a tree.  [default: {_TREE.depth}]"
+)
+@click.option(
+    "--tree-width", type=int, metavar="N", help=f"Children of a node.  [default: {_TREE.width}]"
+)
+@click.option(
+    "--assistant",
+    metavar="FOLDER|HUB-NAME",
+    help="Small model with the target's tokenizer, for transformers-assisted.",
+)
+@sampling_options
+@common_options
+def bench(
+    common: CommonOptions,
+    list_presets: bool,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    **own: Any,
+) -> None:
+    """Measure methods against each other on the same prompts, in turns, and say who won."""
+    if list_presets:
+        click.echo(describe_presets(), nl=False)
+        return
+    asked = Asked(**own)
+    sampling = sampling_config(common.seed, temperature, top_k, top_p, min_p)
+    preset = None if asked.preset is None else find_preset(asked.preset)
+    tree = _tree(asked, preset)
+    suites = _suites(asked, preset)
+    # A wrong spec is told before a model is loaded.
+    texts: Sequence[str] = asked.method or (preset.methods if preset else ())
+    parse_sweeps(asked.sweep)
+    expand(parse_specs(list(texts)), asked.sweep if texts else ())
+    engine = _load(common, asked.drafter)
+    if not texts:
+        texts = _default_texts(engine, common)
+    options = _options(asked, preset, texts, suites, sampling, tree, common)
+    outcome = _measure(_lab(engine, options, asked, common), options, common)
+    _print(outcome, options, common)
+    if outcome.interrupted:
+        click.get_current_context().exit(INTERRUPTED)
+    outcome.check()
+
+
+def _tree(asked: Asked, preset: Preset | None) -> TreeConfig:
+    depth = preset.tree_depth if preset else _TREE.depth
+    width = preset.tree_width if preset else _TREE.width
+    return TreeConfig(
+        size=asked.tree_size,
+        depth=depth if asked.tree_depth is None else asked.tree_depth,
+        width=width if asked.tree_width is None else asked.tree_width,
+    )
+
+
+def _suites(asked: Asked, preset: Preset | None) -> tuple[Suite, ...]:
+    names = asked.suite or (preset.suites if preset else BUILT_IN)
+    return tuple(load_suite(name, asked.data_dir, asked.limit) for name in names)
+
+
+def _default_texts(engine: Engine, common: CommonOptions) -> Sequence[str]:
+    from dynaspec_cli.bench.lab import default_methods
+
+    texts, notice = default_methods(engine)
+    if notice and not common.quiet:
+        click.echo(notice, err=True)
+    return texts
+
+
+def _options(
+    asked: Asked,
+    preset: Preset | None,
+    texts: Sequence[str],
+    suites: tuple[Suite, ...],
+    sampling: SamplingConfig,
+    tree: TreeConfig,
+    common: CommonOptions,
+) -> BenchOptions:
+    from dynaspec_cli.bench.execute import BenchOptions
+
+    default_run = not (asked.suite or asked.method or asked.preset) and sampling.greedy
+    return BenchOptions(
+        specs=tuple(expand(parse_specs(list(texts)), asked.sweep)),
+        suites=suites,
+        max_new_tokens={s.name: _new_tokens(s.name, asked, preset) for s in suites},
+        sampling=sampling,
+        tree=tree,
+        prompt_format=asked.prompt_format,
+        system=asked.system,
+        max_prompt_tokens=_first(asked.max_prompt_tokens, preset and preset.max_prompt_tokens),
+        repeats=_first(asked.repeats, preset and preset.repeats, 1),
+        warmup=_first(asked.warmup, preset and preset.warmup, 1),
+        seed=common.seed,
+        check_exact=_first(asked.check_exact, default_run),
+        out=asked.out,
+        resume=asked.resume,
+        preset=asked.preset,
+        asked=dict(click.get_current_context().params),
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
+
+
+def _new_tokens(suite: str, asked: Asked, preset: Preset | None) -> int:
+    if asked.max_new_tokens is not None:
+        return asked.max_new_tokens
+    if preset is not None and suite in preset.max_new_tokens:
+        return preset.max_new_tokens[suite]
+    return SMOKE_NEW_TOKENS if suite in BUILT_IN else DEFAULT_NEW_TOKENS
+
+
+def _load(common: CommonOptions, drafter: str) -> Engine:
+    from dynaspec_cli.engine.api import Engine
+    from dynaspec_cli.ui.progress import LoadBar
+
+    with LoadBar(enabled=not common.quiet) as bar:
+        return Engine.load(
+            model=common.model,
+            dtype=common.dtype,
+            device=common.device,
+            threads=common.threads,
+            drafter=drafter,
+            progress=bar,
+        )
+
+
+def _lab(engine: Engine, options: BenchOptions, asked: Asked, common: CommonOptions) -> Lab:
+    from dynaspec_cli.bench.lab import build_lab
+
+    return build_lab(
+        engine,
+        options.specs,
+        model=common.model,
+        drafter=asked.drafter,
+        sampling=options.sampling,
+        tree=options.tree,
+        assistant=asked.assistant,
+    )
+
+
+def _measure(lab: Lab, options: BenchOptions, common: CommonOptions) -> Outcome:
+    from dynaspec_cli.bench.execute import execute
+    from dynaspec_cli.bench.terminal import BenchBar
+
+    with BenchBar(enabled=not common.quiet) as bar:
+        return execute(options, lab, bar)
+
+
+def _print(outcome: Outcome, options: BenchOptions, common: CommonOptions) -> None:
+    from dynaspec_cli.ui.console import print_json
+
+    if common.json:
+        print_json(outcome.summary)
+    elif outcome.summary["rows"]:
+        from dynaspec_cli.bench.terminal import print_summary
+
+        print_summary(outcome.summary)
+    elif not outcome.interrupted:
+        raise DynaSpecError("no prompt was measured")
+    if options.out is not None and not common.quiet:
+        click.echo(f"Report: {options.out / 'report.html'}", err=True)
