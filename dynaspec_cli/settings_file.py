@@ -64,19 +64,20 @@ def command_defaults(
                 options[name], value, f"--config {path}: {key}"
             )
     own: set[str] = set()
-    for table in (command.name or "", (command.name or "").replace("-", "_")):
+    name = command.name or ""
+    for table in dict.fromkeys((name, name.replace("-", "_"))):
         for key, value in settings.get(table, {}).items():
-            name = key.replace("-", "_")
-            if name not in options:
+            option = key.replace("-", "_")
+            if option not in options:
                 raise UsageError(
                     f"--config {path}: unknown key {key!r} in [{table}]; "
-                    f"see the options of: dynaspec {command.name} --help"
+                    f"see the options of: dynaspec {name} --help"
                 )
-            if name in own and table == command.name:
+            if option in own:
                 raise UsageError(f"--config {path}: {key!r} stands twice in [{table}]")
-            own.add(name)
+            own.add(option)
             where = f"--config {path}: [{table}] {key}"
-            chosen[str(options[name].name)] = _value(options[name], value, where)
+            chosen[str(options[option].name)] = _value(options[option], value, where)
     return chosen
 
 
