@@ -45,7 +45,7 @@ TORCH_LIBRARY(dynaspec, m) {
       " Tensor q_ids, Tensor q_rows, bool replacement) -> (Tensor path, Tensor residual)");
   m.def("kv_commit(Tensor(a!)[] caches, int base_len, Tensor rows) -> ()");
   m.def("topk_expand(Tensor parent_scores, Tensor log_q, int width) -> (Tensor index, Tensor score)");
-  m.def("tree_rerank(Tensor scores, Tensor parents, int size) -> (Tensor index, Tensor parents)");
+  m.def("tree_rerank(Tensor scores, Tensor parents, int size) -> (Tensor index, Tensor new_parents)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -121,7 +121,7 @@ std::tuple<at::Tensor, at::Tensor> sampled_walk_op(const at::Tensor& tokens,
   const WalkTarget target = check_target(op, tokens, parents, probs, uniforms);
   const bool dense = q_ids.numel() == 0;
   DYNASPEC_EXPECT(q.dim() == 2 && q.scalar_type() == at::kFloat && q.device().is_cpu() &&
-                      q.is_contiguous() && (!dense || q.size(1) == target.vocab),
+                      q.is_contiguous() && (!dense || q.size(0) == 0 || q.size(1) == target.vocab),
                   op, "q",
                   dense ? "contiguous float32 [r, " + std::to_string(target.vocab) + "] on the CPU"
                         : std::string("contiguous float32 [r, S] on the CPU"),
