@@ -55,7 +55,7 @@ def greedy_plan(acceptance: Sequence[float], size: int, depth: int) -> tuple[Pla
     # Open places: (-value, order of opening, parent, position among siblings, level).
     opened = itertools.count()
     heap = [(-acceptance[0], next(opened), 0, 0, 1)]
-    parents, levels, expected = [-1], [0], 1.0
+    parents, expected = [-1], 1.0
     while heap and len(parents) <= size:
         negative, _, parent, position, level = heapq.heappop(heap)
         value = -negative
@@ -63,7 +63,6 @@ def greedy_plan(acceptance: Sequence[float], size: int, depth: int) -> tuple[Pla
             break
         place = len(parents)
         parents.append(parent)
-        levels.append(level)
         expected += value
         if level < depth:
             heapq.heappush(heap, (negative * acceptance[0], next(opened), place, 0, level + 1))
@@ -71,13 +70,18 @@ def greedy_plan(acceptance: Sequence[float], size: int, depth: int) -> tuple[Pla
             above = value / acceptance[position] if value > 0 else 0.0
             sibling = above * acceptance[position + 1]
             heapq.heappush(heap, (-sibling, next(opened), parent, position + 1, level))
-    # Siblings were taken in order; number the places breadth first.
-    order = sorted(range(len(parents)), key=lambda place: (levels[place], place))
+    children: list[list[int]] = [[] for _ in parents]
+    for place, parent in enumerate(parents[1:], start=1):
+        children[parent].append(place)  # siblings were taken in order
+    return _breadth_first(children), expected
+
+
+def _breadth_first(children: Sequence[Sequence[int]]) -> Plan:
+    order = [0]
+    for place in order:
+        order.extend(children[place])
     number = {place: i for i, place in enumerate(order)}
-    children: list[list[int]] = [[] for _ in order]
-    for place in order[1:]:
-        children[number[parents[place]]].append(number[place])
-    return Plan(tuple(map(tuple, children))), expected
+    return Plan(tuple(tuple(number[child] for child in children[place]) for place in order))
 
 
 def programmed_plan(acceptance: Sequence[float], size: int, depth: int) -> tuple[Plan, float]:

@@ -1,0 +1,199 @@
+"""Static trees: Sequoia's program against brute force, SpecInfer's expansion, plans filled with
+tokens."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cache
+
+import pytest
+import torch
+
+from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.errors import UsageError
+from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
+from dynaspec_cli.tree.fixed import Plan
+from dynaspec_cli.tree.options import SEQUOIA_ACCEPTANCE, TreeOptions
+from dynaspec_cli.tree.registry import create_tree
+from dynaspec_cli.tree.sequoia import greedy_plan, optimal_plan, programmed_plan
+from dynaspec_cli.tree.specinfer import default_expansion, expansion_plan
+
+FALLING = (0.5, 0.2, 0.15, 0.05)
+RISING = (0.1, 0.45, 0.02, 0.3)
+WITH_ZERO = (0.4, 0.0, 0.4)
+
+
+def plan_value(plan: Plan, acceptance: tuple[float, ...]) -> float:
+    """Expected tokens: the sum over places of the product of acceptances on the way there."""
+
+    def below(place: int) -> float:
+        return 1.0 + sum(
+            acceptance[b] * below(child) for b, child in enumerate(plan.children[place])
+        )
+
+    return below(0)
+
+
+def plan_depth(plan: Plan, place: int = 0) -> int:
+    return max((1 + plan_depth(plan, child) for child in plan.children[place]), default=0)
+
+
+@cache
+def best_value(nodes: int, depth: int, acceptance: tuple[float, ...]) -> float:
+    """Brute force: the largest value of a tree of exactly ``nodes`` nodes with its root, over every
+    way to share the nodes out among the root's children."""
+    if nodes == 1:
+        return 1.0
+    if depth == 0:
+        return -math.inf
+    best = -math.inf
+    for children in range(1, len(acceptance) + 1):
+        for cuts in itertools.combinations(range(1, nodes - 1), children - 1):
+            parts = [b - a for a, b in itertools.pairwise((0, *cuts, nodes - 1))]
+            value = 1.0
+            for rate, part in zip(acceptance, parts, strict=False):
+                inner = best_value(part, depth - 1, acceptance)
+                value += rate * inner if inner > -math.inf else -math.inf
+            best = max(best, value)
+    return best
+
+
+@pytest.mark.parametrize("acceptance", [FALLING, RISING, WITH_ZERO, (0.9,)])
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 2, 5, 9])
+def test_sequoia_is_optimal(acceptance: tuple[float, ...], depth: int, size: int) -> None:
+    expected = max(best_value(n, depth, acceptance) for n in range(2, size + 2))
+    for make in (programmed_plan, optimal_plan):
+        plan, value = make(acceptance, size, depth)
+        assert value == pytest.approx(expected, abs=1e-12)
+        assert plan_value(plan, acceptance) == pytest.approx(expected, abs=1e-12)
+        assert 1 <= plan.num_nodes <= size
+        assert plan_depth(plan) <= depth
+        # Places are numbered breadth first: children follow, in order.
+        assert [c for below in plan.children for c in below] == list(range(1, plan.num_nodes + 1))
+
+
+@pytest.mark.parametrize(("size", "depth"), [(16, 6), (40, 3), (64, 20), (100, 10)])
+def test_greedy_plan_equals_the_program(size: int, depth: int) -> None:
+    greedy, value = greedy_plan(SEQUOIA_ACCEPTANCE, size, depth)
+    program, expected = programmed_plan(SEQUOIA_ACCEPTANCE, size, depth)
+    assert value == pytest.approx(expected, abs=1e-12)
+    assert plan_value(greedy, SEQUOIA_ACCEPTANCE) == pytest.approx(expected, abs=1e-12)
+    assert greedy.num_nodes == program.num_nodes == size
+
+
+def test_sequoia_where_nothing_is_ever_accepted() -> None:
+    for make in (programmed_plan, optimal_plan):
+        plan, value = make((0.0, 0.0), 8, 4)
+        assert plan.num_nodes == 1
+        assert value == 1.0
+
+
+def test_default_acceptance_is_a_sub_distribution() -> None:
+    assert sum(SEQUOIA_ACCEPTANCE) < 1
+    assert list(SEQUOIA_ACCEPTANCE) == sorted(SEQUOIA_ACCEPTANCE, reverse=True)
+
+
+def test_expansion_plan() -> None:
+    plan = expansion_plan((2, 1, 3))
+    assert plan.children == (
+        (1, 2),
+        (3,),
+        (4,),
+        (5, 6, 7),
+        (8, 9, 10),
+        *((),) * 6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "depth", "width", "expansion"),
+    [
+        (20, 8, 4, (1, 1, 3, 1, 1, 1, 1, 1)),
+        (16, 6, 4, (1, 1, 3, 1, 1, 1)),
+        (7, 6, 4, (1, 1, 3)),
+        (20, 8, 2, (1, 1, 2, 1, 1, 1, 1, 1)),
+        (1, 1, 1, (1,)),
+    ],
+)
+def test_default_expansion(size: int, depth: int, width: int, expansion: tuple[int, ...]) -> None:
+    config = TreeConfig("specinfer", size=size, depth=depth, width=width)
+    assert default_expansion(config) == expansion
+
+
+def test_an_expansion_too_large_for_the_tree() -> None:
+    config = TreeConfig("specinfer", size=16, depth=6, width=4)
+    with pytest.raises(UsageError, match=r"3x3x3 has 39 nodes on 3 levels; raise --tree-size 16"):
+        create_tree(config, SamplingConfig(0.0), TreeOptions(expansion=(3, 3, 3)))
+    with pytest.raises(UsageError, match="64x64x64x64x64"):
+        create_tree(config, SamplingConfig(0.0), TreeOptions(expansion=(64,) * 5))
+
+
+def grow(policy: TreePolicy, vocab: int, seed: int = 0) -> tuple[DraftTree, list[int]]:
+    """(tree, rows of each draft step) on random distributions over ids 100 .. 100 + vocab."""
+    generator = torch.Generator().manual_seed(seed)
+    state, rows, steps = policy.begin(7), 1, []
+    while True:
+        steps.append(rows)
+        log_probs = torch.log_softmax(torch.randn(rows, vocab, generator=generator), -1)
+        best = torch.topk(log_probs, min(policy.width, vocab))
+        frontier = policy.grow(
+            state,
+            DraftHeadOutput(
+                best.values, best.indices + 100, vocab, log_probs, torch.arange(100, 100 + vocab)
+            ),
+        )
+        if frontier is None:
+            return policy.finish(state), steps
+        rows = frontier.tokens.numel()
+
+
+def child_counts(tree: DraftTree) -> list[int]:
+    parents = tree.parents.tolist()
+    return [parents.count(row) for row in range(len(parents))]
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig(0.0), SamplingConfig(1.0)])
+def test_sequoia_fills_its_plan(sampling: SamplingConfig) -> None:
+    config = TreeConfig("sequoia", size=16, depth=6, width=4)
+    plan, _ = optimal_plan(SEQUOIA_ACCEPTANCE[:4], 16, 6)
+    tree, steps = grow(create_tree(config, sampling), vocab=50)
+    assert child_counts(tree) == [len(below) for below in plan.children]
+    assert len(steps) == plan_depth(plan)
+    assert (tree.q is None) == sampling.greedy
+
+
+def test_places_without_tokens_stay_empty() -> None:
+    """A shortlist of two tokens under a plan of four children."""
+    config = TreeConfig("sequoia", size=16, depth=3, width=4)
+    for sampling in (SamplingConfig(0.0), SamplingConfig(1.0)):
+        tree, _ = grow(create_tree(config, sampling), vocab=2)
+        assert max(child_counts(tree)) == 2
+        assert tree.num_nodes >= 2
+
+
+def test_specinfer_verifies_a_repeated_draw_once() -> None:
+    """Three draws from two tokens: a token is one node, with all its draws on record."""
+    config = TreeConfig("specinfer", size=9, depth=2, width=3)
+    options = TreeOptions(expansion=(3, 2))
+    for seed in range(20):
+        sampling = SamplingConfig(1.0, seed=seed)
+        tree, _ = grow(create_tree(config, sampling, options), vocab=2, seed=seed)
+        assert tree.q.replacement
+        assert len(tree.q.nodes[0].draws) == 3
+        assert {draw.row for draw in tree.q.nodes[0].draws} == {
+            row for row in range(1, tree.num_nodes + 1) if int(tree.parents[row]) == 0
+        }
+        assert all(len(d.draws) == 2 for row, d in tree.q.nodes.items() if row)
+        tokens = [int(tree.tokens[draw.row]) for draw in tree.q.nodes[0].draws]
+        columns = [int(tree.q.nodes[0].ids[draw.column]) for draw in tree.q.nodes[0].draws]
+        assert tokens == columns
+
+
+def test_specinfer_greedy_takes_the_best_in_order() -> None:
+    config = TreeConfig("specinfer", size=16, depth=6, width=4)
+    tree, steps = grow(create_tree(config, SamplingConfig(0.0)), vocab=50)
+    assert child_counts(tree)[:3] == [1, 1, 3]
+    assert steps == [1, 1, 1, 3, 3, 3]
+    assert tree.q is None

@@ -1,0 +1,112 @@
+"""The registry: what it makes, what it refuses, and seeds."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.errors import UsageError
+from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
+from dynaspec_cli.tree.options import TreeOptions
+from dynaspec_cli.tree.registry import TREES, create_tree, tree_names
+
+CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
+
+
+def test_names_of_the_contract() -> None:
+    assert set(tree_names()) >= CONTRACT
+    for name, entry in TREES.items():
+        assert entry.description
+        assert "\n" not in entry.description
+        assert create_tree(TreeConfig(name), SamplingConfig()).name == name
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACT))
+def test_only_sampling_policies_ask_for_the_distribution(name: str) -> None:
+    """A greedy target never needs it; above temperature 0 chain, eagle2 and ddd stay point
+    masses."""
+    assert not create_tree(TreeConfig(name), SamplingConfig(0.0)).needs_distribution
+    samples = create_tree(TreeConfig(name), SamplingConfig(0.7)).needs_distribution
+    assert samples == (name in {"specinfer", "sequoia", "dyspec"})
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(UsageError, match=r"--tree: expected one of chain, .*, got 'oak'") as caught:
+        create_tree(TreeConfig("oak"), SamplingConfig())
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"threshold": 0.0},
+        {"threshold": 1.5},
+        {"threshold": math.nan},
+        {"draft_temperature": 0.0},
+        {"draft_temperature": math.inf},
+        {"ddd_threshold": 0.1},
+        {"ddd_threshold": math.nan},
+        {"ddd_steps": (0, 2)},
+        {"expansion": ()},
+        {"expansion": (2, 0)},
+        {"expansion": (65,)},
+        {"acceptance": ()},
+        {"acceptance": (0.7, 0.4)},
+        {"acceptance": (-0.1,)},
+        {"acceptance": (math.nan,)},
+    ],
+    ids=str,
+)
+def test_impossible_options(bad: dict) -> None:
+    with pytest.raises(UsageError) as caught:
+        TreeOptions(**bad)
+    assert "\n" not in str(caught.value)
+    assert "expected" in str(caught.value)
+
+
+def grow(policy: TreePolicy) -> DraftTree:
+    generator = torch.Generator().manual_seed(0)
+    state, rows = policy.begin(1), 1
+    while True:
+        log_probs = torch.log_softmax(2 * torch.randn(rows, 40, generator=generator), -1)
+        best = torch.topk(log_probs, min(policy.width, 40))
+        frontier = policy.grow(
+            state,
+            DraftHeadOutput(best.values, best.indices, 40, log_probs, torch.arange(40)),
+        )
+        if frontier is None:
+            return policy.finish(state)
+        rows = frontier.tokens.numel()
+
+
+@pytest.mark.parametrize("name", sorted(CONTRACT))
+def test_a_seed_reproduces_its_trees(name: str) -> None:
+    def trees(seed: int) -> list[list[int]]:
+        policy = create_tree(TreeConfig(name), SamplingConfig(0.9, seed=seed))
+        return [grow(policy).tokens.tolist() for _ in range(3)]
+
+    assert trees(4) == trees(4)
+    sampled = create_tree(TreeConfig(name), SamplingConfig(0.9)).needs_distribution
+    assert (trees(4) != trees(5)) == sampled
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", sorted(CONTRACT))
+@pytest.mark.parametrize(
+    ("size", "depth", "width"), [(1, 1, 1), (5, 64, 2), (60, 6, 10), (8, 2, 64)]
+)
+def test_every_shape_yields_a_tree_within_its_limits(
+    name: str, temperature: float, size: int, depth: int, width: int
+) -> None:
+    config = TreeConfig(name, size=size, depth=depth, width=width)
+    tree = grow(create_tree(config, SamplingConfig(temperature)))
+    parents = tree.parents.tolist()
+    assert 1 <= tree.num_nodes <= size
+    depths = [0]
+    for row in range(1, len(parents)):
+        assert 0 <= parents[row] < row
+        depths.append(depths[parents[row]] + 1)
+    assert max(depths) <= depth
