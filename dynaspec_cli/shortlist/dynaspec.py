@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaspec_cli import ops
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.ops import reference as ops
 from dynaspec_cli.protocols import (
     DraftHeadOutput,
     DraftTree,
@@ -59,10 +59,13 @@ class Split:
 
 
 @dataclass
-class LateSelection(Selection):
-    """A selection that is made in ``score``, because its router reads the drafter's output."""
+class PendingSelection(Selection):
+    """A selection whose rows are chosen in the call that scores them. ``scores`` float32 [n, M] of
+    the clusters, None until a router that reads the drafter's output has run."""
 
     budget: int = 0
+    scores: Tensor | None = None
+    done: bool = False
 
 
 class DynaSpecShortlist(BlockShortlist):
@@ -94,6 +97,7 @@ class DynaSpecShortlist(BlockShortlist):
         self.prefill_positions = prefill_positions
         self._embed = target.embed
         self._no_scores = torch.empty((0, 0), dtype=torch.float32, device=head.device)
+        self._no_blocks = torch.empty((0, 2), dtype=torch.int32, device=head.device)
 
     def begin(self, prompt: Tensor, prefill: TargetOutput) -> ContextState:
         context = ContextTokens(self.head, self.context_cap)
@@ -103,34 +107,67 @@ class DynaSpecShortlist(BlockShortlist):
         return ContextState(MassEstimate(self.mass), context=context)
 
     def select(self, state: Any, query: ShortlistQuery) -> Selection:
+        """Runs an early router; the rows themselves are chosen by the op that scores them."""
         budget = self.budgets[min(query.depth, len(self.budgets)) - 1]
-        if self.router is not None and not self.router.early:
-            none = self._no_scores.new_empty((0, 2), dtype=torch.int32)
-            return LateSelection(none, 0, query.depth, budget)
-        if self.router is None:
-            scores = self._no_scores
-        else:
-            scores = self.router.early_scores(query.features, self._embed(query.tokens))
-        return self._fill(state, Selection(self._no_scores, 0, query.depth), scores, budget)
+        pending = PendingSelection(self._no_blocks, 0, query.depth, budget)
+        if self.router is not None and self.router.early:
+            pending.scores = self.router.early_scores(query.features, self._embed(query.tokens))
+        return pending
 
     def score(
         self, state: Any, selection: Selection, hidden: Tensor, k: int, whole: bool = False
     ) -> DraftHeadOutput:
-        if isinstance(selection, LateSelection) and selection.size == 0 and self.router is not None:
-            self._fill(state, selection, self.router.late_scores(hidden), selection.budget)
-        return super().score(state, selection, hidden, k, whole)
+        if not isinstance(selection, PendingSelection) or selection.done:
+            return super().score(state, selection, hidden, k, whole)
+        scores = selection.scores
+        if scores is None:
+            scores = selection.scores = self._late_scores(hidden)
+        if whole:
+            self._choose(state, selection)
+            return super().score(state, selection, hidden, k, whole)
+        head = self.head
+        log_q, ids, _, size, blocks = ops.draft_head(
+            hidden,
+            head.weight,
+            head.scale,
+            head.row_ids,
+            scores,
+            self.offsets,
+            state.context.rows(),
+            self.core,
+            selection.budget,
+            k,
+        )
+        selection.blocks, selection.size, selection.done = blocks, int(size), True
+        state.round[selection.depth] = selection
+        log_mass = self.log_mass(state, selection)
+        return DraftHeadOutput(log_q + log_mass if log_mass else log_q, ids, selection.size)
+
+    def contains(self, state: Any, selection: Selection, token_ids: Tensor) -> Tensor:
+        """bool [m]. With a router that reads the drafter's output the selection must have been
+        scored."""
+        if isinstance(selection, PendingSelection) and not selection.done:
+            self._choose(state, selection)
+        return super().contains(state, selection, token_ids)
 
     def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
         super().observe(state, tree, output, path)
         if self.context_cap:
             observe_context(state.context, tree, output)
 
-    def _fill(self, state: Any, selection: Selection, scores: Tensor, budget: int) -> Selection:
+    def _late_scores(self, hidden: Tensor) -> Tensor:
+        return self._no_scores if self.router is None else self.router.late_scores(hidden)
+
+    def _choose(self, state: Any, selection: PendingSelection) -> None:
+        scores = self._no_scores if self.router is None else selection.scores
+        if scores is None:
+            raise DynaSpecError(
+                "dynaspec: this router chooses when it scores; score the frontier first"
+            )
         selection.blocks, size = ops.shortlist_union(
-            scores, self.offsets, state.context.rows(), self.core, budget
+            scores, self.offsets, state.context.rows(), self.core, selection.budget
         )
-        selection.size = int(size)
-        return selection
+        selection.size, selection.done = int(size), True
 
 
 def cluster_order(

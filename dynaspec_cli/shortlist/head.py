@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dynaspec_cli import ops
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.ops import reference as ops
 
 _CHUNK_ROWS = 16384  # rows permuted or quantised at a time: bounds the temporary copy
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynaspec_cli.ops import reference as ops
+from dynaspec_cli import ops
 
 EARLY = ("mlp", "token")
 """Kinds that need nothing from the drafter's layer."""
