@@ -13,9 +13,10 @@ SAMPLED_ROWS = 4096
 def head_hash(weight: Tensor) -> str:
     """Hash (32 hexadecimal digits) of an LM head [V, d] in token-id order, of any floating dtype.
 
-    SHA-256 over the shape and ``SAMPLED_ROWS`` rows spread evenly over the vocabulary (first and last included), rounded to
-    bf16. A head read in float32 and the same head read in bf16 hash alike; float16 does so where its range holds the
-    weights (fp16 keeps more bits than bf16, so the second rounding can differ in rare halves: hash the stored dtype).
+    SHA-256 over the shape and ``SAMPLED_ROWS`` rows spread evenly over the vocabulary (first and
+    last included), rounded to bf16. A head read in float32 and the same head read in bf16 hash
+    alike; float16 does so where its range holds the weights (fp16 keeps more bits than bf16, so the
+    second rounding can differ in rare halves: hash the stored dtype).
     """
     rows, width = weight.shape
     count = min(rows, SAMPLED_ROWS)

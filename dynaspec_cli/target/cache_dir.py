@@ -20,11 +20,16 @@ BLOCK = 1 << 22
 
 
 def cache_root() -> Path:
-    """``DYNASPEC_CACHE_DIR``, else the platform's cache folder (``XDG_CACHE_HOME`` or ~/.cache on Linux) + "dynaspec"."""
+    """``DYNASPEC_CACHE_DIR``, else the platform's cache folder (``XDG_CACHE_HOME`` or ~/.cache on
+    Linux) + "dynaspec"."""
     if chosen := os.environ.get(ENVIRONMENT):
         return Path(chosen).expanduser()
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "dynaspec" / "Cache"
+        return (
+            Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+            / "dynaspec"
+            / "Cache"
+        )
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Caches" / "dynaspec"
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dynaspec"
@@ -35,7 +40,10 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DynaSpecError(f"The cache folder {path} cannot be made ({error.strerror}); set {ENVIRONMENT} to a folder you can write to") from error
+        raise DynaSpecError(
+            f"The cache folder {path} cannot be made ({error.strerror}); set {ENVIRONMENT} to a "
+            "folder you can write to"
+        ) from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -64,7 +72,8 @@ def sha256_file(path: Path, report: Callable[[float], None] | None = None) -> st
 
 
 def source_hash(path: Path, report: Callable[[float], None] | None = None) -> str:
-    """SHA-256 of a source file, remembered by its path, size and time of change, since hashing takes a second a gigabyte."""
+    """SHA-256 of a source file, remembered by its path, size and time of change, since hashing
+    takes a second a gigabyte."""
     status = path.stat()
     identity = f"{path.resolve()}|{status.st_size}|{status.st_mtime_ns}"
     folder = cache_root() / "sources"
@@ -80,9 +89,14 @@ def source_hash(path: Path, report: Callable[[float], None] | None = None) -> st
 
 
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
-    """Record ``facts`` and the size, time and hash of every file of ``folder``, as its last file."""
+    """Record ``facts`` and the size, time and hash of every file of ``folder``, as its last
+    file."""
     files = {
-        path.name: {"size": path.stat().st_size, "mtime_ns": path.stat().st_mtime_ns, "sha256": sha256_file(path)}
+        path.name: {
+            "size": path.stat().st_size,
+            "mtime_ns": path.stat().st_mtime_ns,
+            "sha256": sha256_file(path),
+        }
         for path in sorted(folder.iterdir())
         if path.is_file() and path.name != MANIFEST
     }
@@ -90,7 +104,8 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a whole folder; None where the folder or its manifest is missing, or a file differs from it.
+    """The manifest of a whole folder; None where the folder or its manifest is missing, or a file
+    differs from it.
 
     A file of the recorded size and time is trusted; one of another time is hashed again.
     """

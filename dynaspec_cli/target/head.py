@@ -1,7 +1,8 @@
-"""The LM head: from features to logits, the argmax and the top k, over the whole vocabulary.
+"""The LM head: from normed features to logits, the argmax and the top k, over the whole vocabulary.
 
-Products accumulate in float32 and logits are never rounded to a half type: in bf16, logits near 20 would be 0.125 apart
-and ties common. Only ``logits`` writes the [n, V] matrix; the others walk over it in pieces.
+Products accumulate in float32 and logits are never rounded to a half type: in bf16, logits near 20
+would be 0.125 apart and ties common. On CPU the compiled ops stream the head and do not write the
+[n, V] matrix for an argmax or a top k.
 """
 
 from __future__ import annotations
@@ -12,8 +13,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynaspec_cli.ops import linear, shortlist_topk
+from dynaspec_cli.ops.extension import EXTENSION
+
 PIECE_ELEMENTS = 1 << 24
-"""Logits held at a time by ``topk`` and ``argmax`` (64 MiB in float32)."""
+"""Logits held at a time where the matrix is written (64 MiB in float32)."""
+
+PIECE_ROWS = 64
+"""Rows handed to the streaming kernel at a time."""
 
 WEIGHT_PIECE = 1 << 14
 """Head rows widened to float32 at a time where no kernel accumulates in float32."""
@@ -21,8 +28,9 @@ WEIGHT_PIECE = 1 << 14
 
 @dataclass(frozen=True)
 class LMHead:
-    """``weight`` [V, d], ``bias`` [V] or None; logits are ``softcap * tanh((W h + b) * multiplier / softcap)``, or without the
-    tanh where ``softcap`` is None."""
+    """``weight`` [V, d], ``bias`` [V] or None; logits are ``softcap * tanh((W h + b) * multiplier /
+    softcap)``, or without the tanh where ``softcap`` is None. ``hidden`` is [n, d] after the final
+    norm."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -30,60 +38,114 @@ class LMHead:
     softcap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Float32 [n, V] of normed ``hidden`` [n, d]."""
-        logits = _product(hidden, self.weight)
-        if self.bias is not None:
-            logits += self.bias.float()
-        if self.multiplier != 1.0:
-            logits *= self.multiplier
-        if self.softcap is not None:
-            logits = logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
+        """Float32 [n, V]."""
+        return self._finish(_product(hidden, self.weight))
 
     def argmax(self, hidden: Tensor) -> Tensor:
         """int64 [n]; the lowest id wins an exact tie."""
-        return torch.cat([self.logits(piece).argmax(-1) for piece in self._pieces(hidden)])
+        if self._streams:
+            return self._streamed(hidden, 1)[1][:, 0]
+        return torch.cat([self._leaders(piece, 1).argmax(-1) for piece in self._pieces(hidden)])
 
     def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first, ties to the lower id."""
+        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first."""
+        if self._streams:
+            return self._streamed(hidden, k)
         found = []
         for piece in self._pieces(hidden):
-            logits = self.logits(piece)
+            logits = self._leaders(piece, k)
             values, ids = torch.topk(logits, k, dim=-1)
             ids, order = ids.sort(-1)
             values, stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
-            found.append((values - torch.logsumexp(logits, -1, keepdim=True), ids.gather(-1, stable)))
+            found.append(
+                (values - torch.logsumexp(logits, -1, keepdim=True), ids.gather(-1, stable))
+            )
         return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
 
+    @property
+    def _streams(self) -> bool:
+        """A cap is left to the written matrix, since its rounding can make ties that decide an
+        argmax."""
+        plain = self.bias is None and self.softcap is None and self.multiplier > 0
+        return plain and _compiled(self.weight)
+
+    def _streamed(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        none = torch.empty(0)
+        whole = torch.tensor([[0, self.weight.shape[0]]], dtype=torch.int32)
+        found = [
+            shortlist_topk(
+                piece, self.weight, none, none.to(torch.int32), whole, k, 1.0 / self.multiplier
+            )
+            for piece in hidden.float().split(PIECE_ROWS)
+        ]
+        return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+    def _leaders(self, hidden: Tensor, k: int) -> Tensor:
+        """Float32 [n, V] whose k largest of each row are exact; the others may carry a half type's
+        rounding."""
+        accumulates = (
+            self.weight.dtype == torch.float32 or self.weight.is_cuda or _compiled(self.weight)
+        )
+        if accumulates or self.bias is not None or self.multiplier <= 0:
+            return self.logits(hidden)
+        hidden = hidden.to(self.weight.dtype)
+        logits = functional.linear(hidden, self.weight).float()
+        slack = logits.abs() * torch.finfo(self.weight.dtype).eps
+        bar = torch.topk(logits - slack, k, dim=-1).values[:, -1:]
+        for row, close in enumerate(logits + slack >= bar):
+            ids = close.nonzero().squeeze(1)
+            logits[row, ids] = self.weight[ids].float() @ hidden[row].float()
+        return self._finish(logits)
+
+    def _finish(self, logits: Tensor) -> Tensor:
+        if self.bias is not None:
+            logits = logits + self.bias.float()
+        if self.multiplier != 1.0:
+            logits = logits * self.multiplier
+        if self.softcap is not None:
+            logits = (logits / self.softcap).tanh_().mul_(self.softcap)
+        return logits
+
     def _pieces(self, hidden: Tensor) -> list[Tensor]:
-        rows = max(1, PIECE_ELEMENTS // self.weight.shape[0])
-        return list(hidden.split(rows))
+        return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.shape[0])))
+
+
+def _compiled(weight: Tensor) -> bool:
+    return EXTENSION.module is not None and weight.device.type == "cpu"
 
 
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
     """``hidden @ weight.T`` with float32 accumulation and a float32 result."""
+    if _compiled(weight):
+        return linear(hidden.float(), weight, None, None)
     if weight.dtype == torch.float32:
         return functional.linear(hidden.float(), weight)
     hidden = hidden.to(weight.dtype)
     if weight.is_cuda:
         return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
     hidden = hidden.float()
-    return torch.cat([functional.linear(hidden, rows.float()) for rows in weight.split(WEIGHT_PIECE)], -1)
+    return torch.cat(
+        [functional.linear(hidden, rows.float()) for rows in weight.split(WEIGHT_PIECE)], -1
+    )
 
 
 class HeadOutput:
-    """``protocols.TargetOutput`` of one pass: the features, and what the head makes of them on demand."""
+    """``protocols.TargetOutput`` of one pass: ``features`` [n, d], and what the head makes of them
+    on demand."""
 
     def __init__(self, features: Tensor, hidden: Tensor, head: LMHead) -> None:
         self.features = features
         self.hidden = hidden
         self._head = head
 
+    @torch.inference_mode()
     def logits(self, rows: Tensor | None = None) -> Tensor:
         return self._head.logits(self.hidden if rows is None else self.hidden[rows])
 
+    @torch.inference_mode()
     def argmax(self) -> Tensor:
         return self._head.argmax(self.hidden)
 
+    @torch.inference_mode()
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
         return self._head.topk(self.hidden, k)

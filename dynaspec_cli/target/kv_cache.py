@@ -1,8 +1,9 @@
-"""Preallocated KV caches: rows are written in place, a tree's rows stay behind the committed ones.
+"""The preallocated KV cache that ``transformers`` models write to.
 
 Rows ``0 .. length`` are committed and row j holds position j. A verified tree occupies rows
-``length .. length + n``; committing a path moves its rows to the front of that range. Rows are never
-evicted, also not in sliding-window layers (the mask leaves them out), so that any commit is a move.
+``length .. length + n``; committing a path moves its rows to the front of that range. Rows are
+never evicted, also not in sliding-window layers (the mask leaves them out), so that any commit is a
+move.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from dynaspec_cli.target.state import grown
 
 
 class PreallocatedLayer(CacheLayerMixin):
-    """Keys and values [1, kv_heads, rows, head_dim] of one layer of a ``transformers`` model."""
+    """Keys and values [1, kv_heads, rows, head_dim] of one layer."""
 
     is_sliding = False
     is_compileable = False
+    keys: Tensor
+    values: Tensor
 
     def __init__(self, rows: int) -> None:
         super().__init__()
@@ -28,7 +31,8 @@ class PreallocatedLayer(CacheLayerMixin):
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate from the first keys [1, kv_heads, n, head_dim] seen: only they know the layer's shape."""
+        """Allocate from the first keys [1, kv_heads, n, head_dim] seen: only they know the
+        shape."""
         self.dtype, self.device = key_states.dtype, key_states.device
         shape = list(key_states.shape)
         shape[2] = self.rows
@@ -37,14 +41,15 @@ class PreallocatedLayer(CacheLayerMixin):
         self.values = value_states.new_empty(shape)
         self.is_initialized = True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
         """Write n rows behind the committed ones; returns views of all rows so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        assert self.keys is not None and self.values is not None
-        end = self.length + key_states.shape[2]
-        if end > self.keys.shape[2]:
-            rows = max(end, self.keys.shape[2] + self.keys.shape[2] // 4)
+        end, have = self.length + key_states.shape[2], self.keys.shape[2]
+        if end > have:
+            rows = max(end, have + have // 4)
             self.keys = grown(self.keys, 2, self.length, rows)
             self.values = grown(self.values, 2, self.length, rows)
         self.keys[:, :, self.length : end] = key_states
@@ -53,13 +58,11 @@ class PreallocatedLayer(CacheLayerMixin):
 
     def keep(self, rows: Tensor) -> None:
         """Commit ``rows`` int64 [a] (relative to the committed length, ascending)."""
-        count = rows.numel()
+        start, end = self.length, self.length + rows.numel()
         if self.is_initialized:
-            assert self.keys is not None and self.values is not None
             for cache in (self.keys, self.values):
-                moved = cache.index_select(2, rows + self.length)
-                cache[:, :, self.length : self.length + count] = moved
-        self.length += count
+                cache[:, :, start:end] = cache.index_select(2, rows + start)
+        self.length = end
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
@@ -72,17 +75,22 @@ class PreallocatedLayer(CacheLayerMixin):
 
 
 class PreallocatedCache(Cache):
-    """``past_key_values`` of a ``transformers`` model: one ``PreallocatedLayer`` a decoder layer."""
+    """``past_key_values`` of a ``transformers`` model: one ``PreallocatedLayer`` a decoder
+    layer."""
 
     def __init__(self, num_layers: int, rows: int) -> None:
-        super().__init__(layers=[PreallocatedLayer(rows) for _ in range(num_layers)])
+        self._own = [PreallocatedLayer(rows) for _ in range(num_layers)]
+        super().__init__(layers=list(self._own))
 
     def append(self, count: int) -> None:
         """Commit the ``count`` rows written last, in order: only the length moves."""
-        for layer in self.layers:
+        for layer in self._own:
             layer.length += count
 
     def keep(self, rows: Tensor) -> None:
-        """Commit the given rows of the tree written last."""
-        for layer in self.layers:
+        """Commit the given rows int64 [a] of the tree written last."""
+        if torch.equal(rows, torch.arange(rows.numel(), device=rows.device)):
+            self.append(rows.numel())
+            return
+        for layer in self._own:
             layer.keep(rows)

@@ -1,4 +1,5 @@
-"""Attention masks of a pass for ``transformers`` models: which mask each kind of layer wants, and in which form."""
+"""Attention masks of a pass for ``transformers`` models: which mask each kind of layer wants, and
+in which form."""
 
 from __future__ import annotations
 
@@ -13,27 +14,34 @@ SUPPORTED_LAYERS = ("full_attention", "sliding_attention")
 
 
 def layer_kinds(config: Any, name: str) -> dict[str, int] | int:
-    """Windows of a text config's layers: {layer type: window} where the model takes a dict of masks (Gemma 3, Qwen 2 and 3),
-    one window for all layers elsewhere (Llama, Mistral). Window 0 is full attention.
+    """Windows of a text config's layers: {layer type: window} where the model takes a dict of masks
+    (Gemma 3, Qwen 2 and 3), one window for all layers elsewhere (Llama, Mistral). Window 0 is full
+    attention.
 
-    Raises ``DynaSpecError`` for layers whose state cannot be rolled back or masked as a tree (linear attention, chunks).
+    Raises ``DynaSpecError`` for layers whose state cannot be rolled back or masked as a tree
+    (linear attention, chunks).
     """
     window = getattr(config, "sliding_window", None) or 0
     types = getattr(config, "layer_types", None)
     if types is None:
         if getattr(config, "attention_chunk_size", None) is not None:
-            raise DynaSpecError(f"{name}: chunked attention is not supported; choose a model with full or sliding-window attention")
+            raise DynaSpecError(
+                f"{name}: chunked attention is not supported; choose a model with full or "
+                "sliding-window attention"
+            )
         return window
     unknown = sorted(set(types) - set(SUPPORTED_LAYERS))
     if unknown:
         raise DynaSpecError(
-            f"{name}: layers of type {', '.join(unknown)} cannot verify a draft tree; expected only {' and '.join(SUPPORTED_LAYERS)}"
+            f"{name}: layers of type {', '.join(unknown)} cannot verify a draft tree; expected "
+            f"only {' and '.join(SUPPORTED_LAYERS)}"
         )
     return {kind: window if kind == "sliding_attention" else 0 for kind in sorted(set(types))}
 
 
 def allowed(mask: Tensor, positions: Tensor, length: int, window: int) -> Tensor:
-    """bool [n, length + n]: what each row of a pass sees. ``mask`` bool [n, n] inside the pass; committed row j holds position j."""
+    """bool [n, length + n]: what each row of a pass sees. ``mask`` bool [n, n] inside the pass;
+    committed row j holds position j."""
     n = mask.shape[0]
     past = torch.arange(length, device=mask.device)
     seen = torch.cat([torch.ones(n, length, dtype=torch.bool, device=mask.device), mask], 1)
@@ -43,15 +51,22 @@ def allowed(mask: Tensor, positions: Tensor, length: int, window: int) -> Tensor
 
 
 def attention_masks(
-    kinds: dict[str, int] | int, mask: Tensor, positions: Tensor, length: int, additive: torch.dtype | None
+    kinds: dict[str, int] | int,
+    mask: Tensor,
+    positions: Tensor,
+    length: int,
+    additive: torch.dtype | None,
 ) -> dict[str, Tensor] | Tensor:
-    """The 4-D masks [1, 1, n, length + n] for ``layer_kinds``: bool, or additive of the given dtype (eager attention)."""
+    """The 4-D masks [1, 1, n, length + n] for ``layer_kinds``: bool, or additive of the given dtype
+    (eager attention)."""
 
     def build(window: int) -> Tensor:
         seen = allowed(mask, positions, length, window)[None, None]
         if additive is None:
             return seen
-        return torch.zeros(seen.shape, dtype=additive, device=seen.device).masked_fill_(~seen, torch.finfo(additive).min)
+        return torch.zeros(seen.shape, dtype=additive, device=seen.device).masked_fill_(
+            ~seen, torch.finfo(additive).min
+        )
 
     if isinstance(kinds, dict):
         return {kind: build(window) for kind, window in kinds.items()}

@@ -26,9 +26,11 @@ def load(
     threads: int | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[Target, TextTokenizer]:
-    """Load a target (contract.md's ``--model``, ``--dtype``, ``--device``, ``--threads``) and its tokenizer.
+    """Load a target (contract.md's ``--model``, ``--dtype``, ``--device``, ``--threads``) and its
+    tokenizer.
 
-    Raises ``DynaSpecError`` with one line for everything that can be wrong with the model, ``UsageError`` for options.
+    Raises ``DynaSpecError`` with one line for everything that can be wrong with the model,
+    ``UsageError`` for options.
     """
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
@@ -57,12 +59,15 @@ def choose_device(device: str) -> torch.device:
     if place.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (place.index or 0) >= count:
-            raise DynaSpecError(f"--device {device}: this PyTorch sees {count} CUDA devices; use --device cpu")
+            raise DynaSpecError(
+                f"--device {device}: this PyTorch sees {count} CUDA devices; use --device cpu"
+            )
     return place
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype of a ``--dtype`` value; "auto" is bfloat16 on CUDA and on CPUs that multiply it, float32 elsewhere."""
+    """The dtype of a ``--dtype`` value; "auto" is bfloat16 on CUDA and on CPUs that multiply it,
+    float32 elsewhere."""
     if dtype == "auto":
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
         return torch.bfloat16 if fast else torch.float32
@@ -72,7 +77,8 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def model_folder(source: ModelSource, dtype: torch.dtype, progress: ProgressCallback) -> Path:
-    """The folder with config, safetensors and tokenizer: the source's own, or the converted GGUF file's."""
+    """The folder with config, safetensors and tokenizer: the source's own, or the converted GGUF
+    file's."""
     if source.gguf is not None:
         return converted(source.gguf, source.name, dtype, progress)
     if source.folder is None:
@@ -81,7 +87,8 @@ def model_folder(source: ModelSource, dtype: torch.dtype, progress: ProgressCall
 
 
 def load_target(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> Target:
-    """The native target where it can run the model, else the ``transformers`` one, whose ``kernels`` says why."""
+    """The native target where it can run the model, else the ``transformers`` one, whose
+    ``kernels`` says why."""
     config = read_config(folder)
     spec = native_spec(config)
     if device.type == "cuda":
@@ -91,28 +98,33 @@ def load_target(folder: Path, name: str, dtype: torch.dtype, device: torch.devic
     return load_native(folder, name, spec, config, dtype, known_head_hash(folder))
 
 
-def load_transformers(folder: Path, name: str, dtype: torch.dtype, device: torch.device, kernels: str = "transformers") -> Any:
+def load_transformers(
+    folder: Path, name: str, dtype: torch.dtype, device: torch.device, kernels: str = "transformers"
+) -> Any:
     """The model of ``folder`` as a ``TransformersTarget``."""
     from transformers import AutoModelForCausalLM
 
     from dynaspec_cli.target.transformers_target import TransformersTarget
 
-    attempts: tuple[str, ...] = ("sdpa", "eager")
-    for attention in attempts:
+    model: Any = None
+    info: dict[str, Any] = {}
+    for attention in ("sdpa", "eager"):
+        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
+        options.update(use_safetensors=True, output_loading_info=True)
         try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                folder,
-                dtype=dtype,
-                attn_implementation=attention,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
+            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, info = loaded
             break
         except Exception as error:
-            text = str(error).strip().splitlines() or [type(error).__name__]
             if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
                 continue
-            raise DynaSpecError(f"{name}: transformers cannot load {folder} as a causal language model ({text[0]})") from error
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            raise DynaSpecError(
+                f"{name}: transformers cannot load {folder} as a causal language model ({text[0]})"
+            ) from error
     if missing := sorted(info["missing_keys"]):
-        raise DynaSpecError(f"{folder}: the weights lack {missing[0]!r} and {len(missing) - 1} more; the folder does not fit its config.json")
+        raise DynaSpecError(
+            f"{folder}: the weights lack {missing[0]!r} and {len(missing) - 1} more; the folder "
+            "does not fit its config.json"
+        )
     return TransformersTarget(model.to(device), name, kernels)

@@ -1,6 +1,8 @@
-"""Which models the native path can run, read from their config: families, layer shapes, rotary parameters.
+"""Which models the native path can run, read from their config: families, layer shapes, rotary
+parameters.
 
-Everything the native layers cannot express is named in a reason, and the caller takes the ``transformers`` path with it.
+Everything the native layers cannot express is named in a reason, and the caller takes the
+``transformers`` path with it.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ NO_ATTENTION_BIAS_KEY = ("qwen2",)
 
 @dataclass(frozen=True)
 class NativeSpec:
-    """``shapes`` one a layer; ``rope`` the name of each layer's rotary table, ``rope_parameters`` by that name; ``embed_scale`` is
-    None where embeddings are used as they are; ``gemma`` norms are stored without their "+1"."""
+    """``shapes`` one a layer; ``rope`` the name of each layer's rotary table, ``rope_parameters``
+    by that name; ``embed_scale`` is None where embeddings are used as they are; ``gemma`` norms are
+    stored without their "+1"."""
 
     family: str
     shapes: tuple[LayerShape, ...]
@@ -74,13 +77,16 @@ class NativeSpec:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """config.json as ``transformers`` understands it: read directly where it says everything, else completed with the
-    family's defaults by ``AutoConfig`` (which costs a second of imports)."""
+    """config.json as ``transformers`` understands it: read directly where it says everything, else
+    completed with the family's defaults by ``AutoConfig`` (which costs a second of imports)."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family = config.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
-        raise DynaSpecError(f"{folder}: config.json cannot be read ({error}); expected a model folder of transformers") from error
+        raise DynaSpecError(
+            f"{folder}: config.json cannot be read ({error}); expected a model folder of "
+            "transformers"
+        ) from error
     if family in FAMILY_KEYS and all(key in config for key in _keys(family)):
         return dict(config)
     from transformers import AutoConfig
@@ -89,11 +95,15 @@ def read_config(folder: Path) -> dict[str, Any]:
         return dict(AutoConfig.from_pretrained(folder).to_dict())
     except Exception as error:
         text = str(error).strip().splitlines() or [type(error).__name__]
-        raise DynaSpecError(f"{folder}: transformers does not know this model ({text[0]})") from error
+        raise DynaSpecError(
+            f"{folder}: transformers does not know this model ({text[0]})"
+        ) from error
 
 
 def _keys(family: str) -> tuple[str, ...]:
-    shared = tuple(k for k in SHARED_KEYS if not (k == "attention_bias" and family in NO_ATTENTION_BIAS_KEY))
+    shared = tuple(
+        k for k in SHARED_KEYS if not (k == "attention_bias" and family in NO_ATTENTION_BIAS_KEY)
+    )
     return shared + FAMILY_KEYS[family]
 
 
@@ -107,7 +117,12 @@ def native_spec(config: dict[str, Any]) -> NativeSpec | str:
     activation = config.get("hidden_activation") or config.get("hidden_act")
     if activation not in ACTIVATIONS:
         return f"activation {activation} has no native form"
-    for key in ("attention_bias", "mlp_bias", "attn_logit_softcapping", "use_bidirectional_attention"):
+    for key in (
+        "attention_bias",
+        "mlp_bias",
+        "attn_logit_softcapping",
+        "use_bidirectional_attention",
+    ):
         if config.get(key):
             return f"{key} has no native form"
     types, window = config.get("layer_types"), config.get("sliding_window") or 0

@@ -1,7 +1,8 @@
 """``protocols.Target`` on this project's own decoder layers: the fast path on CPU.
 
-The residual stream is float32; matrices and the KV cache have the model's dtype (float16 models keep a float32 cache). A row
-is computed alike in a tree and in plain decoding, so that speculation emits what plain decoding would, in bf16 too.
+The residual stream is float32; matrices and the KV cache have the model's dtype (float16 models
+keep a float32 cache). A row is computed alike in a tree and in plain decoding, so that speculation
+emits what plain decoding would, in bf16 too.
 """
 
 from __future__ import annotations
@@ -14,9 +15,8 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
-from dynaspec_cli.ops.decoder import decoder_layer
+from dynaspec_cli.ops import backend, decoder_layer, kv_commit, tree_mask
 from dynaspec_cli.ops.reference import rms_norm
-from dynaspec_cli.ops.tree import kv_commit, tree_mask
 from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.target.head import HeadOutput, LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
@@ -62,7 +62,11 @@ class NativeTarget:
         self.name = name
         self.kernels = kernels
         self.dtype = weights.head.dtype
-        self.hidden_size, self.vocab_size, self.max_context = spec.hidden_size, spec.vocab_size, spec.max_context
+        self.hidden_size, self.vocab_size, self.max_context = (
+            spec.hidden_size,
+            spec.vocab_size,
+            spec.max_context,
+        )
         self._spec = spec
         self._weights = weights
         self._tables = rotary_tables(spec, config)
@@ -70,7 +74,9 @@ class NativeTarget:
         self._head = LMHead(weights.head, softcap=spec.softcap)
         self._hash = known_hash
         # transformers rounds the scale to the model's dtype, and the product with it.
-        self._embed_scale = None if spec.embed_scale is None else torch.tensor(spec.embed_scale, dtype=self.dtype)
+        self._embed_scale = (
+            None if spec.embed_scale is None else torch.tensor(spec.embed_scale, dtype=self.dtype)
+        )
 
     def head_weight(self) -> Tensor:
         return self._head.weight
@@ -127,19 +133,31 @@ class NativeTarget:
         state.pending = 0
 
     def _output(self, features: Tensor) -> HeadOutput:
-        return HeadOutput(features, rms_norm(features, self._weights.norm, self._spec.eps), self._head)
+        return HeadOutput(
+            features, rms_norm(features, self._weights.norm, self._spec.eps), self._head
+        )
 
-    def _forward(self, state: NativeState, tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """Residual stream float32 [n, d] after the last layer; keys and values go behind the committed rows."""
+    def _forward(
+        self, state: NativeState, tokens: Tensor, mask: Tensor, positions: Tensor
+    ) -> Tensor:
+        """Residual stream float32 [n, d] after the last layer; keys and values go behind the
+        committed rows."""
         self._make_room(state, tokens.numel())
         x = self.embed(tokens)
         turns = {name: table.rows(positions) for name, table in self._tables.items()}
         layers = zip(
-            self._spec.shapes, self._spec.rope, self._weights.layers, state.keys, state.values, strict=True
+            self._spec.shapes,
+            self._spec.rope,
+            self._weights.layers,
+            state.keys,
+            state.values,
+            strict=True,
         )
         for shape, rope, weights, keys, values in layers:
             cos, sin = turns[rope]
-            x = decoder_layer(x, weights, keys, values, cos, sin, positions, mask, state.length, *shape)
+            x = decoder_layer(
+                x, weights, keys, values, cos, sin, positions, mask, state.length, *shape
+            )
         return x
 
     def _make_room(self, state: NativeState, rows: int) -> None:
@@ -151,11 +169,18 @@ class NativeTarget:
 
 
 def load_native(
-    folder: Path, name: str, spec: NativeSpec, config: dict[str, Any], dtype: torch.dtype, known_hash: str | None
+    folder: Path,
+    name: str,
+    spec: NativeSpec,
+    config: dict[str, Any],
+    dtype: torch.dtype,
+    known_hash: str | None,
 ) -> NativeTarget:
     """The model of ``folder`` as a ``NativeTarget``."""
     files = WeightFiles(folder)
     if known_hash is None:
         stored = files["model.embed_tokens.weight" if spec.tied else "lm_head.weight"]
         known_hash = head_hash(stored)
-    return NativeTarget(name, spec, config, read_weights(files, spec, dtype), known_hash=known_hash)
+    return NativeTarget(
+        name, spec, config, read_weights(files, spec, dtype), f"native ({backend()})", known_hash
+    )

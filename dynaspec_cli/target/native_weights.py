@@ -14,8 +14,8 @@ from dynaspec_cli.target.weights import WeightFiles
 
 @dataclass(frozen=True)
 class NativeWeights:
-    """``embedding`` and ``head`` [V, d] (one tensor where tied); ``layers`` as ``reference.LAYER_WEIGHTS``; ``norm`` float32 [d], any
-    "+1" added."""
+    """``embedding`` and ``head`` [V, d] (one tensor where tied); ``layers`` as
+    ``reference.LAYER_WEIGHTS``; ``norm`` float32 [d], any "+1" added."""
 
     embedding: Tensor
     head: Tensor
@@ -24,14 +24,18 @@ class NativeWeights:
 
 
 def read_weights(files: WeightFiles, spec: NativeSpec, dtype: torch.dtype) -> NativeWeights:
-    """Collect and fuse; matrices in ``dtype``, norms in float32. Tensors that already have the dtype and need no fusing stay mapped
-    to the file. Raises ``DynaSpecError`` where a tensor is missing or of another shape than the config says."""
+    """Collect and fuse; matrices in ``dtype``, norms in float32. Tensors that already have the
+    dtype and need no fusing stay mapped to the file. Raises ``DynaSpecError`` where a tensor is
+    missing or of another shape than the config says."""
     layers = [_layer(files, spec, index, dtype) for index in range(len(spec.shapes))]
     vocabulary = (spec.vocab_size, spec.hidden_size)
     embedding = _checked(files, "model.embed_tokens.weight", vocabulary).to(dtype)
-    # A checkpoint may say it is tied and still store a head; transformers then ignores the stored one.
+    # A checkpoint may say it is tied and still store a head; transformers then ignores the stored
+    # one.
     head = embedding if spec.tied else _checked(files, "lm_head.weight", vocabulary).to(dtype)
-    return NativeWeights(embedding, head, layers, _norm(files, "model.norm.weight", spec, spec.hidden_size))
+    return NativeWeights(
+        embedding, head, layers, _norm(files, "model.norm.weight", spec, spec.hidden_size)
+    )
 
 
 def _layer(files: WeightFiles, spec: NativeSpec, index: int, dtype: torch.dtype) -> list[Tensor]:
@@ -51,7 +55,9 @@ def _layer(files: WeightFiles, spec: NativeSpec, index: int, dtype: torch.dtype)
     projections = tuple(f"self_attn.{p}_proj" for p in "qkv")
     if spec.qkv_bias:
         names = [f"{prefix}{name}.bias" for name in projections]
-        bias = torch.cat([_checked(files, n, (r,)).float() for n, r in zip(names, (q, kv, kv), strict=True)])
+        bias = torch.cat(
+            [_checked(files, n, (r,)).float() for n, r in zip(names, (q, kv, kv), strict=True)]
+        )
     else:
         bias = empty
     inner = files[f"{prefix}mlp.gate_proj.weight"].shape[0]
@@ -78,5 +84,8 @@ def _norm(files: WeightFiles, name: str, spec: NativeSpec, size: int) -> Tensor:
 def _checked(files: WeightFiles, name: str, shape: tuple[int, ...]) -> Tensor:
     tensor = files[name]
     if tuple(tensor.shape) != shape:
-        raise DynaSpecError(f"{files.folder}: {name} has shape {list(tensor.shape)}, but config.json asks for {list(shape)}")
+        raise DynaSpecError(
+            f"{files.folder}: {name} has shape {list(tensor.shape)}, but config.json asks for "
+            f"{list(shape)}"
+        )
     return tensor

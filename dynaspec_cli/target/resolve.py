@@ -1,4 +1,5 @@
-"""From a ``--model`` value to where its files are, with every way this can fail said in one line."""
+"""From a ``--model`` value to where its files are, with every way this can fail said in one
+line."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Exactly one of ``folder`` (safetensors) and ``gguf`` (a file, or the default model's pieces) is set."""
+    """Exactly one of ``folder`` (safetensors) and ``gguf`` (a file, or the default model's pieces)
+    is set."""
 
     name: str
     folder: Path | None = None
@@ -31,8 +33,9 @@ class ModelSource:
 
 
 def resolve_model(model: str | None) -> ModelSource:
-    """Find ``model``: None or the default's name (the embedded package), a package of ``SINGLE_FILE_PACKAGES``, a ``.gguf`` file, a
-    folder, or a hub name (downloaded, or taken from the hub's cache when offline).
+    """Find ``model``: None or the default's name (the embedded package), a package of
+    ``SINGLE_FILE_PACKAGES``, a ``.gguf`` file, a folder, or a hub name (downloaded, or taken from
+    the hub's cache when offline).
 
     Raises ``DynaSpecError``; nothing is converted or loaded here.
     """
@@ -41,45 +44,66 @@ def resolve_model(model: str | None) -> ModelSource:
     if model in SINGLE_FILE_PACKAGES:
         return ModelSource(model, gguf=single_file(model))
     if not model.strip():
-        raise DynaSpecError("--model: expected a hub name, a folder or a .gguf file, got an empty text")
+        raise DynaSpecError(
+            "--model: expected a hub name, a folder or a .gguf file, got an empty text"
+        )
     path = Path(model).expanduser()
     if path.is_dir():
         check_folder(path)
         return ModelSource(path.resolve().name, folder=path)
     if path.is_file():
         return ModelSource(path.stem, gguf=_gguf_file(path))
-    looks_like_path = path.suffix == ".gguf" or model.startswith((".", "~", "/")) or model.count("/") > 1
+    looks_like_path = (
+        path.suffix == ".gguf" or model.startswith((".", "~", "/")) or model.count("/") > 1
+    )
     if looks_like_path or not HUB_NAME.fullmatch(model):
-        raise DynaSpecError(f"--model {model}: no such file or folder; expected a hub name, a model folder or a .gguf file")
+        raise DynaSpecError(
+            f"--model {model}: no such file or folder; expected a hub name, a model folder or a "
+            ".gguf file"
+        )
     folder = _from_hub(model)
     check_folder(folder)
     return ModelSource(model, folder=folder)
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder without config.json or without safetensors weights; pickles are never read."""
+    """Refuse a folder without config.json or without safetensors weights; pickles are never
+    read."""
     if not (folder / "config.json").is_file():
         gguf = sorted(folder.glob("*.gguf"))
-        hint = f"give the file itself: --model {gguf[0]}" if gguf else "expected a model folder of transformers"
+        hint = (
+            f"give the file itself: --model {gguf[0]}"
+            if gguf
+            else "expected a model folder of transformers"
+        )
         raise DynaSpecError(f"{folder}: no config.json there; {hint}")
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise DynaSpecError(
-            f"{folder}: {pickles[0]} is a pickle, which can run code when it is read and is refused; "
+            f"{folder}: {pickles[0]} is a pickle, which can run code when it is read and is "
+            "refused; "
             "convert the weights to model.safetensors first"
         )
-    raise DynaSpecError(f"{folder}: no weights there; expected model.safetensors (or its shards) beside config.json")
+    raise DynaSpecError(
+        f"{folder}: no weights there; expected model.safetensors (or its shards) beside config.json"
+    )
 
 
 def _gguf_file(path: Path) -> Path:
     if path.suffix in PICKLE_SUFFIXES:
-        raise DynaSpecError(f"{path}: a pickle can run code when it is read and is refused; expected a model folder with safetensors or a .gguf file")
+        raise DynaSpecError(
+            f"{path}: a pickle can run code when it is read and is refused; expected a model "
+            "folder with safetensors or a .gguf file"
+        )
     with path.open("rb") as file:
         magic = file.read(4)
     if magic != GGUF_MAGIC:
-        raise DynaSpecError(f"{path}: no GGUF file (it starts with {magic!r}, expected {GGUF_MAGIC!r}); expected a model folder or a .gguf file")
+        raise DynaSpecError(
+            f"{path}: no GGUF file (it starts with {magic!r}, expected {GGUF_MAGIC!r}); expected "
+            "a model folder or a .gguf file"
+        )
     return path
 
 
@@ -96,12 +120,18 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except GatedRepoError as error:
-        raise DynaSpecError(f"--model {name}: access on the hub is restricted; accept its licence there and log in with 'hf auth login'") from error
+        raise DynaSpecError(
+            f"--model {name}: access on the hub is restricted; accept its licence there and log "
+            "in with 'hf auth login'"
+        ) from error
     except RepositoryNotFoundError as error:
-        raise DynaSpecError(f"--model {name}: no such folder, and no such model on the hub") from error
+        raise DynaSpecError(
+            f"--model {name}: no such folder, and no such model on the hub"
+        ) from error
     except HFValidationError as error:
         raise DynaSpecError(f"--model {name}: no such folder, and no valid hub name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise DynaSpecError(
-            f"--model {name}: no such folder, not in the hub's cache, and the hub cannot be reached; check the name and the network"
+            f"--model {name}: no such folder, not in the hub's cache, and the hub cannot be "
+            "reached; check the name and the network"
         ) from error

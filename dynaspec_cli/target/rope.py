@@ -14,9 +14,11 @@ BLOCK = 1024
 
 
 class RotaryTable:
-    """cos and sin float32 [positions, head_dim] of one set of rotary parameters, both halves alike (``rotate_half`` form).
+    """cos and sin float32 [positions, head_dim] of one set of rotary parameters, both halves alike
+    (``rotate_half`` form).
 
-    Angles are ``position * inv_freq`` in float32, as in ``transformers``; ``scaling`` multiplies both (YaRN).
+    Angles are ``position * inv_freq`` in float32, as in ``transformers``; ``scaling`` multiplies
+    both (YaRN).
     """
 
     def __init__(self, inv_freq: Tensor, scaling: float) -> None:
@@ -38,7 +40,8 @@ class RotaryTable:
 
 
 def rotary_tables(spec: NativeSpec, config: dict[str, Any]) -> dict[str, RotaryTable]:
-    """One table for each of ``spec.rope_parameters``; scaled types take ``transformers``' own frequencies."""
+    """One table for each of ``spec.rope_parameters``; scaled types take ``transformers``' own
+    frequencies."""
     return {name: RotaryTable(*_frequencies(spec, config, name)) for name in spec.rope_parameters}
 
 
@@ -52,7 +55,11 @@ def _frequencies(spec: NativeSpec, config: dict[str, Any], name: str) -> tuple[T
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    fields = {key: value for key, value in config.items() if key not in ("model_type", "transformers_version")}
+    fields = {
+        key: value
+        for key, value in config.items()
+        if key not in ("model_type", "transformers_version")
+    }
     full = AutoConfig.for_model(spec.family, **fields)
     by_layer = {} if name == "all" else {"layer_type": name}
     inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](full, torch.device("cpu"), **by_layer)

@@ -1,14 +1,15 @@
-"""What both targets share of a request's state: lengths, limits and the checks of their arguments."""
+"""What both targets share of a request's state: lengths, limits and the checks of their
+arguments."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError
-
 
 TREE_ROWS = 64
 """Cache rows kept free for a tree; a larger tree makes the cache grow once."""
@@ -16,8 +17,8 @@ TREE_ROWS = 64
 
 @dataclass
 class TargetState:
-    """``length``: committed tokens. ``max_length``: the tokens this request may commit. ``pending``: rows of
-    the last verified tree, 0 when nothing waits for a commit."""
+    """``length``: committed tokens. ``max_length``: the tokens this request may commit.
+    ``pending``: rows of the last verified tree, 0 when nothing waits for a commit."""
 
     max_length: int
     length: int = 0
@@ -30,17 +31,20 @@ def check_max_length(max_length: int, max_context: int, name: str) -> None:
         raise DynaSpecError(f"{name}: expected room for at least 1 token, got {max_length}")
     if max_length > max_context:
         raise DynaSpecError(
-            f"{name}: {max_length} tokens do not fit the model's context of {max_context}; shorten the prompt or lower --max-new-tokens"
+            f"{name}: {max_length} tokens do not fit the model's context of {max_context}; "
+            "shorten the prompt or lower --max-new-tokens"
         )
 
 
 def check_prompt(num_tokens: int, max_context: int, name: str) -> None:
-    """Refuse an empty prompt, and one that leaves no room in the model's context for a single new token."""
+    """Refuse an empty prompt, and one that leaves no room in the model's context for a single new
+    token."""
     if num_tokens == 0:
         raise DynaSpecError("The prompt is empty: give at least one token of text")
     if num_tokens >= max_context:
         raise DynaSpecError(
-            f"The prompt has {num_tokens} tokens, but {name} has a context of {max_context} tokens in all; shorten the prompt"
+            f"The prompt has {num_tokens} tokens, but {name} has a context of {max_context} "
+            "tokens in all; shorten the prompt"
         )
 
 
@@ -50,30 +54,36 @@ def check_append(state: TargetState, token_ids: Tensor, vocab_size: int) -> None
         raise DynaSpecError("The prompt is empty: give at least one token of text")
     if state.length + token_ids.numel() > state.max_length:
         raise DynaSpecError(
-            f"{state.length + token_ids.numel()} tokens exceed the {state.max_length} this request was begun for"
+            f"{state.length + token_ids.numel()} tokens exceed the {state.max_length} this "
+            "request was begun for"
         )
     low, high = int(token_ids.min()), int(token_ids.max())
     if low < 0 or high >= vocab_size:
-        raise DynaSpecError(f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}")
+        raise DynaSpecError(
+            f"Token id {low if low < 0 else high} is outside the vocabulary of {vocab_size}"
+        )
 
 
 def check_rows(state: TargetState, rows: Tensor) -> None:
     """Refuse a commit that is no root-first, ascending choice of rows of the last verified tree."""
     ids = rows.tolist()
-    if not ids or ids[0] != 0 or any(b <= a for a, b in zip(ids, ids[1:], strict=False)) or ids[-1] >= state.pending:
+    if not ids or ids[0] != 0 or any(b <= a for a, b in pairwise(ids)) or ids[-1] >= state.pending:
         raise DynaSpecError(
-            f"commit: expected ascending rows of the last verified tree ({state.pending} rows), root first, got {ids}"
+            f"commit: expected ascending rows of the last verified tree ({state.pending} rows), "
+            f"root first, got {ids}"
         )
 
 
 def causal_rows(start: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(mask bool [n, n], positions int64 [n]) of ``count`` consecutive tokens from position ``start``."""
+    """(mask bool [n, n], positions int64 [n]) of ``count`` consecutive tokens from position
+    ``start``."""
     mask = torch.ones(count, count, dtype=torch.bool, device=device).tril_()
     return mask, torch.arange(start, start + count, device=device)
 
 
 def grown(cache: Tensor, axis: int, used: int, rows: int) -> Tensor:
-    """A copy of ``cache`` with ``rows`` rows along ``axis``, of which the first ``used`` are kept."""
+    """A copy of ``cache`` with ``rows`` rows along ``axis``, of which the first ``used`` are
+    kept."""
     shape = list(cache.shape)
     shape[axis] = rows
     bigger = cache.new_empty(shape)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.ops.tree import tree_mask
+from dynaspec_cli.ops import tree_mask
 from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.target.head import HeadOutput, LMHead
 from dynaspec_cli.target.kv_cache import PreallocatedCache
@@ -34,13 +34,14 @@ FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 class TransformersState(TargetState):
     """Request state with the cache that ``transformers`` writes to."""
 
-    cache: PreallocatedCache | None = None
+    cache: PreallocatedCache = field(default_factory=lambda: PreallocatedCache(0, 0))
 
 
 class TransformersTarget:
     """Wraps a loaded ``transformers`` model; ``kernels`` says in reports why this path runs.
 
-    Features are the input of the model's final norm [n, d] in the model's dtype; logits are float32.
+    Features are the input of the model's final norm [n, d] in the model's dtype; logits are
+    float32.
     """
 
     def __init__(self, model: Any, name: str, kernels: str = "transformers") -> None:
@@ -55,7 +56,10 @@ class TransformersTarget:
         self._embedding = model.get_input_embeddings()
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
-            raise DynaSpecError(f"{name} has no linear LM head, so it is no causal language model; choose another --model")
+            raise DynaSpecError(
+                f"{name} has no linear LM head, so it is no causal language model; choose another "
+                "--model"
+            )
         self.dtype = head.weight.dtype
         self.device = head.weight.device
         self.hidden_size = int(config.hidden_size)
@@ -72,15 +76,19 @@ class TransformersTarget:
 
     @torch.inference_mode()
     def _check_head(self) -> None:
-        """The logits made here must be the model's own: families scale or cap them in ways of their own."""
+        """The logits made here must be the model's own: families scale or cap them in ways of their
+        own."""
         probe = torch.tensor([[min(1, self.vocab_size - 1)]], device=self.device)
         own = self.model(input_ids=probe, use_cache=False).logits[0].float()
         state = self.begin(1)
         ours = self.prefill(state, probe[0]).logits()
-        tolerance = (1e-3 if self.dtype == torch.float32 else 6e-2) * max(1.0, float(own.abs().max()))
+        tolerance = (1e-3 if self.dtype == torch.float32 else 6e-2) * max(
+            1.0, float(own.abs().max())
+        )
         if own.shape != ours.shape or float((own - ours).abs().max()) > tolerance:
             raise DynaSpecError(
-                f"{self.name}: the logits of model type {self.model.config.model_type!r} are not its LM head's output alone; this family is not supported"
+                f"{self.name}: the logits of model type {self.model.config.model_type!r} are not "
+                "its LM head's output alone; this family is not supported"
             )
 
     def head_weight(self) -> Tensor:
@@ -99,7 +107,9 @@ class TransformersTarget:
 
     def begin(self, max_length: int) -> TransformersState:
         check_max_length(max_length, self.max_context, self.name)
-        return TransformersState(max_length, cache=PreallocatedCache(self._num_layers, max_length + TREE_ROWS))
+        return TransformersState(
+            max_length, cache=PreallocatedCache(self._num_layers, max_length + TREE_ROWS)
+        )
 
     @torch.inference_mode()
     def prefill(self, state: TransformersState, token_ids: Tensor) -> HeadOutput:
@@ -133,14 +143,19 @@ class TransformersTarget:
         state.length += rows.numel()
         state.pending = 0
 
-    def _forward(self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """(features [n, d], normed [n, d]) of one pass; its keys and values lie behind the committed ones."""
+    def _forward(
+        self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(features [n, d], normed [n, d]) of one pass; its keys and values lie behind the
+        committed ones."""
         captured: list[Tensor] = []
         hook = self._norm.register_forward_pre_hook(lambda module, args: captured.append(args[0]))
         try:
             hidden = self._base(
                 input_ids=tokens[None],
-                attention_mask=attention_masks(self._kinds, mask, positions, state.length, self._additive),
+                attention_mask=attention_masks(
+                    self._kinds, mask, positions, state.length, self._additive
+                ),
                 position_ids=positions[None],
                 past_key_values=state.cache,
                 use_cache=True,
@@ -154,7 +169,10 @@ def _decoder(model: Any, name: str) -> Any:
     """The stack of layers below the LM head: of a composite model its language model."""
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
     if decoder is model:
-        raise DynaSpecError(f"{name} has no decoder stack below an LM head, so it is no causal language model; choose another --model")
+        raise DynaSpecError(
+            f"{name} has no decoder stack below an LM head, so it is no causal language model; "
+            "choose another --model"
+        )
     return decoder
 
 
@@ -163,11 +181,15 @@ def _final_norm(decoder: Any, name: str) -> nn.Module:
         module = getattr(decoder, attribute, None)
         if isinstance(module, nn.Module):
             return module
-    raise DynaSpecError(f"{name}: no final norm found in {type(decoder).__name__}; expected one of {', '.join(FINAL_NORMS)}")
+    raise DynaSpecError(
+        f"{name}: no final norm found in {type(decoder).__name__}; expected one of "
+        f"{', '.join(FINAL_NORMS)}"
+    )
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:
-    """(multiplier, softcap) that a family applies to its LM head's output: Granite divides, Cohere multiplies, Gemma 2 caps."""
+    """(multiplier, softcap) that a family applies to its LM head's output: Granite divides, Cohere
+    multiplies, Gemma 2 caps."""
     multiplier = 1.0 / float(getattr(config, "logits_scaling", None) or 1.0)
     multiplier *= float(getattr(config, "logit_scale", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)

@@ -1,4 +1,5 @@
-"""Tensors of a model folder straight from its safetensors files, mapped into memory and not copied."""
+"""Tensors of a model folder straight from its safetensors files, mapped into memory and not
+copied."""
 
 from __future__ import annotations
 
@@ -24,14 +25,23 @@ class WeightFiles:
         self.folder = folder
         self._files: dict[str, Any] = {}
         if (folder / INDEX).is_file():
-            names = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(
+                set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+            )
         else:
-            names = [SINGLE] if (folder / SINGLE).is_file() else sorted(p.name for p in folder.glob("*.safetensors"))
+            names = (
+                [SINGLE]
+                if (folder / SINGLE).is_file()
+                else sorted(p.name for p in folder.glob("*.safetensors"))
+            )
         for name in names:
             try:
                 file = safe_open(folder / name, framework="pt")
             except (SafetensorError, OSError) as error:
-                raise DynaSpecError(f"{folder / name}: the weights cannot be read ({error}); fetch or convert them again") from error
+                raise DynaSpecError(
+                    f"{folder / name}: the weights cannot be read ({error}); fetch or convert "
+                    "them again"
+                ) from error
             for key in file.keys():  # noqa: SIM118 - not a dict
                 self._files[key] = file
 
@@ -45,7 +55,9 @@ class WeightFiles:
     def __getitem__(self, name: str) -> Tensor:
         file = self._files.get(name)
         if file is None:
-            raise DynaSpecError(f"{self.folder}: the weights lack {name!r}; the folder does not fit its config.json")
+            raise DynaSpecError(
+                f"{self.folder}: the weights lack {name!r}; the folder does not fit its config.json"
+            )
         tensor: Tensor = file.get_tensor(name)
         return tensor
 
@@ -54,4 +66,6 @@ class WeightFiles:
         for name in HEAD_NAMES:
             if name in self:
                 return self[name]
-        raise DynaSpecError(f"{self.folder}: no LM head in the weights; expected one of {', '.join(HEAD_NAMES)}")
+        raise DynaSpecError(
+            f"{self.folder}: no LM head in the weights; expected one of {', '.join(HEAD_NAMES)}"
+        )

@@ -27,7 +27,10 @@ COMMON: dict[str, Any] = {
 def _configs() -> dict[str, Any]:
     from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
-    window = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+    window = {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    }
     qwen_window = {**window, "use_sliding_window": True}
     llama3 = {
         "rope_type": "llama3",
@@ -39,14 +42,25 @@ def _configs() -> dict[str, Any]:
     }
     return {
         "gemma3": Gemma3TextConfig(
-            **COMMON, **window, num_hidden_layers=3, query_pre_attn_scalar=24, final_logit_softcapping=4.0
+            **COMMON,
+            **window,
+            num_hidden_layers=3,
+            query_pre_attn_scalar=24,
+            final_logit_softcapping=4.0,
         ),
         "llama": LlamaConfig(**COMMON, num_hidden_layers=2, tie_word_embeddings=False),
-        "llama3": LlamaConfig(**COMMON, num_hidden_layers=2, rope_parameters=llama3, tie_word_embeddings=True),
-        "qwen2": Qwen2Config(
-            **{**COMMON, "head_dim": 8}, **qwen_window, num_hidden_layers=3, tie_word_embeddings=True
+        "llama3": LlamaConfig(
+            **COMMON, num_hidden_layers=2, rope_parameters=llama3, tie_word_embeddings=True
         ),
-        "qwen3": Qwen3Config(**COMMON, **qwen_window, num_hidden_layers=3, tie_word_embeddings=False),
+        "qwen2": Qwen2Config(
+            **{**COMMON, "head_dim": 8},
+            **qwen_window,
+            num_hidden_layers=3,
+            tie_word_embeddings=True,
+        ),
+        "qwen3": Qwen3Config(
+            **COMMON, **qwen_window, num_hidden_layers=3, tie_word_embeddings=False
+        ),
     }
 
 
@@ -95,7 +109,9 @@ def hf_model(family_dir: Callable[[str], Path]) -> Callable[[str], Any]:
             import torch
             from transformers import AutoModelForCausalLM
 
-            made[family] = AutoModelForCausalLM.from_pretrained(family_dir(family), dtype=torch.float32).eval()
+            made[family] = AutoModelForCausalLM.from_pretrained(
+                family_dir(family), dtype=torch.float32
+            ).eval()
         return made[family]
 
     return make
@@ -121,3 +137,21 @@ def make_target(family_dir: Callable[[str], Path]) -> Callable[[str, str], Any]:
         return made[key]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole GGUF file of a tiny Llama."""
+    from tiny_gguf import write_tiny_gguf
+
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_tiny_gguf(path)
+    return path
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's cache folder of one test."""
+    folder = tmp_path / "cache"
+    monkeypatch.setenv("DYNASPEC_CACHE_DIR", str(folder))
+    return folder

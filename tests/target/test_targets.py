@@ -1,4 +1,5 @@
-"""Both targets against plain forward passes of ``transformers``: trees, chunks, commits, greedy decoding."""
+"""Both targets against plain forward passes of ``transformers``: trees, chunks, commits, greedy
+decoding."""
 
 from __future__ import annotations
 
@@ -33,7 +34,9 @@ def random_ids(count: int, seed: int) -> list[int]:
 
 def random_tree(nodes: int, seed: int) -> DraftTree:
     generator = torch.Generator().manual_seed(seed)
-    parents = [-1] + [int(torch.randint(max(0, i - 5), i, (1,), generator=generator)) for i in range(1, nodes + 1)]
+    parents = [-1] + [
+        int(torch.randint(max(0, i - 5), i, (1,), generator=generator)) for i in range(1, nodes + 1)
+    ]
     return DraftTree(torch.tensor(random_ids(nodes + 1, seed + 1)), torch.tensor(parents))
 
 
@@ -44,8 +47,12 @@ def path_to(tree: DraftTree, row: int) -> list[int]:
     return rows
 
 
-@pytest.fixture(params=[(family, path) for family in FAMILIES for path in PATHS], ids=lambda p: "-".join(p))
-def pair(request: pytest.FixtureRequest, make_target: MakeTarget, hf_model: HFModel) -> tuple[Any, Any]:
+@pytest.fixture(
+    params=[(family, path) for family in FAMILIES for path in PATHS], ids=lambda p: "-".join(p)
+)
+def pair(
+    request: pytest.FixtureRequest, make_target: MakeTarget, hf_model: HFModel
+) -> tuple[Any, Any]:
     family, path = request.param
     return make_target(family, path), hf_model(family)
 
@@ -81,7 +88,9 @@ def test_features_are_the_input_of_the_final_norm(pair: tuple[Any, Any]) -> None
     output = target.prefill(target.begin(64), torch.tensor(ids))
     torch.testing.assert_close(output.features.float(), seen[0], **TOLERANCE)
     with torch.inference_mode():
-        torch.testing.assert_close(target.norm(output.features).float(), model.model.norm(seen[0]), **TOLERANCE)
+        torch.testing.assert_close(
+            target.norm(output.features).float(), model.model.norm(seen[0]), **TOLERANCE
+        )
         embedded = model.get_input_embeddings()(torch.tensor(ids))
         torch.testing.assert_close(target.embed(torch.tensor(ids)).float(), embedded, **TOLERANCE)
     assert torch.equal(target.head_weight(), model.get_output_embeddings().weight)
@@ -89,8 +98,9 @@ def test_features_are_the_input_of_the_final_norm(pair: tuple[Any, Any]) -> None
 
 @pytest.mark.parametrize(("prompt", "nodes"), [(1, 1), (5, 14), (21, 40)])
 def test_tree_rows_equal_their_paths(pair: tuple[Any, Any], prompt: int, nodes: int) -> None:
-    """Row by row: the logits of a node are those of a plain pass over prompt + path from the root. With a window of 8, a prompt of 21 puts
-    keys outside the window, and a deep path moves the window inside the tree."""
+    """Row by row: the logits of a node are those of a plain pass over prompt + path from the root.
+    With a window of 8, a prompt of 21 puts keys outside the window, and a deep path moves the
+    window inside the tree."""
     target, model = pair
     ids, tree = random_ids(prompt, 7), random_tree(nodes, nodes)
     state = target.begin(64)
@@ -112,7 +122,8 @@ def test_a_deep_chain_leaves_its_own_window(pair: tuple[Any, Any]) -> None:
 
 
 def test_commit_then_continue_equals_a_fresh_run(pair: tuple[Any, Any]) -> None:
-    """Three rounds of verify and commit of paths that skip rows; then the cache must be that of the plain text."""
+    """Three rounds of verify and commit of paths that skip rows; then the cache must be that of the
+    plain text."""
     target, model = pair
     text = random_ids(9, 11)
     state = target.begin(100)
@@ -150,7 +161,9 @@ def test_prefill_in_pieces(pair: tuple[Any, Any], pieces: list[int]) -> None:
     torch.testing.assert_close(torch.cat(parts), whole, **TOLERANCE)
 
 
-def test_prefill_longer_than_one_pass(pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prefill_longer_than_one_pass(
+    pair: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     target, model = pair
     for module in ("native_target", "transformers_target"):
         monkeypatch.setattr(f"dynaspec_cli.target.{module}.PREFILL_ROWS", 16)
@@ -163,7 +176,9 @@ def test_greedy_equals_generate(pair: tuple[Any, Any]) -> None:
     target, model = pair
     for seed in range(3):
         ids = random_ids(10, 40 + seed)
-        expected = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=40, eos_token_id=None)[0, 10:].tolist()
+        expected = model.generate(
+            torch.tensor([ids]), do_sample=False, max_new_tokens=40, eos_token_id=None
+        )[0, 10:].tolist()
         state = target.begin(64)
         token = int(target.prefill(state, torch.tensor(ids)).argmax()[-1])
         tokens = [token]
@@ -213,7 +228,9 @@ def test_bad_requests_are_refused(pair: tuple[Any, Any]) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bfloat16_is_close(family: str, family_dir: Callable[[str], Any], make_target: MakeTarget) -> None:
+def test_bfloat16_is_close(
+    family: str, family_dir: Callable[[str], Any], make_target: MakeTarget
+) -> None:
     from dynaspec_cli.target.load import load_target
 
     ids = torch.tensor(random_ids(20, 60))
