@@ -10,7 +10,7 @@ p: what the emitted token must be drawn from given that all earlier children wer
 - children drawn from q *with* replacement (SpecInfer's multi-step speculative sampling): the same
   with D = q throughout.
 
-The walk visits few rows, so it asks for the distribution of a row when it gets there.
+The walk visits few rows, so the distribution of a row is formed when it gets there.
 docs/exactness.md has the proofs.
 """
 
@@ -69,11 +69,25 @@ class SampledDrafts:
     replacement: bool
 
 
-def row_probabilities(output: TargetOutput, config: SamplingConfig) -> RowProbabilities:
-    """p of a row of a target's output, formed when asked for."""
+LOGIT_ROWS = 32
+"""Rows whose logits are computed together: up to about this many, reading the LM head's weights is
+what a product costs, so more rows are nearly free; a tree of 1,024 rows at once would take 1
+GiB."""
+
+
+def row_probabilities(
+    output: TargetOutput, config: SamplingConfig, num_rows: int
+) -> RowProbabilities:
+    """p of a row of a target's output of ``num_rows`` rows, formed when asked for: logits for the
+    row and those after it (its descendants are among them), the softmax and filters for the row
+    alone."""
+    logits: dict[int, Tensor] = {}
 
     def of_row(row: int) -> Tensor:
-        return probabilities(output.logits(torch.tensor([row])), config)[0]
+        if row not in logits:
+            rows = torch.arange(row, min(row + LOGIT_ROWS, num_rows))
+            logits.update(zip(rows.tolist(), output.logits(rows), strict=True))
+        return probabilities(logits[row][None], config)[0]
 
     return of_row
 
@@ -85,7 +99,7 @@ def verify(
     alone is plain decoding."""
     if config.greedy:
         return verify_greedy(tree, output)
-    return verify_sampled(tree, row_probabilities(output, config), source)
+    return verify_sampled(tree, row_probabilities(output, config, tree.num_nodes + 1), source)
 
 
 def verify_greedy(tree: DraftTree, output: TargetOutput) -> Verdict:

@@ -9,6 +9,8 @@ from torch import Tensor
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.sampling import verify as verification
+from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.sampling.verify import (
     Draw,
@@ -84,16 +86,43 @@ def test_greedy_is_sampling_at_temperature_zero(seed: int) -> None:
     assert sampled.bonus == greedy.bonus
 
 
-def test_only_visited_rows_are_formed() -> None:
-    """The rows asked for are the accepted path, each once."""
+def test_only_visited_rows_are_formed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The softmax is taken of the accepted path's rows, each once; logits are computed in one
+    go."""
     output = Output(torch.randn(7, 8, generator=torch.Generator().manual_seed(0)))
-    seen = set()
+    formed: list[int] = []
+
+    def watched(logits: Tensor, config: SamplingConfig) -> Tensor:
+        assert logits.shape == (1, 8)
+        formed.extend((output.table == logits).all(1).nonzero().squeeze(1).tolist())
+        return probabilities(logits, config)
+
+    monkeypatch.setattr(verification, "probabilities", watched)
+    lengths = set()
     for seed in range(200):
         output.asked.clear()
+        formed.clear()
         verdict = verify(tree(TOKENS, PARENTS), output, SamplingConfig(1.0), GeneratorSource(seed))
-        assert output.asked == verdict.path.tolist()
-        seen.add(len(output.asked))
-    assert seen >= {1, 2, 3}
+        assert formed == verdict.path.tolist()
+        assert output.asked == list(range(7))
+        lengths.add(len(formed))
+    assert lengths >= {1, 2, 3}
+
+
+def test_logits_of_a_large_tree_come_in_parts() -> None:
+    """A certain chain of 100: never more than 32 rows at a time, no row twice, the root's part
+    first."""
+    rows = 101
+    output = Output(torch.nn.functional.one_hot(torch.arange(1, rows + 1), rows + 1) * 100.0)
+    chain = tree(list(range(rows)), list(range(-1, rows - 1)))
+    sizes: list[int] = []
+    original = output.logits
+    output.logits = lambda wanted: (sizes.append(len(wanted)), original(wanted))[1]
+    verdict = verify(chain, output, SamplingConfig(1.0), GeneratorSource(0))
+    assert verdict.path.tolist() == list(range(rows))
+    assert verdict.bonus == rows
+    assert sizes == [32, 32, 32, 5]
+    assert output.asked == list(range(rows))
 
 
 def test_the_root_alone_is_plain_decoding() -> None:
