@@ -1,10 +1,11 @@
 // Few rows times a weight matrix, and the router built on it.
 //
-// Layout: weight [m, k] row-major; the input is one or two matrices side by side, [a; b] with ka + kb = k. A warp owns an
-// output column: it streams the weight's row once (16-byte loads where rows are aligned) against up to 8 input rows held
-// in L1 / L2, then reduces over the lanes in a fixed order. The sum of an output does not depend on the number of rows.
-// A bf16 weight rounds the input to bf16, an int8 weight quantises each input row to int8 and sums exactly, other weights
-// take it as float32: reference.linear.
+// Layout: weight [m, k] row-major; the input is one or two matrices side by side, [a; b] with ka + kb = k. A thread block
+// serves 8 output columns and up to 8 input rows: it widens 512 columns of the input at a time to float32 in shared
+// memory (rounded or quantised as the products read them), and each warp streams its own row of the weight once
+// (16-byte loads where rows are aligned) and finally reduces over the lanes, in a fixed order. The sum of an output does
+// not depend on the number of rows. A bf16 weight rounds the input to bf16, an int8 weight quantises each input row to
+// int8 and sums exactly, other weights take it as float32: reference.linear.
 //
 // Complexity: m k weights read per 8 rows. Launch shape: (m / 8, rows / 8) x 256.
 #include "common.cuh"
@@ -15,7 +16,9 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kRows = 8;  // input rows a pass
+constexpr int kRows = 8;      // input rows a pass
+constexpr int kChunk = 512;  // input columns in shared memory
+constexpr int kShared = (kRows * kChunk + kRows) * static_cast<int>(sizeof(float));
 
 struct Input {
   const void* data;
@@ -66,21 +69,31 @@ __device__ __forceinline__ float input_at(const LinearArguments& a, int64_t row,
   return k < a.ka ? a.a.at(row, k) : a.b.at(row, k - a.ka);
 }
 
-// Adds weight[0 .. Count) = columns k0 .. k0 + Count of the weight's row, times the input rows.
-template <typename T, int Count>
-__device__ __forceinline__ void accumulate(const LinearArguments& a, const T* weight, int64_t k0,
+template <typename T>
+__device__ __forceinline__ void load_chunk(const LinearArguments& a, int64_t k0, int width,
                                            int64_t first, int rows, const float* scales,
+                                           float* chunk) {
+  for (int i = threadIdx.x; i < rows * width; i += kThreads) {
+    const int row = i / width, column = i % width;
+    const float scale = sizeof(T) == 1 ? scales[row] : 0.0f;
+    chunk[row * kChunk + column] =
+        Product<T>::input(input_at(a, first + row, k0 + column), scale);
+  }
+}
+
+// Adds Count columns of the weight's row times the input rows; `chunk` points at the first of them.
+template <typename T, int Count>
+__device__ __forceinline__ void accumulate(const T* weight, const float* chunk, int rows,
                                            typename Product<T>::Sum (&sum)[kRows]) {
+  float w[Count];
 #pragma unroll
-  for (int j = 0; j < Count; ++j) {
-    const float w = to_float(weight[j]);
+  for (int j = 0; j < Count; ++j) w[j] = to_float(weight[j]);
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      if (r >= rows) break;
-      const float scale = sizeof(T) == 1 ? scales[r] : 0.0f;
-      const float x = Product<T>::input(input_at(a, first + r, k0 + j), scale);
-      sum[r] = Product<T>::step(w, x, sum[r]);
-    }
+  for (int r = 0; r < kRows; ++r) {
+    if (r >= rows) break;
+#pragma unroll
+    for (int j = 0; j < Count; ++j)
+      sum[r] = Product<T>::step(w[j], chunk[r * kChunk + j], sum[r]);
   }
 }
 
@@ -103,24 +116,31 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) linear_kernel(LinearArguments a) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
   DYNASPEC_SHARED(memory);
-  float* scales = reinterpret_cast<float*>(memory);
+  float* chunk = reinterpret_cast<float*>(memory);
+  float* scales = chunk + kRows * kChunk;
   const int64_t column = static_cast<int64_t>(blockIdx.x) * kWarps + warp_id();
   const int64_t first = static_cast<int64_t>(blockIdx.y) * kRows;
   const int rows = static_cast<int>(min(a.n - first, static_cast<int64_t>(kRows)));
-  if (sizeof(T) == 1) quantise_rows(a, first, rows, scales);
-  if (column >= a.m) return;
-  const T* weight = static_cast<const T*>(a.weight) + column * a.k;
+  const T* weight = static_cast<const T*>(a.weight) + (column < a.m ? column : 0) * a.k;
   typename Product<T>::Sum sum[kRows] = {};
-  if (a.vector_loads) {
-    for (int64_t k = static_cast<int64_t>(lane_id()) * kPiece; k < a.k; k += kWarp * kPiece) {
-      alignas(16) T piece[kPiece];
-      *reinterpret_cast<uint4*>(piece) = *reinterpret_cast<const uint4*>(weight + k);
-      accumulate<T, kPiece>(a, piece, k, first, rows, scales, sum);
+  if (sizeof(T) == 1) quantise_rows(a, first, rows, scales);
+  for (int64_t k0 = 0; k0 < a.k; k0 += kChunk) {
+    const int width = static_cast<int>(min(a.k - k0, static_cast<int64_t>(kChunk)));
+    load_chunk<T>(a, k0, width, first, rows, scales, chunk);
+    __syncthreads();
+    if (column < a.m && a.vector_loads) {
+      for (int k = lane_id() * kPiece; k < width; k += kWarp * kPiece) {
+        alignas(16) T piece[kPiece];
+        *reinterpret_cast<uint4*>(piece) = *reinterpret_cast<const uint4*>(weight + k0 + k);
+        accumulate<T, kPiece>(piece, chunk + k, rows, sum);
+      }
+    } else if (column < a.m) {
+      for (int k = lane_id(); k < width; k += kWarp)
+        accumulate<T, 1>(weight + k0 + k, chunk + k, rows, sum);
     }
-  } else {
-    for (int64_t k = lane_id(); k < a.k; k += kWarp)
-      accumulate<T, 1>(a, weight + k, k, first, rows, scales, sum);
+    __syncthreads();
   }
+  if (column >= a.m) return;
 #pragma unroll
   for (int r = 0; r < kRows; ++r) {
     if (r >= rows) break;
@@ -171,13 +191,13 @@ extern "C" int dynaspec_linear(const void* a, int a_dtype, int64_t ka, const voi
                   static_cast<unsigned>(ceil_div(n, kRows)));
   switch (weight_dtype) {
     case DYNASPEC_FLOAT32:
-      return launch(linear_kernel<float>, grid, kThreads, kRows * sizeof(float), stream, args);
+      return launch(linear_kernel<float>, grid, kThreads, kShared, stream, args);
     case DYNASPEC_BFLOAT16:
-      return launch(linear_kernel<__nv_bfloat16>, grid, kThreads, kRows * sizeof(float), stream, args);
+      return launch(linear_kernel<__nv_bfloat16>, grid, kThreads, kShared, stream, args);
     case DYNASPEC_FLOAT16:
-      return launch(linear_kernel<__half>, grid, kThreads, kRows * sizeof(float), stream, args);
+      return launch(linear_kernel<__half>, grid, kThreads, kShared, stream, args);
     case DYNASPEC_INT8:
-      return launch(linear_kernel<int8_t>, grid, kThreads, kRows * sizeof(float), stream, args);
+      return launch(linear_kernel<int8_t>, grid, kThreads, kShared, stream, args);
     default:
       return cudaErrorInvalidValue;
   }
