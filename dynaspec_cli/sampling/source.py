@@ -74,21 +74,52 @@ class GeneratorSource:
         return index
 
     def draws(self, weights: Tensor, k: int, replacement: bool) -> list[list[int]]:
-        rows, support = weights.shape
+        # Inverse cumulative sums in float64. (Racing exponentials in float32 would be shorter, but
+        # its smallest times lie on a grid of 2^-24, which distorts the tail of a large vocabulary.)
+        cumulative = torch.cumsum(weights, 1, dtype=torch.float64)
+        uniforms = torch.rand((len(weights), k), generator=self.generator, dtype=torch.float64)
         if replacement:
-            uniforms = torch.rand((rows, k), generator=self.generator, dtype=torch.float64)
-            cumulative = torch.cumsum(weights, 1, dtype=torch.float64)
             points = uniforms.to(weights.device) * cumulative[:, -1:]
             index = torch.searchsorted(cumulative, points, right=True)
-            last = support - 1 - (weights.flip(1) > 0).int().argmax(1, keepdim=True)
+            last = weights.shape[1] - 1 - (weights.flip(1) > 0).int().argmax(1, keepdim=True)
             return torch.minimum(index, last).tolist()
-        # Exponential race (Sequoia): the order of E_i / w_i with E_i ~ Exp(1) is that of draws
-        # without replacement.
-        noise = torch.empty(weights.shape, dtype=weights.dtype)
-        noise.exponential_(generator=self.generator)
-        times = torch.where(weights > 0, noise.to(weights.device) / weights, torch.inf)
-        first = torch.topk(times, min(k, support), dim=1, largest=False)
-        return [
-            [i for i, t in zip(ids, ts, strict=True) if t != torch.inf]
-            for ids, ts in zip(first.indices.tolist(), first.values.tolist(), strict=True)
-        ]
+        return _without_replacement(cumulative, uniforms.tolist(), k)
+
+
+def _without_replacement(
+    cumulative: Tensor, uniforms: list[list[float]], k: int
+) -> list[list[int]]:
+    """Ordered draws by rows of cumulative sums [w, S]: a draw is a point on the line [0, total)
+    with the intervals of earlier draws cut out. A row ends when nothing is left but rounding."""
+    totals = cumulative[:, -1].tolist()
+    drawn: list[list[int]] = [[] for _ in totals]
+    cut: list[list[tuple[float, float]]] = [[] for _ in totals]  # (start, length), ascending
+    alive = list(range(len(totals)))
+    for j in range(k):
+        points = []
+        for i in alive:
+            point = uniforms[i][j] * (totals[i] - sum(length for _, length in cut[i]))
+            for start, length in cut[i]:
+                if point < start:
+                    break
+                point += length
+            points.append([point])
+        lines = cumulative if len(alive) == len(totals) else cumulative[alive]
+        index = torch.searchsorted(lines, lines.new_tensor(points), right=True)
+        index.clamp_(max=lines.shape[1] - 1)
+        ends = lines.gather(1, index).squeeze(1).tolist()
+        starts = lines.gather(1, (index - 1).clamp_(min=0)).squeeze(1).tolist()
+        still = []
+        for i, column, start, end in zip(
+            alive, index.squeeze(1).tolist(), starts, ends, strict=True
+        ):
+            start = start if column else 0.0
+            if column in drawn[i] or not end > start:
+                continue
+            drawn[i].append(column)
+            cut[i] = sorted([*cut[i], (start, end - start)])
+            still.append(i)
+        alive = still
+        if not alive:
+            break
+    return drawn
