@@ -148,7 +148,7 @@ def test_draws_with_replacement_stay_in_the_support() -> None:
 
 
 def test_draws_from_a_large_flat_tail() -> None:
-    """Float32 grids must not favour the tail: 2^18 tokens share a mass of 0.1, as often as drawn."""
+    """A float32 grid must not favour the tail: 2^18 tokens share a mass of 0.1."""
     tail = 1 << 18
     weights = torch.full((1, tail + 1), 0.1 / tail)
     weights[0, 0] = 0.9
