@@ -1,0 +1,360 @@
+"""The whole benchmark with scripted arms: files, exit codes, resuming, reports, the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from bench_fakes import Cheat, FakeAr, FakeCodec, FakeReference, FakeSpeculative, KilledAt
+from dynaspec_cli.bench.execute import BenchOptions, Lab, Outcome, execute
+from dynaspec_cli.bench.spec import parse_specs
+from dynaspec_cli.bench.suites import Prompt, Suite
+from dynaspec_cli.commands import bench as command
+from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError
+from dynaspec_cli.main import cli
+
+FULL, DYNA = "full+eagle2@4", "dynaspec@8+eagle2@4"
+FACTS = {"model": "fake", "dtype": "float32", "device": "cpu", "threads": 1}
+SUITE = Suite(
+    "s",
+    tuple(Prompt("s", f"p{i}", "qa" if i % 2 else "code", ("a" * (i + 2),)) for i in range(4)),
+    "hash",
+    "s.jsonl",
+)
+
+
+class Peer(Cheat):
+    """A peer with another numerics; it reports no steps."""
+
+    def run(self, *args: Any) -> Any:
+        from dataclasses import replace
+
+        return replace(super().run(*args), steps=())
+
+
+def lab(*methods: Any) -> Lab:
+    return Lab(methods, FakeCodec(), FakeReference(), FACTS, {"drafter": {"bytes": 1}})
+
+
+def honest() -> Lab:
+    return lab(FakeAr(), FakeSpeculative(FULL), FakeSpeculative(DYNA, covered=False))
+
+
+def options(*specs: str, **changes: Any) -> BenchOptions:
+    given: dict[str, Any] = {
+        "specs": tuple(parse_specs(list(specs or ("ar", FULL, DYNA)))),
+        "suites": (SUITE,),
+        "max_new_tokens": {"s": 7},
+        "check_exact": True,
+        "asked": {"model": "/some/where/model.gguf", "out": Path("/some/where/out")},
+    }
+    return BenchOptions(**(given | changes))
+
+
+def test_all_files_are_written_and_agree(tmp_path: Path) -> None:
+    outcome = execute(options(out=tmp_path), honest())
+    outcome.check()
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(outcome.summary))
+    assert summary["schema"] == 1
+    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 4 * 3
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "samples.jsonl", "summary.json", "report.md", "report.html", "plots", "provenance.json",
+    }  # fmt: skip
+    contract = {
+        "method", "suite", "task", "prompts", "new_tokens", "tokens_per_second", "speedup",
+        "speedup_ci95", "mean_acceptance_length", "recovery", "coverage", "mean_shortlist_size",
+        "acceptance_by_position", "num_spec_steps", "phase_ms",
+    }  # fmt: skip
+    for row in summary["rows"]:
+        assert contract <= set(row)
+    row = next(r for r in summary["rows"] if (r["task"], r["method"]) == ("all", DYNA))
+    assert (row["identical"], row["ties"], row["mismatches"]) == (4, 0, 0)
+    # Six decode tokens a prompt in three steps of 0.1 s, one draft token accepted in each.
+    assert row["tokens_per_second"] == pytest.approx(20.0)
+    assert row["speedup"] == pytest.approx(2.0)
+    assert (row["mean_acceptance_length"], row["recovery"], row["coverage"]) == (2.0, 1.0, 0.5)
+
+
+def test_provenance_says_what_and_where_without_folders(tmp_path: Path) -> None:
+    execute(options(out=tmp_path), honest())
+    text = (tmp_path / "provenance.json").read_text()
+    record = json.loads(text)
+    assert record["options"] == {"model": "model.gguf", "out": "out"}
+    assert record["settings"]["versions"]["python"]
+    assert record["machine"]["cores"] >= 1
+    assert record["machine"]["cpu_flags"] is not None
+    assert record["artifacts"] == {"drafter": {"bytes": 1}}
+    assert record["settings"]["state"] == "complete"
+    assert "/some/where" not in text
+
+
+def test_a_cheat_ends_in_exit_code_3_with_method_and_prompt(tmp_path: Path) -> None:
+    cheat = Cheat(DYNA, position=2, prompt_length=4)
+    outcome = execute(options(out=tmp_path), lab(FakeAr(), FakeSpeculative(FULL), cheat))
+    with pytest.raises(ExactnessError) as error:
+        outcome.check()
+    assert error.value.exit_code == 3
+    assert f"{DYNA}: p1" in str(error.value)
+    assert FULL not in str(error.value)
+    report = (tmp_path / "report.md").read_text()
+    assert "**1 wrong (p1), 0 ties, 3 identical**" in report
+    assert "1 wrong (p1)" in (tmp_path / "report.html").read_text()
+
+
+def test_a_peer_may_differ_without_failing_the_check() -> None:
+    peer = Peer("llama.cpp", position=2)
+    outcome = execute(options("ar", "llama.cpp"), lab(FakeAr(), peer))
+    outcome.check()
+    row = outcome.summary["overall"][1]
+    assert (row["mismatches"], row["mean_acceptance_length"]) == (4, None)
+
+
+def test_interrupted_run_keeps_and_reports_what_was_done_and_resumes(tmp_path: Path) -> None:
+    broken = lab(KilledAt(3), FakeSpeculative(FULL), FakeSpeculative(DYNA))
+    outcome = execute(options(out=tmp_path, warmup=0), broken)
+    assert outcome.interrupted
+    assert outcome.summary["settings"]["state"] == "interrupted"
+    assert outcome.summary["overall"][0]["prompts"] == 3
+    assert "interrupted" in (tmp_path / "report.md").read_text()
+    again = honest()
+    finished = execute(options(out=tmp_path, resume=True, warmup=0), again)
+    assert finished.summary["overall"][0]["prompts"] == 4
+    assert len(again.methods[0].calls) == 1  # type: ignore[attr-defined]
+    whole = execute(options(warmup=0), honest())
+    assert [r["tokens_per_second"] for r in finished.summary["rows"]] == [
+        r["tokens_per_second"] for r in whole.summary["rows"]
+    ]
+
+
+def test_resume_refuses_another_run_and_says_what_differs(tmp_path: Path) -> None:
+    execute(options(out=tmp_path), honest())
+    before = (tmp_path / "samples.jsonl").read_bytes()
+    with pytest.raises(DynaSpecError, match="another max_new_tokens;"):
+        execute(options(out=tmp_path, resume=True, max_new_tokens={"s": 9}), honest())
+    with pytest.raises(DynaSpecError, match="another seed, temperature;"):
+        changed = {"seed": 1, "check_exact": True, "sampling": SamplingConfig(0.0)}
+        altered = options(out=tmp_path, resume=True, **changed)
+        object.__setattr__(altered, "sampling", SamplingConfig(0.7))
+        execute(altered, honest())
+    with pytest.raises(DynaSpecError, match="another artifacts;"):
+        other = honest()
+        other.artifacts = {"drafter": {"bytes": 2}}
+        execute(options(out=tmp_path, resume=True), other)
+    assert (tmp_path / "samples.jsonl").read_bytes() == before
+
+
+def test_samples_are_never_overwritten_or_mixed(tmp_path: Path) -> None:
+    execute(options(out=tmp_path), honest())
+    with pytest.raises(UsageError, match="--resume"):
+        execute(options(out=tmp_path), honest())
+    (tmp_path / "provenance.json").unlink()
+    with pytest.raises(DynaSpecError, match="provenance"):
+        execute(options(out=tmp_path, resume=True), honest())
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"repeats": 0}, "--repeats"),
+        ({"warmup": -1}, "--warmup"),
+        ({"max_new_tokens": {"s": 0}}, "--max-new-tokens"),
+        ({"sampling": SamplingConfig(0.5)}, "--check-exact: expected greedy"),
+        ({"specs": tuple(parse_specs([FULL]))}, "--check-exact: expected ar"),
+        ({"resume": True}, "--resume: expected --out"),
+        ({"suites": (SUITE, SUITE)}, "each suite once"),
+    ],
+)
+def test_impossible_options_are_refused(changes: dict[str, Any], part: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(part)):
+        options(**changes)
+
+
+def test_report_shows_losses_in_red_and_in_words(tmp_path: Path) -> None:
+    class Slow(FakeSpeculative):
+        def run(self, *args: Any) -> Any:
+            from dataclasses import replace
+
+            trace = super().run(*args)
+            return replace(trace, decode_s=trace.decode_s * 4)
+
+    execute(options(out=tmp_path), lab(FakeAr(), FakeSpeculative(FULL), Slow(DYNA)))
+    page = (tmp_path / "report.html").read_text()
+    words = f"{DYNA}: 0.50x, slower than ar (95 % interval 0.50 to 0.50)"
+    assert re.search(rf'<li class="loss">{re.escape(words)}', page)
+    assert '<td class="loss">0.50 [0.50, 0.50]</td>' in page
+    assert re.search(r'class="floss"><title>qa, dynaspec@8\+eagle2@4: 0.50x', page)
+    assert f"- **{words}" in (tmp_path / "report.md").read_text()
+
+
+def test_html_is_one_file_without_network_and_well_formed(tmp_path: Path) -> None:
+    evil = Suite("s", (Prompt("s", "<script>x", "<b>task", ("a",)),), "h", "s.jsonl")
+    execute(options(out=tmp_path, suites=(evil,)), honest())
+    page = (tmp_path / "report.html").read_text()
+    assert not re.search(r"(src|href)=|@import|url\(", page)
+    assert set(re.findall(r"https?://[^\"' ]+", page)) == {"http://www.w3.org/2000/svg"}
+    assert "<script" not in page
+    assert "<b>task" not in page
+    assert 'name="viewport"' in page
+    assert "prefers-color-scheme:dark" in page
+    for definition in ("1 + accepted draft tokens", "paired bootstrap"):
+        assert definition in page
+    for picture in re.findall(r"<svg.*?</svg>", page, flags=re.S):
+        ElementTree.fromstring(picture)
+    names = {p.name for p in (tmp_path / "plots").iterdir()}
+    assert names >= {"speedup.svg", "acceptance.svg", "phases.svg", "scripts.svg", "recovery.svg"}
+    for path in (tmp_path / "plots").iterdir():
+        assert "prefers-color-scheme" in path.read_text()
+        ElementTree.fromstring(path.read_text())
+
+
+# The command line, with the engine replaced by scripted arms.
+
+
+class NoEngine:
+    pass
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    suite = tmp_path / "mini.jsonl"
+    suite.write_text(
+        '{"id": "m0", "task": "qa", "turns": ["abc"]}\n{"id": "m1", "task": "qa", "turns": ["abcd"]}\n'
+    )
+    arms: dict[str, Any] = {}
+
+    def make(*args: str, methods: Any = None, default: Any = (["ar", FULL], None)) -> Result:
+        def fake_lab(engine: Any, chosen: BenchOptions, *rest: Any) -> Lab:
+            arms["options"] = chosen
+            kinds = {"ar": FakeAr()}
+            return lab(
+                *(methods or [kinds.get(str(s), FakeSpeculative(str(s))) for s in chosen.specs])
+            )
+
+        monkeypatch.setattr(command, "_load", lambda *a: NoEngine())
+        monkeypatch.setattr(command, "_lab", fake_lab)
+        monkeypatch.setattr("dynaspec_cli.bench.lab.default_methods", lambda engine: default)
+        return CliRunner().invoke(cli, ["bench", *args], catch_exceptions=False)
+
+    make.suite = str(suite)  # type: ignore[attr-defined]
+    make.arms = arms  # type: ignore[attr-defined]
+    return make
+
+
+def test_json_is_the_summary_and_nothing_else(run: Any) -> None:
+    result = run("--suite", run.suite, "--method", "ar", "--method", FULL, "--json")
+    assert result.exit_code == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["schema"] == 1
+    assert {r["suite"] for r in summary["rows"]} == {"mini"}
+
+
+def test_table_names_every_method_and_says_the_verdict(run: Any) -> None:
+    result = run("--suite", run.suite, "--method", "ar", "--method", FULL)
+    assert "1.98x, faster than ar" in result.stdout  # 127 tokens in 64 steps of 0.1 s
+    assert "tokens/s" in result.stdout
+
+
+def test_cli_exit_code_3_names_the_prompt(run: Any) -> None:
+    methods = [FakeAr(), Cheat(FULL, position=1)]
+    result = run(
+        "--suite", run.suite, "--method", "ar", "--method", FULL, "--check-exact", methods=methods
+    )
+    assert result.exit_code == 3
+    assert result.stderr.count("\n") == 1
+    assert "m0, m1" in result.stderr
+
+
+def test_cli_interrupt_is_130(run: Any) -> None:
+    methods = [KilledAt(2), FakeSpeculative(FULL)]
+    result = run("--suite", run.suite, "--method", "ar", "--method", FULL, methods=methods)
+    assert result.exit_code == 130
+
+
+def test_default_run_is_smoke_with_verdicts(run: Any) -> None:
+    result = run("--limit", "1", default=(["ar", FULL], "left out"))
+    chosen = run.arms["options"]
+    assert result.exit_code == 0, result.stderr
+    assert [s.name for s in chosen.suites] == ["smoke"]
+    assert chosen.check_exact
+    assert chosen.max_new_tokens == {"smoke": 32}
+    assert "left out" in result.stderr
+    assert "all 8 identical" in result.stdout
+    assert not run("--suite", run.suite, "--method", "ar").stderr
+    assert not run.arms["options"].check_exact
+    assert run.arms["options"].max_new_tokens == {"mini": 128}
+
+
+def test_preset_gives_settings_and_flags_go_before_it(run: Any, tmp_path: Path) -> None:
+    for name in ("spec_bench", "human_eval"):
+        (tmp_path / f"{name}.jsonl").write_text('{"id": "x", "task": "code", "turns": ["abc"]}\n')
+    where = ("--preset", "dynaspec-paper", "--data-dir", str(tmp_path))
+    assert run(*where).exit_code == 0
+    chosen = run.arms["options"]
+    assert chosen.max_new_tokens == {"spec-bench": 1024, "human-eval": 512}
+    assert (chosen.tree.depth, chosen.tree.width) == (6, 10)
+    assert "dynaspec@27000+eagle2@59" in {str(s) for s in chosen.specs}
+    assert (
+        run(*where, "--max-new-tokens", "5", "--tree-width", "3", "--method", "ar").exit_code == 0
+    )
+    chosen = run.arms["options"]
+    assert (chosen.max_new_tokens["human-eval"], chosen.tree.width) == (5, 3)
+    assert [str(s) for s in chosen.specs] == ["ar"]
+    listed = CliRunner().invoke(cli, ["bench", "--list-presets"])
+    for preset in ("dynaspec-paper", "dyspec-paper", "eagle2-paper", "fr-spec-paper", "spec-bench"):
+        assert f"{preset}: " in listed.stdout
+    assert listed.stdout.count("source") >= 5
+
+
+def test_sweep_runs_the_grid_and_draws_the_frontier(run: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(
+        "--suite", run.suite, "--method", "ar", "--method", "full+eagle2", "--method", "dynaspec+eagle2",
+        "--sweep", "shortlist-size=512,1024", "--sweep", "tree-size=4,8", "--out", str(out),
+    )  # fmt: skip
+    assert result.exit_code == 0, result.stderr
+    assert [str(s) for s in run.arms["options"].specs] == [
+        "ar", "full+eagle2@4", "full+eagle2@8", "dynaspec@512+eagle2@4", "dynaspec@512+eagle2@8",
+        "dynaspec@1024+eagle2@4", "dynaspec@1024+eagle2@8",
+    ]  # fmt: skip
+    assert (out / "plots" / "frontier.svg").exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "part"),
+    [
+        (["--sweep", "tree-depth=1"], "--sweep tree-depth=1"),
+        (["--sweep", "tree-size=1,x"], "'x'"),
+        (["--sweep", "tree-size=1,1"], "each value once"),
+        (["--method", "ar", "--sweep", "tree-size=2"], "with a tree"),
+        (["--preset", "none"], "--preset"),
+        (["--method", "oak"], "--method oak"),
+        (["--suite", "spec-bench"], "--data-dir"),
+        (["--tree-size", "0"], "--tree-size"),
+        (["--temperature", "nan"], "--temperature"),
+        (["--method", "ar", "--repeats", "0"], "--repeats"),
+        (["--method", "ar", "--resume"], "--out"),
+    ],
+)
+def test_cli_refuses_impossible_options_with_one_line_and_code_2(
+    run: Any, args: list[str], part: str
+) -> None:
+    result = run(*args)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert part in result.stderr
+
+
+def test_outcome_without_check_has_nothing_to_say() -> None:
+    outcome = execute(options(check_exact=False), honest())
+    assert isinstance(outcome, Outcome)
+    outcome.check()
+    assert "mismatches" not in outcome.summary["overall"][1]
