@@ -1,4 +1,5 @@
-// Small device helpers shared by the kernels. Layout: warps of 32 lanes, all of them active in a collective.
+// Small device helpers shared by the kernels. Layout: warps of 32 lanes, all of them active in a
+// collective.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -8,7 +9,8 @@
 
 #include "launch.h"
 
-// Dynamic shared memory of a kernel. DYNASPEC_SIMT is set where the sources run on the CPU (tests/simt).
+// Dynamic shared memory of a kernel. DYNASPEC_SIMT is set where the sources run on the CPU
+// (tests/simt).
 #ifdef DYNASPEC_SIMT
 #define DYNASPEC_SHARED(name) unsigned char* name = simt::shared_memory()
 #else
@@ -58,8 +60,8 @@ __device__ __forceinline__ float load_as_float(const void* data, int dtype, int6
   }
 }
 
-// Symmetric 8-bit quantisation, halves to even; 0 in a row of zeros. A NaN scale makes the result meaningless, and the
-// product with that scale NaN.
+// Symmetric 8-bit quantisation, halves to even; 0 in a row of zeros. A NaN scale makes the result
+// meaningless, and the product with that scale NaN.
 __device__ __forceinline__ int8_t quantised(float x, float scale) {
   return scale > 0.0f ? static_cast<int8_t>(rintf(x / scale)) : static_cast<int8_t>(0);
 }
@@ -90,13 +92,12 @@ __device__ __forceinline__ float warp_sum(float x) {
   return x;
 }
 __device__ __forceinline__ float warp_max(float x) {
-  for (int step = kWarp / 2; step > 0; step /= 2)
-    x = fmaxf(x, __shfl_xor_sync(kFullMask, x, step));
+  for (int step = kWarp / 2; step > 0; step /= 2) x = fmaxf(x, __shfl_xor_sync(kFullMask, x, step));
   return x;
 }
 
-// Exclusive prefix sum over the threads of the block; `total` is the block's sum. `scratch`: 32 ints of shared
-// memory, free again after the call. blockDim.x: a multiple of 32.
+// Exclusive prefix sum over the threads of the block; `total` is the block's sum. `scratch`: 32
+// ints of shared memory, free again after the call. blockDim.x: a multiple of 32.
 __device__ __forceinline__ int block_exclusive_scan(int x, int* scratch, int* total) {
   int inclusive = x;
   for (int step = 1; step < kWarp; step *= 2) {
@@ -131,8 +132,7 @@ int launch(void (*kernel)(Expected...), dim3 grid, dim3 block, size_t shared, vo
   config.blockDim = block;
   config.dynamicSmemBytes = shared;
   config.stream = static_cast<cudaStream_t>(stream);
-  return static_cast<int>(
-      cudaLaunchKernelEx(&config, kernel, static_cast<Expected>(arguments)...));
+  return static_cast<int>(cudaLaunchKernelEx(&config, kernel, static_cast<Expected>(arguments)...));
 }
 
 // Cuts a caller's workspace into arrays aligned to 256 bytes; with a null base it only counts.

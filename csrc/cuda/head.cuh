@@ -1,8 +1,9 @@
 // What the head's kernels share: tiles of rows, workspace, launch shapes.
 //
-// A selection arrives as blocks of rows. The plan (head_plan.cu) cuts them into tiles of at most 64 contiguous rows
-// that never cross a block's border; a fixed number of thread blocks walk the tiles in strides, so no launch shape
-// depends on data. Every weight is read from memory exactly once per call.
+// A selection arrives as blocks of rows. The plan (head_plan.cu) cuts them into tiles of at most 64
+// contiguous rows that never cross a block's border; a fixed number of thread blocks walk the tiles
+// in strides, so no launch shape depends on data. Every weight is read from memory exactly once per
+// call.
 #pragma once
 
 #include "common.cuh"
@@ -10,16 +11,17 @@
 
 namespace dynaspec::cuda {
 
-constexpr int kTileRows = 64;      // rows of the head a tile
+constexpr int kTileRows = 64;        // rows of the head a tile
 constexpr int kStreamThreads = 128;  // four warps, each owns 16 rows of a tile
-constexpr int kColumns = 16;       // hidden rows a fragment; a kernel has 1 or 2 of them
-constexpr int kStages = 3;         // chunks of the weights in flight
-constexpr int kList = 64;          // entries of a running top-k list: two a lane
+constexpr int kColumns = 16;         // hidden rows a fragment; a kernel has 1 or 2 of them
+constexpr int kStages = 3;           // chunks of the weights in flight
+constexpr int kList = 64;            // entries of a running top-k list: two a lane
 
 // x first row, y rows, z position of the first row among all selected rows, w unused.
 using Tile = int4;
 
-// Statistics of an online softmax: the maximum and the sum of exp(l - maximum); (-inf, 0) for no logits.
+// Statistics of an online softmax: the maximum and the sum of exp(l - maximum); (-inf, 0) for no
+// logits.
 __device__ __forceinline__ float2 softmax_join(float2 a, float2 b) {
   const float m = fmaxf(a.x, b.x);
   if (m == -INFINITY) return make_float2(m, a.y + b.y);
@@ -32,7 +34,7 @@ struct HeadPlan {
   int* tile_start;
   int* row_start;
   Tile* tiles;
-  int* totals;  // [2]: tiles, rows
+  int* totals;              // [2]: tiles, rows
   uint64_t* partial_keys;   // [n, grid, k] candidates of each thread block, best first, 0: none
   float2* partial_softmax;  // [n, grid]
   int64_t tile_capacity, bytes;

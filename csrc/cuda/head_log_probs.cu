@@ -1,8 +1,9 @@
 // shortlist_log_probs: the whole distribution over the selected rows, for policies that sample.
 //
-// Epilogue of a tile: as in head_topk.cu, but the tempered scores go to log_q [n, width] at the tile's place among the
-// selected rows; a last kernel subtracts the row's logsumexp and fills the columns past the selection (-inf, id -1).
-// Launch shape: plan, grid x 128 (see head_stream.cuh), n x 1024 (merge), (width / 1024, n) x 256.
+// Epilogue of a tile: as in head_topk.cu, but the tempered scores go to log_q [n, width] at the
+// tile's place among the selected rows; a last kernel subtracts the row's logsumexp and fills the
+// columns past the selection (-inf, id -1). Launch shape: plan, grid x 128 (see head_stream.cuh), n
+// x 1024 (merge), (width / 1024, n) x 256.
 #include "head_stream.cuh"
 
 namespace dynaspec::cuda {

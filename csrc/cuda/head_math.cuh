@@ -1,7 +1,8 @@
-// Products of a tile: 64 rows of the head times 16 or 32 hidden rows, chunk by chunk from shared memory.
+// Products of a tile: 64 rows of the head times 16 or 32 hidden rows, chunk by chunk from shared
+// memory.
 //
-// A stage of shared memory holds a chunk of the tile's rows and of the hidden rows, placed so that rows spread over the
-// banks and matrix loads are aligned to 32 bytes:
+// A stage of shared memory holds a chunk of the tile's rows and of the hidden rows, placed so that
+// rows spread over the banks and matrix loads are aligned to 32 bytes:
 //   16 and 32 bits  row-major, 16 bytes of padding a row
 //   int8            slabs of 16 columns: [column / 16][row][column % 16]
 #pragma once
@@ -12,7 +13,8 @@
 
 namespace dynaspec::cuda {
 
-// Place of (row, column) of a chunk in shared memory, and the elements that a chunk of `rows` rows takes.
+// Place of (row, column) of a chunk in shared memory, and the elements that a chunk of `rows` rows
+// takes.
 template <typename T, int Chunk>
 struct ChunkPlace {
   static constexpr int kStride = Chunk + 16 / static_cast<int>(sizeof(T));
@@ -44,7 +46,8 @@ struct MatrixTypes<int8_t> {
   using Sum = int;  // exact
 };
 
-// bf16, fp16 (float32 accumulation) and int8 (int32) on tensor cores, m16n16k16: a warp multiplies its 16 rows.
+// bf16, fp16 (float32 accumulation) and int8 (int32) on tensor cores, m16n16k16: a warp multiplies
+// its 16 rows.
 template <typename T, int Fragments>
 struct TensorCores {
   using Weight = T;
@@ -84,7 +87,8 @@ struct TensorCores {
   }
 };
 
-// float32: thread t owns row t % 64 and every second group of 8 hidden rows; fused multiply-adds in the order of k.
+// float32: thread t owns row t % 64 and every second group of 8 hidden rows; fused multiply-adds in
+// the order of k.
 template <int Fragments>
 struct FusedMultiplyAdd {
   using Weight = float;

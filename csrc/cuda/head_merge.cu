@@ -1,9 +1,11 @@
-// Joins the thread blocks' partial results of a head call: log-sum-exp and, for top-k, the best k candidates.
+// Joins the thread blocks' partial results of a head call: log-sum-exp and, for top-k, the best k
+// candidates.
 //
-// Layout: as HeadPlan. One thread block a hidden row. Warp w merges the sorted lists of the thread blocks w, w + 32, ...;
-// then the 32 lists are merged pairwise in shared memory. The statistics are joined in a fixed order: thread t those
-// of the thread blocks t, t + 1024, ...; then a binary tree. Thread blocks without tiles are skipped.
-// Complexity: O(grid k) reads a hidden row. Launch shape: n x 1024.
+// Layout: as HeadPlan. One thread block a hidden row. Warp w merges the sorted lists of the thread
+// blocks w, w + 32, ...; then the 32 lists are merged pairwise in shared memory. The statistics are
+// joined in a fixed order: thread t those of the thread blocks t, t + 1024, ...; then a binary
+// tree. Thread blocks without tiles are skipped. Complexity: O(grid k) reads a hidden row. Launch
+// shape: n x 1024.
 #include "topk_list.cuh"
 
 namespace dynaspec::cuda {

@@ -1,10 +1,10 @@
 // Plan of a head call: cuts the blocks into tiles and packs the hidden rows.
 //
-// Layout: tile_start, row_start [capacity] are exclusive prefix sums over the blocks of their tiles and rows; tiles
-// [tile_capacity] is what the streaming kernels walk. Packed hidden rows are [16 or 32, padded dim], zero padded, in the
-// head's type; for an int8 head each row is quantised symmetrically, scale = max |x| / 127, halves to even.
-// Complexity: O(capacity + tiles log capacity + n d). Launch shape: (1 + 16 or 32) x 1024; block 0 plans, block 1 + i packs
-// hidden row i.
+// Layout: tile_start, row_start [capacity] are exclusive prefix sums over the blocks of their tiles
+// and rows; tiles [tile_capacity] is what the streaming kernels walk. Packed hidden rows are [16 or
+// 32, padded dim], zero padded, in the head's type; for an int8 head each row is quantised
+// symmetrically, scale = max |x| / 127, halves to even. Complexity: O(capacity + tiles log capacity
+// + n d). Launch shape: (1 + 16 or 32) x 1024; block 0 plans, block 1 + i packs hidden row i.
 #include "head.cuh"
 
 namespace dynaspec::cuda {
@@ -37,8 +37,8 @@ __device__ void plan_tiles(const PlanArguments& a, int* scratch) {
     const int2 range = i < a.capacity ? block_range(a, i) : make_int2(0, 0);
     const int length = range.y - range.x;
     int more_tiles = 0, more_rows = 0;
-    const int tile = block_exclusive_scan(
-        static_cast<int>(ceil_div(length, kTileRows)), scratch, &more_tiles);
+    const int tile =
+        block_exclusive_scan(static_cast<int>(ceil_div(length, kTileRows)), scratch, &more_tiles);
     const int row = block_exclusive_scan(length, scratch, &more_rows);
     if (i < a.capacity) {
       a.tile_start[i] = tiles + tile;

@@ -1,12 +1,15 @@
-// The streaming loop of the head's kernels: every thread block walks its tiles (blockIdx.x, + gridDim.x, ...), chunk by
-// chunk, with kStages chunks in flight; an epilogue consumes the scores of a finished tile.
+// The streaming loop of the head's kernels: every thread block walks its tiles (blockIdx.x, +
+// gridDim.x, ...), chunk by chunk, with kStages chunks in flight; an epilogue consumes the scores
+// of a finished tile.
 //
-// Loads are asynchronous copies of 16 bytes from global to shared memory (rows past a tile's end and columns past the
-// head's width are filled with zeros instead of being read). A head whose rows are not multiples of 16 bytes is loaded
-// element by element: right, but slow. The loads of the next tile begin while the last one is still in the epilogue.
+// Loads are asynchronous copies of 16 bytes from global to shared memory (rows past a tile's end
+// and columns past the head's width are filled with zeros instead of being read). A head whose rows
+// are not multiples of 16 bytes is loaded element by element: right, but slow. The loads of the
+// next tile begin while the last one is still in the epilogue.
 //
 // Shared memory: kStages x [64 + columns] padded rows | scores [columns, 68] | epilogue.
-// Launch shape: grid x 128. Complexity: each selected row is read once; hidden rows are re-read from L2 per tile.
+// Launch shape: grid x 128. Complexity: each selected row is read once; hidden rows are re-read
+// from L2 per tile.
 #pragma once
 
 #include <cuda_pipeline.h>
@@ -106,7 +109,8 @@ struct Loader {
   }
 };
 
-// Epilogue: static int shared_bytes(); begin(args, shared), tile(args, shared, scores, tile), end(args, shared).
+// Epilogue: static int shared_bytes(); begin(args, shared), tile(args, shared, scores, tile),
+// end(args, shared).
 template <typename Math, int Fragments, typename Epilogue>
 __global__ void __launch_bounds__(kStreamThreads)
     stream_kernel(StreamArguments a, Epilogue epilogue) {
@@ -154,8 +158,8 @@ template <typename Math, int Fragments, typename Epilogue>
 int launch_stream_as(const StreamArguments& a, const Epilogue& epilogue, int64_t grid,
                      void* stream) {
   auto kernel = stream_kernel<Math, Fragments, Epilogue>;
-  const int shared = StageLayout<Math, Fragments>::kSharedBytes +
-                     Epilogue::template shared_bytes<Fragments>();
+  const int shared =
+      StageLayout<Math, Fragments>::kSharedBytes + Epilogue::template shared_bytes<Fragments>();
   if (shared > 48 * 1024) {
     const int status = static_cast<int>(
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared));
@@ -195,8 +199,8 @@ int launch_stream(const HeadPlan& plan, const dynaspec_head& head, int64_t n, fl
   a.dim = static_cast<int>(head.dim);
   a.padded_dim = plan.padded_dim;
   a.n = static_cast<int>(n);
-  a.vector_loads = head.dim * kBytes[head.dtype] % 16 == 0 &&
-                   reinterpret_cast<uintptr_t>(head.weight) % 16 == 0;
+  a.vector_loads =
+      head.dim * kBytes[head.dtype] % 16 == 0 && reinterpret_cast<uintptr_t>(head.weight) % 16 == 0;
   a.temperature = temperature;
   if (plan.columns == kColumns)
     return launch_stream_columns<1>(a, head.dtype, epilogue, grid, stream);

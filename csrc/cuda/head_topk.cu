@@ -1,11 +1,13 @@
-// shortlist_topk: product over the selected rows, online log-sum-exp and running top-k; the logits never reach memory.
+// shortlist_topk: product over the selected rows, online log-sum-exp and running top-k; the logits
+// never reach memory.
 //
-// Epilogue of a tile: warp w serves the hidden rows w, w + 4, ...; a lane holds the tile's rows lane and lane + 32. The
-// warp's maximum and sum of exponentials join the running statistics of the hidden row; if any score beats the k-th
-// best so far, the 64 scores are sorted and merged into the running list (shared memory, 64 keys a hidden row, each
-// lane owns two). At the end a thread block writes its k best keys and its statistics; head_merge.cu joins them in
-// the order of the thread blocks, so two runs agree bit for bit.
-// Launch shape: plan, grid x 128 (see head_stream.cuh), n x 1024 (merge).
+// Epilogue of a tile: warp w serves the hidden rows w, w + 4, ...; a lane holds the tile's rows
+// lane and lane + 32. The warp's maximum and sum of exponentials join the running statistics of the
+// hidden row; if any score beats the k-th best so far, the 64 scores are sorted and merged into the
+// running list (shared memory, 64 keys a hidden row, each lane owns two). At the end a thread block
+// writes its k best keys and its statistics; head_merge.cu joins them in the order of the thread
+// blocks, so two runs agree bit for bit. Launch shape: plan, grid x 128 (see head_stream.cuh), n x
+// 1024 (merge).
 #include "head_stream.cuh"
 #include "topk_list.cuh"
 
@@ -19,12 +21,10 @@ struct TopKEpilogue {
 
   template <int Fragments>
   static constexpr int shared_bytes() {
-    return Fragments * kColumns * (kList * static_cast<int>(sizeof(uint64_t)) +
-                                   static_cast<int>(sizeof(float2)));
+    return Fragments * kColumns *
+           (kList * static_cast<int>(sizeof(uint64_t)) + static_cast<int>(sizeof(float2)));
   }
-  __device__ static uint64_t* lists(unsigned char* own) {
-    return reinterpret_cast<uint64_t*>(own);
-  }
+  __device__ static uint64_t* lists(unsigned char* own) { return reinterpret_cast<uint64_t*>(own); }
   __device__ static float2* softmax(unsigned char* own, int n) {
     return reinterpret_cast<float2*>(own) + n * kList;
   }
@@ -74,7 +74,8 @@ struct TopKEpilogue {
   __device__ void end(const StreamArguments& a, unsigned char* own) const {
     for (int row = warp_id(); row < a.n; row += kStreamThreads / kWarp) {
       const int64_t at = static_cast<int64_t>(row) * gridDim.x + blockIdx.x;
-      for (int e = lane_id(); e < k; e += kWarp) partial_keys[at * k + e] = lists(own)[row * kList + e];
+      for (int e = lane_id(); e < k; e += kWarp)
+        partial_keys[at * k + e] = lists(own)[row * kList + e];
       if (lane_id() == 0) partial_softmax[at] = softmax(own, a.n)[row];
     }
   }

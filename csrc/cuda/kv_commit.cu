@@ -1,9 +1,10 @@
 // Commit of an accepted path: row base + rows[i] of every KV cache moves to base + i, in place.
 //
-// Layout: a cache is [rows, row_bytes]. A thread owns one piece (16 bytes where rows are multiples of 16) of all rows of one
-// cache and moves it in the order of the path. The path ascends strictly, so i <= rows[i]: a piece is read before any
-// later move could overwrite it, and no two threads share one. Entries of -1 end the path.
-// Complexity: accepted rows x caches x row_bytes. Launch shape: (pieces / 256, caches of one launch <= 48) x 256.
+// Layout: a cache is [rows, row_bytes]. A thread owns one piece (16 bytes where rows are multiples
+// of 16) of all rows of one cache and moves it in the order of the path. The path ascends strictly,
+// so i <= rows[i]: a piece is read before any later move could overwrite it, and no two threads
+// share one. Entries of -1 end the path. Complexity: accepted rows x caches x row_bytes. Launch
+// shape: (pieces / 256, caches of one launch <= 48) x 256.
 #include "common.cuh"
 #include "launch.h"
 

@@ -1,11 +1,12 @@
 // Few rows times a weight matrix, and the router built on it.
 //
-// Layout: weight [m, k] row-major; the input is one or two matrices side by side, [a; b] with ka + kb = k. A thread block
-// serves 8 output columns and up to 8 input rows: it widens 512 columns of the input at a time to float32 in shared
-// memory (rounded or quantised as the products read them), and each warp streams its own row of the weight once
-// (16-byte loads where rows are aligned) and finally reduces over the lanes, in a fixed order. The sum of an output does
-// not depend on the number of rows. A bf16 weight rounds the input to bf16, an int8 weight quantises each input row to
-// int8 and sums exactly, other weights take it as float32: reference.linear.
+// Layout: weight [m, k] row-major; the input is one or two matrices side by side, [a; b] with ka +
+// kb = k. A thread block serves 8 output columns and up to 8 input rows: it widens 512 columns of
+// the input at a time to float32 in shared memory (rounded or quantised as the products read them),
+// and each warp streams its own row of the weight once (16-byte loads where rows are aligned) and
+// finally reduces over the lanes, in a fixed order. The sum of an output does not depend on the
+// number of rows. A bf16 weight rounds the input to bf16, an int8 weight quantises each input row
+// to int8 and sums exactly, other weights take it as float32: reference.linear.
 //
 // Complexity: m k weights read per 8 rows. Launch shape: (m / 8, rows / 8) x 256.
 #include "common.cuh"
@@ -16,7 +17,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarp;
-constexpr int kRows = 8;      // input rows a pass
+constexpr int kRows = 8;     // input rows a pass
 constexpr int kChunk = 512;  // input columns in shared memory
 constexpr int kShared = (kRows * kChunk + kRows) * static_cast<int>(sizeof(float));
 
@@ -76,8 +77,7 @@ __device__ __forceinline__ void load_chunk(const LinearArguments& a, int64_t k0,
   for (int i = threadIdx.x; i < rows * width; i += kThreads) {
     const int row = i / width, column = i % width;
     const float scale = sizeof(T) == 1 ? scales[row] : 0.0f;
-    chunk[row * kChunk + column] =
-        Product<T>::input(input_at(a, first + row, k0 + column), scale);
+    chunk[row * kChunk + column] = Product<T>::input(input_at(a, first + row, k0 + column), scale);
   }
 }
 
@@ -92,8 +92,7 @@ __device__ __forceinline__ void accumulate(const T* weight, const float* chunk, 
   for (int r = 0; r < kRows; ++r) {
     if (r >= rows) break;
 #pragma unroll
-    for (int j = 0; j < Count; ++j)
-      sum[r] = Product<T>::step(w[j], chunk[r * kChunk + j], sum[r]);
+    for (int j = 0; j < Count; ++j) sum[r] = Product<T>::step(w[j], chunk[r * kChunk + j], sum[r]);
   }
 }
 
@@ -184,8 +183,8 @@ extern "C" int dynaspec_linear(const void* a, int a_dtype, int64_t ka, const voi
   args.k = ka + kb;
   args.m = m;
   args.n = n;
-  args.vector_loads = args.k * dtype_bytes(weight_dtype) % 16 == 0 &&
-                      reinterpret_cast<uintptr_t>(weight) % 16 == 0;
+  args.vector_loads =
+      args.k * dtype_bytes(weight_dtype) % 16 == 0 && reinterpret_cast<uintptr_t>(weight) % 16 == 0;
   args.silu = activation == DYNASPEC_SILU;
   const dim3 grid(static_cast<unsigned>(ceil_div(m, kWarps)),
                   static_cast<unsigned>(ceil_div(n, kRows)));

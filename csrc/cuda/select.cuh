@@ -1,5 +1,6 @@
-// Weighted selection without a sort: the longest prefix of the candidates in descending order of their keys whose
-// weights fit a budget. One thread block; 8 bits of the 48-bit keys a pass, integer sums only, so deterministic.
+// Weighted selection without a sort: the longest prefix of the candidates in descending order of
+// their keys whose weights fit a budget. One thread block; 8 bits of the 48-bit keys a pass,
+// integer sums only, so deterministic.
 #pragma once
 
 #include "common.cuh"
@@ -27,8 +28,8 @@ struct CutState {                  // shared memory
   __device__ bool takes(uint64_t key) const { return !found || key > cut; }
 };
 
-// One warp: spends the budget on bins, highest first, up to the first that does not fit; its number is the next
-// digit of the cut. Lane l holds bins 255 - 8 l .. 248 - 8 l.
+// One warp: spends the budget on bins, highest first, up to the first that does not fit; its number
+// is the next digit of the cut. Lane l holds bins 255 - 8 l .. 248 - 8 l.
 __device__ __forceinline__ void take_bins(CutState& s, int shift) {
   constexpr int kEach = kBins / kWarp;
   const int top = kBins - 1 - kEach * lane_id();
@@ -53,7 +54,8 @@ __device__ __forceinline__ void take_bins(CutState& s, int shift) {
   }
 }
 
-// key(i), weight(i) >= 0 of candidate i < count. Every thread of the block calls it; ends with a barrier.
+// key(i), weight(i) >= 0 of candidate i < count. Every thread of the block calls it; ends with a
+// barrier.
 template <typename Key, typename Weight>
 __device__ __forceinline__ void find_cut(CutState& s, int count, int64_t budget, Key key,
                                          Weight weight) {

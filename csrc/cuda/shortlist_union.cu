@@ -1,20 +1,27 @@
-// Union of the selected clusters, the core and the extra rows, as ascending disjoint blocks of rows.
+// Union of the selected clusters, the core and the extra rows, as ascending disjoint blocks of
+// rows.
 //
-// Layout: a bitmap of the head's rows in the workspace (bit r % 32 of word r / 32), one key and one weight a
-// cluster. One thread block of 1,024 threads does everything, so barriers of the block order its phases; it runs on
-// the router's side stream, beside the drafter's layer.
+// Layout: a bitmap of the head's rows in the workspace (bit r % 32 of word r / 32), one key and one
+// weight a cluster. One thread block of 1,024 threads does everything, so barriers of the block
+// order its phases; it runs on the router's side stream, beside the drafter's layer.
 //
 //   1 clear     the bitmap
 //   2 mark      core and extras (atomicOr)
-//   3 weigh     a cluster: key = max over the frontier's rows of its score, weight = its rows not yet taken
-//               (clusters are disjoint, so a weight does not depend on which other clusters are taken)
-//   4 select    the longest prefix of the clusters in the order (score descending, index ascending) whose weights
-//               fit the budget: a weighted radix search for the first cluster that does not fit, 8 bits of the key
-//               (score, ~index) a pass, instead of a sort. Integer sums only: deterministic.
+//   3 weigh     a cluster: key = max over the frontier's rows of its score, weight = its rows not
+//   yet taken
+//               (clusters are disjoint, so a weight does not depend on which other clusters are
+//               taken)
+//   4 select    the longest prefix of the clusters in the order (score descending, index ascending)
+//   whose weights
+//               fit the budget: a weighted radix search for the first cluster that does not fit, 8
+//               bits of the key (score, ~index) a pass, instead of a sort. Integer sums only:
+//               deterministic.
 //   5 mark      the selected clusters
-//   6 compact   the i-th 0->1 edge of the bitmap starts block i, the i-th 1->0 edge ends it: two prefix sums
+//   6 compact   the i-th 0->1 edge of the bitmap starts block i, the i-th 1->0 edge ends it: two
+//   prefix sums
 //
-// Complexity: O(n M + V / 32 + 6 M) reads, no sort, no host synchronisation. Launch shape: 1 x 1024.
+// Complexity: O(n M + V / 32 + 6 M) reads, no sort, no host synchronisation. Launch shape: 1 x
+// 1024.
 #include "common.cuh"
 #include "launch.h"
 #include "select.cuh"

@@ -1,5 +1,6 @@
-// Lists of the best 64 candidates of a warp, two keys a lane (entry e of a sorted list: lane e % 32, slot e / 32), best
-// first. Keys are distinct (see candidate_key) but for 0, so the result does not depend on the order of the merges.
+// Lists of the best 64 candidates of a warp, two keys a lane (entry e of a sorted list: lane e %
+// 32, slot e / 32), best first. Keys are distinct (see candidate_key) but for 0, so the result does
+// not depend on the order of the merges.
 #pragma once
 
 #include "head.cuh"

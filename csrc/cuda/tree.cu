@@ -1,10 +1,12 @@
 // Tree mask and positions, greedy walk.
 //
-// tree_mask: a warp a row of the mask [n, n] (bytes); it clears the row, then one lane follows the parents to the root. The
+// tree_mask: a warp a row of the mask [n, n] (bytes); it clears the row, then one lane follows the
+// parents to the root. The
 //   depth is the number of steps. Complexity: O(n^2 / 32 + n depth). Launch shape: (n / 8) x 256.
-// greedy_walk: one thread block. next[i] is the first child of i that carries the target's choice at i (atomicMin in
-//   shared memory, so the order of the threads does not matter); one thread then follows next from the root.
-//   Complexity: O(n / 1024 + depth). Launch shape: 1 x 1024.
+// greedy_walk: one thread block. next[i] is the first child of i that carries the target's choice
+// at i (atomicMin in
+//   shared memory, so the order of the threads does not matter); one thread then follows next from
+//   the root. Complexity: O(n / 1024 + depth). Launch shape: 1 x 1024.
 #include "common.cuh"
 #include "launch.h"
 

@@ -1,10 +1,15 @@
-// EAGLE-2's expansion and reranking: the best candidates by a score, chosen by the radix search of select.cuh.
+// EAGLE-2's expansion and reranking: the best candidates by a score, chosen by the radix search of
+// select.cuh.
 //
-// topk_expand: keys are (score, ~index) of parent_scores[i] + log_q[i, j]; the chosen ones (at most 1,024) are gathered in
-//   shared memory and sorted by a bitonic network. Complexity: O(6 w k / 1024 + log^2 count). Launch shape: 1 x 1024.
-// tree_rerank: a candidate's value is the minimum along its path, so an ancestor is never worse than its descendants, and
-//   with ties to the lower index the choice is connected. Layout: keys and new places [n] in the workspace; a prefix sum
-//   over the chosen flags gives the ascending order. Complexity: O(n (6 + depth) / 1024). Launch shape: 1 x 1024.
+// topk_expand: keys are (score, ~index) of parent_scores[i] + log_q[i, j]; the chosen ones (at most
+// 1,024) are gathered in
+//   shared memory and sorted by a bitonic network. Complexity: O(6 w k / 1024 + log^2 count).
+//   Launch shape: 1 x 1024.
+// tree_rerank: a candidate's value is the minimum along its path, so an ancestor is never worse
+// than its descendants, and
+//   with ties to the lower index the choice is connected. Layout: keys and new places [n] in the
+//   workspace; a prefix sum over the chosen flags gives the ascending order. Complexity: O(n (6 +
+//   depth) / 1024). Launch shape: 1 x 1024.
 #include "common.cuh"
 #include "launch.h"
 #include "select.cuh"

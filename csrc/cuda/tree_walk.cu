@@ -1,14 +1,17 @@
-// Verification of a sampled or deterministic draft tree with residuals in float32: stochastic_walk and sampled_walk.
+// Verification of a sampled or deterministic draft tree with residuals in float32: stochastic_walk
+// and sampled_walk.
 //
-// Layout: the tree in shared memory; p [n, V] and the drafts q in global memory; the residual R [V] is the output buffer
-// itself. One thread block walks the tree: all threads take every decision alike from the same values, so the walk needs
-// no broadcast, only barriers around the sums. Sums over V are compensated (Kahan) per thread and joined in float64 in a
-// fixed order: deterministic.
+// Layout: the tree in shared memory; p [n, V] and the drafts q in global memory; the residual R [V]
+// is the output buffer itself. One thread block walks the tree: all threads take every decision
+// alike from the same values, so the walk needs no broadcast, only barriers around the sums. Sums
+// over V are compensated (Kahan) per thread and joined in float64 in a fixed order: deterministic.
 //
-//   deterministic drafts  R = p without the rejected tokens, kept as a list and a mass; written once at the end
-//   sampled drafts        R(x) and its mass in the buffer; after a rejection R = max(R - mass D, 0), and without
+//   deterministic drafts  R = p without the rejected tokens, kept as a list and a mass; written
+//   once at the end sampled drafts        R(x) and its mass in the buffer; after a rejection R =
+//   max(R - mass D, 0), and without
 //                         replacement the drawn entry leaves D (a list)
-// Complexity: O(V / 1024) per row entered and per rejection that needs a new sum. Launch shape: 1 x 1024.
+// Complexity: O(V / 1024) per row entered and per rejection that needs a new sum. Launch shape: 1 x
+// 1024.
 #include "common.cuh"
 #include "launch.h"
 
@@ -35,14 +38,15 @@ struct WalkArguments {
 
 struct WalkShared {
   double sums[kWarp];
-  int entry;                         // place of a token in a sparse draft
+  int entry;  // place of a token in a sparse draft
   int tokens[DYNASPEC_MAX_TREE];
   int parents[DYNASPEC_MAX_TREE];
   float uniforms[DYNASPEC_MAX_TREE];
-  int removed[DYNASPEC_MAX_TREE];    // rejected tokens, or entries of q that have been drawn
+  int removed[DYNASPEC_MAX_TREE];  // rejected tokens, or entries of q that have been drawn
 };
 
-// Sum of value(i), i < count, over the thread block; every thread gets it. Begins and ends with a barrier.
+// Sum of value(i), i < count, over the thread block; every thread gets it. Begins and ends with a
+// barrier.
 template <typename Value>
 __device__ __forceinline__ double block_sum(WalkShared& s, int count, Value value) {
   float sum = 0.0f, lost = 0.0f;
@@ -53,8 +57,7 @@ __device__ __forceinline__ double block_sum(WalkShared& s, int count, Value valu
     sum = t;
   }
   double total = static_cast<double>(sum) - static_cast<double>(lost);
-  for (int step = kWarp / 2; step > 0; step /= 2)
-    total += __shfl_xor_sync(kFullMask, total, step);
+  for (int step = kWarp / 2; step > 0; step /= 2) total += __shfl_xor_sync(kFullMask, total, step);
   __syncthreads();
   if (lane_id() == 0) s.sums[warp_id()] = total;
   __syncthreads();
@@ -108,9 +111,10 @@ __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
     } else if (px > 0) {
       remove(s, &removed, x);
       // Summed anew where the difference would cancel.
-      mass = px < 0.5 * mass ? mass - px : block_sum(s, a.vocab, [&](int v) {
-        return is_removed(s, removed, v) ? 0.0f : p[v];
-      });
+      mass = px < 0.5 * mass
+                 ? mass - px
+                 : block_sum(
+                       s, a.vocab, [&](int v) { return is_removed(s, removed, v) ? 0.0f : p[v]; });
     }
   }
   for (int v = threadIdx.x; v < a.vocab; v += kThreads)
@@ -120,7 +124,8 @@ __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
   return steps;
 }
 
-// The draft distribution of the current row: D(entry) = values[entry] / mass, without the removed entries.
+// The draft distribution of the current row: D(entry) = values[entry] / mass, without the removed
+// entries.
 struct Draft {
   const float* values;
   const int64_t* ids;  // null: entry = token

@@ -61,7 +61,8 @@ __global__ void early_read(int* out, const int* in, int wait) {
 
 __global__ void writes_input(int* in) { in[threadIdx.x] = 0; }
 
-extern "C" int simt_faulty(int64_t which, int* out, const int* in, int64_t threads, int64_t blocks) {
+extern "C" int simt_faulty(int64_t which, int* out, const int* in, int64_t threads,
+                           int64_t blocks) {
   const dim3 grid(static_cast<unsigned>(blocks)), block(static_cast<unsigned>(threads));
   switch (which) {
     case 0:

@@ -1,9 +1,9 @@
 // Checks of every load and store of the kernels: bounds, initialisation, races, alignment.
 //
-// A registered buffer is cut into granules (its element size); a shadow cell a granule remembers the
-// last write and a summary of the reads since. Two accesses of one block are ordered if a block
-// barrier lies between them, or they belong to one warp and a __syncwarp does; accesses of two blocks
-// of a launch are never ordered.
+// A registered buffer is cut into granules (its element size); a shadow cell a granule remembers
+// the last write and a summary of the reads since. Two accesses of one block are ordered if a block
+// barrier lies between them, or they belong to one warp and a __syncwarp does; accesses of two
+// blocks of a launch are never ordered.
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -166,16 +166,19 @@ void record(const void* pointer, size_t size, Access kind) {
 
 extern "C" void simt_region(void* base, size_t bytes, size_t granule, int constant, int poison,
                             const char* name) {
-  simt::Region region{reinterpret_cast<uintptr_t>(base), reinterpret_cast<uintptr_t>(base) + bytes,
-                      granule, constant != 0, name, {}};
+  simt::Region region{reinterpret_cast<uintptr_t>(base),
+                      reinterpret_cast<uintptr_t>(base) + bytes,
+                      granule,
+                      constant != 0,
+                      name,
+                      {}};
   if (!constant) {
     region.cells.resize((bytes + granule - 1) / granule);
     for (auto& cell : region.cells) cell.initialised = !poison;
     if (poison) std::memset(base, 0xCD, bytes);
   }
-  auto at = std::upper_bound(
-      simt::g_regions.begin(), simt::g_regions.end(), region.begin,
-      [](uintptr_t a, const simt::Region& r) { return a < r.begin; });
+  auto at = std::upper_bound(simt::g_regions.begin(), simt::g_regions.end(), region.begin,
+                             [](uintptr_t a, const simt::Region& r) { return a < r.begin; });
   simt::g_regions.insert(at, std::move(region));
 }
 

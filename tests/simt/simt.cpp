@@ -196,9 +196,9 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void
     return;
   }
   if (g_stacks == nullptr)
-    g_stacks = static_cast<unsigned char*>(mmap(nullptr, kMaxThreads * kStack,
-                                                PROT_READ | PROT_WRITE,
-                                                MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    g_stacks =
+        static_cast<unsigned char*>(mmap(nullptr, kMaxThreads * kStack, PROT_READ | PROT_WRITE,
+                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
   g_shared_storage.resize(kLargestBlockShared + 128);
   g_shared = g_shared_storage.data();
   g_shared += 128 - reinterpret_cast<uintptr_t>(g_shared) % 128;
@@ -249,7 +249,8 @@ const uint64_t* exchange(Collective kind, unsigned mask, uint64_t value) {
     fail("lanes of warp %u meet in different collectives (%d and %d)", me->warp,
          static_cast<int>(warp.kind), static_cast<int>(kind));
   warp.kind = kind;
-  // Two generations of slots: a fast lane may deposit for the next collective while a slow one reads.
+  // Two generations of slots: a fast lane may deposit for the next collective while a slow one
+  // reads.
   uint64_t* slots = warp.slots[warp.generation & 1];
   slots[lane()] = value;
   warp.arrived |= 1u << lane();

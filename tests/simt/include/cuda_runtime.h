@@ -19,31 +19,31 @@
 #define __align__(n) alignas(n)
 
 // A device faults on a vector access that is not aligned to the vector's size, so copies check it.
-#define SIMT_VECTOR2(name, type)                                                          \
-  struct alignas(2 * sizeof(type)) name {                                                 \
-    type x, y;                                                                            \
-    name() = default;                                                                     \
-    name(type vx, type vy) : x(vx), y(vy) {}                                              \
-    name(const name& o) : x(o.x), y(o.y) { simt::check_vector(this, &o, sizeof(name)); }  \
-    name& operator=(const name& o) {                                                      \
-      simt::check_vector(this, &o, sizeof(name));                                         \
-      x = o.x, y = o.y;                                                                   \
-      return *this;                                                                       \
-    }                                                                                     \
+#define SIMT_VECTOR2(name, type)                                                         \
+  struct alignas(2 * sizeof(type)) name {                                                \
+    type x, y;                                                                           \
+    name() = default;                                                                    \
+    name(type vx, type vy) : x(vx), y(vy) {}                                             \
+    name(const name& o) : x(o.x), y(o.y) { simt::check_vector(this, &o, sizeof(name)); } \
+    name& operator=(const name& o) {                                                     \
+      simt::check_vector(this, &o, sizeof(name));                                        \
+      x = o.x, y = o.y;                                                                  \
+      return *this;                                                                      \
+    }                                                                                    \
   }
-#define SIMT_VECTOR4(name, type)                                                          \
-  struct alignas(4 * sizeof(type)) name {                                                 \
-    type x, y, z, w;                                                                      \
-    name() = default;                                                                     \
-    name(type vx, type vy, type vz, type vw) : x(vx), y(vy), z(vz), w(vw) {}              \
-    name(const name& o) : x(o.x), y(o.y), z(o.z), w(o.w) {                                \
-      simt::check_vector(this, &o, sizeof(name));                                         \
-    }                                                                                     \
-    name& operator=(const name& o) {                                                      \
-      simt::check_vector(this, &o, sizeof(name));                                         \
-      x = o.x, y = o.y, z = o.z, w = o.w;                                                 \
-      return *this;                                                                       \
-    }                                                                                     \
+#define SIMT_VECTOR4(name, type)                                             \
+  struct alignas(4 * sizeof(type)) name {                                    \
+    type x, y, z, w;                                                         \
+    name() = default;                                                        \
+    name(type vx, type vy, type vz, type vw) : x(vx), y(vy), z(vz), w(vw) {} \
+    name(const name& o) : x(o.x), y(o.y), z(o.z), w(o.w) {                   \
+      simt::check_vector(this, &o, sizeof(name));                            \
+    }                                                                        \
+    name& operator=(const name& o) {                                         \
+      simt::check_vector(this, &o, sizeof(name));                            \
+      x = o.x, y = o.y, z = o.z, w = o.w;                                    \
+      return *this;                                                          \
+    }                                                                        \
   }
 SIMT_VECTOR2(int2, int);
 SIMT_VECTOR2(float2, float);
@@ -77,8 +77,8 @@ struct cudaLaunchConfig_t {
 };
 
 namespace simt {
-// Dynamic shared memory that a kernel was granted; more than 48 KiB must be asked for, and more than
-// 99 KiB exists on no consumer target (sm_86, 89, 120).
+// Dynamic shared memory that a kernel was granted; more than 48 KiB must be asked for, and more
+// than 99 KiB exists on no consumer target (sm_86, 89, 120).
 constexpr size_t kDefaultShared = 48 * 1024;
 constexpr size_t kLargestShared = 99 * 1024;
 size_t granted_shared(const void* kernel);

@@ -41,7 +41,7 @@ void load_matrix_sync(fragment<Use, 16, 16, 16, T, Layout>& f, const T* base, un
   for (int i = 0; i < 8; ++i) {
     const unsigned e = simt::lane() * 8 + i, row = e / 16, col = e % 16;
     f.x[i] = std::is_same<Layout, row_major>::value ? base[row * stride + col]
-                                                     : base[col * stride + row];
+                                                    : base[col * stride + row];
   }
 }
 template <typename T>

@@ -1,8 +1,9 @@
 // A thin SIMT machine on the CPU: runs the project's CUDA kernel sources unchanged.
 //
 // Every CUDA thread of a block is a fiber. A fiber runs until it meets a barrier or a warp
-// collective; which runnable fiber goes next is drawn from a seeded generator, so that an order that
-// the sources wrongly rely on is broken by some seed. Blocks run one after the other, in random order.
+// collective; which runnable fiber goes next is drawn from a seeded generator, so that an order
+// that the sources wrongly rely on is broken by some seed. Blocks run one after the other, in
+// random order.
 //
 // The kernel sources are compiled with the compiler's thread-sanitizer instrumentation but linked
 // against simt.cpp, whose __tsan_* callbacks see every load and store. They check:
