@@ -176,7 +176,8 @@ class ShortlistBundle:
         from safetensors.torch import save_file
 
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
+        visible = folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
+        if visible and not (folder / CONFIG_FILE).is_file():
             raise DynaSpecError(f"{folder}: exists and is no bundle; choose an empty or new folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

@@ -11,7 +11,7 @@ The paper has the clusters only; the split was tuned on held-out text (docs/shor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -56,6 +56,9 @@ class Split:
                 f"{self.core}, "
                 f"context {self.context}"
             )
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
 
 
 @dataclass

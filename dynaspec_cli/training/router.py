@@ -23,6 +23,8 @@ from dynaspec_cli.shortlist.router import LATE, unit_rms
 from dynaspec_cli.training.router_data import RouterExamples
 
 Progress = Callable[[str, float], None]
+SAVE_EVERY = 200
+"""Steps between saved states."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,6 @@ class RouterTraining:
     weight_decay: float = 0.01
     known_weight: float = 0.1
     seed: int = 0
-    save_every: int = 200
 
     def __post_init__(self) -> None:
         if self.kind not in ("mlp", "token", "output"):
@@ -137,11 +138,11 @@ def train_router(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        loss_sum, loss_count = loss_sum + float(loss), loss_count + 1
+        loss_sum, loss_count = loss_sum + float(loss.detach()), loss_count + 1
         if progress is not None:
             progress("router", min(1.0, share))
         done = step == settings.steps or share >= 1.0
-        if state_file is not None and (step % settings.save_every == 0 or done):
+        if state_file is not None and (step % SAVE_EVERY == 0 or done):
             _save(state_file, module, optimizer, step)
         if done:
             break

@@ -1,0 +1,121 @@
+"""``dynaspec build-clusters``: builds the shortlist bundle of a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from dynaspec_cli.commands.options import CommonOptions, common_options
+
+
+@click.command(
+    name="build-clusters",
+    epilog="""\b
+Examples:
+  dynaspec build-clusters --corpus texts.jsonl.gz --out my-bundle --minutes 20
+  dynaspec build-clusters --model ./llama --corpus texts.txt --router centroid --out llama-bundle
+  dynaspec generate --shortlist my-bundle "Once upon a time"
+""",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The bundle."
+)
+@click.option(
+    "--method",
+    type=click.Choice(("dynaspec", "fr-spec", "vocabtrim", "pa-fr")),
+    default="dynaspec",
+    help="What the bundle is for; dynaspec's serves the others too.",
+)
+@click.option(
+    "--clusters", type=int, metavar="N", help="Token clusters.  [default: vocabulary / 128]"
+)
+@click.option(
+    "--router",
+    type=click.Choice(("mlp", "centroid", "token", "output")),
+    default="mlp",
+    help="mlp, token and output are trained; centroid needs no training.",
+)
+@click.option(
+    "--corpus",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help='Text: .txt, or .jsonl and .jsonl.gz with "text", or a hub dataset. Repeatable.',
+)
+@click.option("--shortlist-size", type=int, metavar="N", help="Default size of the bundle.")
+@click.option("--minutes", type=float, metavar="N", help="Time for reading, writing and training.")
+@click.option("--resume", is_flag=True, help="Go on with the build in --out.")
+@common_options
+def build_clusters(
+    common: CommonOptions,
+    out: Path,
+    method: str,
+    clusters: int | None,
+    router: str,
+    corpus: tuple[str, ...],
+    shortlist_size: int | None,
+    minutes: float | None,
+    resume: bool,
+) -> None:
+    """Build token orders, clusters and router for --model.
+
+    Prints how often the target's token is covered by each kind of shortlist, by size, on text that
+    was held out.
+    """
+    from dynaspec_cli.target.events import LoadProgress
+    from dynaspec_cli.training.router_build import BuildConfig
+    from dynaspec_cli.training.router_run import run
+    from dynaspec_cli.ui.progress import LoadBar
+
+    config = BuildConfig(
+        out=out,
+        corpus=corpus,
+        method=method,
+        clusters=clusters,
+        router=router,
+        shortlist_size=shortlist_size,
+        minutes=minutes,
+        resume=resume,
+        seed=common.seed,
+    )
+    with LoadBar(not common.quiet) as bar:
+        result = run(
+            config,
+            common.model,
+            common.dtype,
+            common.device,
+            common.threads,
+            lambda stage, share: bar(LoadProgress(stage, share)),
+        )
+    rows = [row.as_dict() for row in result.coverage]
+    if common.json:
+        report = {
+            "schema": 1,
+            "out": str(out),
+            "method": method,
+            "router": result.bundle.config.router,
+            "clusters": result.bundle.config.num_clusters,
+            "facts": {k: v for k, v in result.facts.items() if k != "coverage"},
+            "coverage": rows,
+        }
+        sys.stdout.write(json.dumps(report) + "\n")
+    else:
+        sys.stdout.write(_table(rows))
+        sys.stdout.write(f"{out}\n")
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    """Coverage in percent: a line a policy, a column a size."""
+    sizes = sorted({row["size"] for row in rows})
+    cells = {(row["policy"], row["size"]): row["coverage"] for row in rows}
+    lines = ["coverage of the target's top token on held-out text, %, by shortlist size"]
+    lines.append(f"{'':12}" + "".join(f"{size:>8}" for size in sizes))
+    for policy in dict.fromkeys(row["policy"] for row in rows):
+        values = [cells.get((policy, size)) for size in sizes]
+        shown = "".join(f"{'-' if v is None else f'{100 * v:.1f}':>8}" for v in values)
+        lines.append(f"{policy:12}{shown}")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,36 @@
+"""Loads a model for ``build-clusters`` and runs the build."""
+
+from __future__ import annotations
+
+import torch
+
+from dynaspec_cli.target.events import LoadProgress
+from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
+from dynaspec_cli.target.resolve import resolve_model
+from dynaspec_cli.target.tokenizer import load_tokenizer
+from dynaspec_cli.training.router_build import BuildConfig, BuildResult, Progress, build
+
+
+def run(
+    config: BuildConfig,
+    model: str | None,
+    dtype: str,
+    device: str,
+    threads: int | None,
+    progress: Progress,
+) -> BuildResult:
+    """Build the bundle of ``model`` (contract.md's ``--model``); see ``router_build.build``."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = choose_device(device)
+    kind = choose_dtype(dtype, place)
+    source = resolve_model(model)
+
+    def loading(event: LoadProgress) -> None:
+        progress(event.stage, event.fraction)
+
+    folder = model_folder(source, kind, loading)
+    progress("loading weights", None)
+    target = load_transformers(folder, source.name, kind, place)
+    tokenizer = load_tokenizer(folder)
+    return build(config, target, tokenizer.encode, progress)
