@@ -64,7 +64,12 @@ class TransformersTarget:
         self.device = head.weight.device
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(head.weight.shape[0])
-        self.max_context = int(config.max_position_embeddings)
+        context = getattr(config, "max_position_embeddings", None)
+        if context is None:
+            raise DynaSpecError(
+                f"{self._unsupported()} (it has no position limit, as ALiBi models)"
+            )
+        self.max_context = int(context)
         implementation = getattr(config, "_attn_implementation", "eager")
         self._additive = None if implementation == "sdpa" else self.dtype
         self._head = LMHead(
@@ -72,24 +77,31 @@ class TransformersTarget:
             None if head.bias is None else head.bias.detach(),
             *_logit_transform(config),
         )
-        self._check_head()
+        self._self_check()
 
     @torch.inference_mode()
-    def _check_head(self) -> None:
-        """The logits made here must be the model's own: families scale or cap them in ways of their
-        own."""
-        probe = torch.tensor([[min(1, self.vocab_size - 1)]], device=self.device)
-        own = self.model(input_ids=probe, use_cache=False).logits[0].float()
-        state = self.begin(1)
-        ours = self.prefill(state, probe[0]).logits()
-        tolerance = (1e-3 if self.dtype == torch.float32 else 6e-2) * max(
-            1.0, float(own.abs().max())
-        )
-        if own.shape != ours.shape or float((own - ours).abs().max()) > tolerance:
-            raise DynaSpecError(
-                f"{self.name}: the logits of model type {self.model.config.model_type!r} are not "
-                "its LM head's output alone; this family is not supported"
-            )
+    def _self_check(self) -> None:
+        """A tree of two siblings must give the model's own logits: families cap logits, place
+        positions and mask in ways of their own, and one that this class does not know must not run
+        with wrong numbers."""
+        ids = [i % self.vocab_size for i in (3, 5, 7, 11, 13)]
+        text = torch.tensor([ids[:3] + ids[4:]], device=self.device)
+        try:
+            own = self.model(input_ids=text, use_cache=False).logits[0].float()
+            state = self.begin(4)
+            first = self.prefill(state, text[0, :2]).logits()
+            tree = DraftTree(torch.tensor(ids[2:]), torch.tensor([-1, 0, 0]))
+            ours = torch.cat([first, self.verify(state, tree).logits()[[0, 2]]])
+            error = float((own - ours).norm() / own.norm())
+        except Exception as problem:
+            lines = str(problem).strip().splitlines() or [type(problem).__name__]
+            raise DynaSpecError(f"{self._unsupported()} ({lines[0]})") from problem
+        if not error < (1e-3 if self.dtype == torch.float32 else 0.2):
+            raise DynaSpecError(f"{self._unsupported()} (its logits differ by {error:.2g})")
+
+    def _unsupported(self) -> str:
+        kind = self.model.config.model_type
+        return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
 
     def head_weight(self) -> Tensor:
         return self._head.weight
