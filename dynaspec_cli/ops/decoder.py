@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dynaspec_cli.ops import reference
+from dynaspec_cli.ops.checks import expect
+from dynaspec_cli.ops.extension import EXTENSION, compiled
+
+_OP = "decoder_layer"
+_ops = torch.ops.dynaspec
 
 
 def decoder_layer(
@@ -25,8 +31,114 @@ def decoder_layer(
     window: int,
     activation: str,
 ) -> Tensor:
-    """One pre-norm decoder layer over n rows; see ``reference.decoder_layer`` for shapes, dtypes and rounding."""
-    return reference.decoder_layer(
-        x, weights, k_cache, v_cache, cos, sin, positions, mask, cache_len, num_heads, num_kv_heads, head_dim,
-        eps, scale, window, activation,
+    """One pre-norm decoder layer over n rows, float32 [n, d]; shapes, dtypes and rounding stand in
+    ``reference.decoder_layer``.
+
+    On the CPU a row's result is the same bits whatever the number and order of the rows, the number
+    of threads, and whether its ancestors are tree rows or committed ones (the positions of a path
+    run on from ``cache_len``).
+    """
+    args = (
+        x, weights, k_cache, v_cache, cos, sin, positions, mask, cache_len, num_heads, num_kv_heads,
+        head_dim, eps, scale, window, activation,
     )  # fmt: skip
+    if x.device.type == "cpu" and compiled(x):
+        return _ops.decoder_layer(*args)
+    _check(*args)
+    return reference.decoder_layer(*args)
+
+
+def _check(
+    x: Tensor,
+    weights: list[Tensor],
+    k_cache: Tensor,
+    v_cache: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    mask: Tensor,
+    cache_len: int,
+    num_heads: int,
+    num_kv_heads: int,
+    head_dim: int,
+    eps: float,
+    scale: float,
+    window: int,
+    activation: str,
+) -> None:
+    """The compiled op's checks, but for those of values on another device."""
+    fits = x.dim() == 2 and x.shape[1] > 0 and x.dtype == torch.float32
+    expect(fits, _OP, "x", "contiguous float32 [n, d]", x)
+    expect(len(weights) == len(reference.LAYER_WEIGHTS), _OP, "weights", "11 tensors", len(weights))
+    groups = num_heads > 0 and num_kv_heads > 0 and num_heads % num_kv_heads == 0
+    expect(
+        groups, _OP, "num_heads", f"a positive multiple of num_kv_heads = {num_kv_heads}", num_heads
+    )
+    expect(head_dim > 0 and head_dim % 2 == 0, _OP, "head_dim", "a positive even number", head_dim)
+    expect(cache_len >= 0, _OP, "cache_len", "0 or more", cache_len)
+    expect(window >= 0, _OP, "window", "0 (none) or more", window)
+    expect(0 < scale < 1e30, _OP, "scale", "a finite number above 0", scale)
+    expect(0 <= eps < 1e30, _OP, "eps", "a finite number of 0 or more", eps)
+    expect(activation in ("silu", "gelu_tanh"), _OP, "activation", "silu or gelu_tanh", activation)
+    n, d = x.shape
+    t = positions.shape[0] if positions.dim() == 1 else -1
+    fits = positions.dtype == torch.int64 and t >= n
+    expect(fits, _OP, "positions", f"contiguous int64 [t] with t >= {n} rows", positions)
+    fits = mask.dtype == torch.bool and tuple(mask.shape) == (n, t)
+    expect(fits, _OP, "mask", f"contiguous bool [{n}, {t}]", mask)
+    for name, table in (("cos", cos), ("sin", sin)):
+        fits = table.dtype == torch.float32 and tuple(table.shape) == (n, head_dim)
+        expect(fits, _OP, name, f"contiguous float32 [{n}, {head_dim}]", table)
+    if x.device.type == "cpu":
+        low = int(positions.min()) if t else cache_len
+        expect(low >= cache_len, _OP, "positions", f"at least cache_len = {cache_len}", low)
+        own = bool(mask[:, t - n :].diagonal().all())
+        expect(own, _OP, "mask", "every row to attend to itself", "False")
+    rows = cache_len + t
+    for name, cache in (("k_cache", k_cache), ("v_cache", v_cache)):
+        fits = (
+            cache.dim() == 3
+            and cache.shape[0] >= rows
+            and tuple(cache.shape[1:]) == (num_kv_heads, head_dim)
+        )
+        fits = (
+            fits and cache.dtype in (torch.float32, torch.bfloat16) and cache.dtype == k_cache.dtype
+        )
+        wanted = f"float32 or bfloat16 [at least {rows}, {num_kv_heads}, {head_dim}]"
+        expect(fits, _OP, name, wanted, cache)
+    _check_weights(
+        weights, d, num_heads * head_dim, (num_heads + 2 * num_kv_heads) * head_dim, head_dim
+    )
+
+
+def _check_weights(
+    weights: list[Tensor], d: int, q_size: int, qkv_size: int, head_dim: int
+) -> None:
+    w = dict(zip(reference.LAYER_WEIGHTS, weights, strict=True))
+    down = w["down"]
+    expect(down.dim() == 2 and down.shape[0] == d, _OP, "down", f"[{d}, intermediate]", down)
+    norms = {"input_norm": d, "mlp_norm": d, "post_attention_norm": d, "post_mlp_norm": d}
+    norms |= {"q_norm": head_dim, "k_norm": head_dim}
+    for name, size in norms.items():
+        if w[name].numel() == 0 and name not in ("input_norm", "mlp_norm"):
+            continue
+        fits = w[name].dtype == torch.float32 and tuple(w[name].shape) == (size,)
+        expect(fits, _OP, name, f"contiguous float32 [{size}]", w[name])
+    both = (w["q_norm"].numel() == 0) == (w["k_norm"].numel() == 0)
+    expect(both, _OP, "k_norm", "q_norm and k_norm both or neither", "one")
+    bias = w["qkv_bias"]
+    fits = bias.numel() == 0 or tuple(bias.shape) == (qkv_size,)
+    expect(fits, _OP, "qkv_bias", f"[{qkv_size}], or empty", bias)
+    shapes = {"qkv": (qkv_size, d), "out": (d, q_size), "gate_up": (2 * down.shape[1], d)}
+    for name, shape in shapes.items():
+        fits = tuple(w[name].shape) == shape
+        fits = fits and w[name].dtype in (torch.float32, torch.bfloat16, torch.float16)
+        expect(fits, _OP, name, f"float32, bfloat16 or float16 {list(shape)}", w[name])
+
+
+def _fake(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+if EXTENSION.module is not None:
+    torch.library.register_fake("dynaspec::decoder_layer", _fake)

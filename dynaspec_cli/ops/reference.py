@@ -194,19 +194,23 @@ def decoder_layer(
 ) -> Tensor:
     """One decoder layer over n rows, writing their keys and values to the cache.
 
-    x float32 [n, d] (residual stream); weights as in ``LAYER_WEIGHTS``; k_cache, v_cache [T, kv_heads, head_dim] (float32 or
-    bf16; keys stored *after* rotation); cos, sin float32 [n, head_dim].
+    x float32 [n, d] (residual stream); weights as in ``LAYER_WEIGHTS``; k_cache, v_cache [T,
+    kv_heads, head_dim] (float32 or bf16; keys stored *after* rotation); cos, sin float32 [n,
+    head_dim].
 
-    The cache holds ``cache_len`` committed rows (row j has position j), then the t rows of a tree, of which the last n are this
-    pass's: they are written to cache rows ``cache_len + t - n .. cache_len + t``; the t - n before them were written by earlier
-    passes (an EAGLE drafter's earlier frontiers; t = n for a target). positions int64 [t]; mask bool [n, t]: may row i of the pass
-    attend to tree row j (an ancestor, or itself). All committed rows are attended to as well; with ``window`` > 0 only keys with
-    ``position of row - position of key < window``, in the tree too.
+    The cache holds ``cache_len`` committed rows (row j has position j), then the t rows of a
+    tree, of which the last n are this pass's: they are written to cache rows ``cache_len + t - n
+    .. cache_len + t``; the t - n before them were written by earlier passes (an EAGLE drafter's
+    earlier frontiers; t = n for a target). positions int64 [t]; mask bool [n, t]: may row i of
+    the pass attend to tree row j (an ancestor, or itself). All committed rows are attended to as
+    well; with ``window`` > 0 only keys with ``position of row - position of key < window``, in
+    the tree too.
 
-    Rounding: the inputs of a bf16 linear are rounded to bf16; with a bf16 cache so are the rotated queries and the softmax
-    numerators (whose denominator is the sum of the rounded ones). All else is float32. The compiled kernel adds up keys in the
-    order of their positions, wherever they are stored, so a row has the same bits in a tree as in plain decoding.
-    Returns float32 [n, d].
+    Rounding: the inputs of a bf16 linear are rounded to bf16; with a bf16 cache so are the
+    rotated queries and the softmax numerators (whose denominator is the sum of the rounded ones).
+    All else is float32. The compiled kernel adds up keys in the order of their positions,
+    wherever they are stored, so a row has the same bits in a tree as in plain decoding. Returns
+    float32 [n, d].
     """
     w = dict(zip(LAYER_WEIGHTS, weights, strict=True))
     n, q_size, kv_size = x.shape[0], num_heads * head_dim, num_kv_heads * head_dim
