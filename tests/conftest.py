@@ -84,3 +84,44 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, byte_level_tokenize
         tokenizer_object=byte_level_tokenizer, bos_token="<|bos|>", eos_token="<|eos|>"
     ).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_drafter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """A random drafter of one layer for ``tiny_model_dir``: hardly accepted, exact all the same."""
+    import torch
+    from safetensors.torch import save_file
+
+    from dynaspec_cli.drafters.config import DrafterConfig
+    from dynaspec_cli.drafters.eagle import expected_shapes
+    from dynaspec_cli.target.load import load
+
+    target, _ = load(str(tiny_model_dir), "float32", "cpu")
+    config = DrafterConfig(
+        target_name=target.name,
+        head_hash=target.head_hash(),
+        vocab_size=target.vocab_size,
+        hidden_size=target.hidden_size,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=48,
+        activation="silu",
+        eps=1e-6,
+        attention_scale=8**-0.5,
+        rope_theta=10000.0,
+        window=0,
+        feature_scale=1.0,
+        has_qk_norm=False,
+        has_qkv_bias=False,
+        has_post_norms=False,
+    )
+    generator = torch.Generator().manual_seed(0)
+    folder = tmp_path_factory.mktemp("tiny-drafter")
+    (folder / "config.json").write_text(config.to_json(), encoding="utf-8")
+    save_file(
+        {n: torch.randn(s, generator=generator) * 0.3 for n, s in expected_shapes(config).items()},
+        folder / "model.safetensors",
+    )
+    return folder

@@ -31,7 +31,7 @@ def safetensors_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
                     raise ValueError(f"a header of {length} bytes")
                 header = json.loads(file.read(length))
             shapes |= {k: tuple(v["shape"]) for k, v in header.items() if k != "__metadata__"}
-        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
             raise DynaSpecError(f"{path}: no readable safetensors file ({error})") from error
     return shapes
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import TracebackType
 from typing import Any
 
@@ -10,11 +11,14 @@ from dynaspec_cli.target.events import LoadProgress
 from dynaspec_cli.ui.console import on_terminal, stderr_console
 
 
+PATIENCE_S = 3.0
+
+
 class LoadBar:
     """A callable for ``Engine.load(progress=...)`` and a context manager around it.
 
-    On a terminal it draws a bar; elsewhere a stage with a known share of work (a conversion, which
-    may take a minute) is announced by one line."""
+    On a terminal it draws a bar; elsewhere a stage that takes longer than ``PATIENCE_S`` is
+    announced by one line."""
 
     def __init__(self, enabled: bool) -> None:
         self._enabled = enabled
@@ -22,6 +26,8 @@ class LoadBar:
         self._progress: Any = None
         self._task: Any = None
         self._stage = ""
+        self._stage_begun = 0.0
+        self._announced = False
 
     def __enter__(self) -> LoadBar:
         return self
@@ -38,10 +44,7 @@ class LoadBar:
         if not self._enabled:
             return
         if not self._live:
-            if event.stage != self._stage and event.fraction is not None:
-                sys.stderr.write(f"{event.stage}...\n")
-                sys.stderr.flush()
-            self._stage = event.stage
+            self._announce(event.stage)
             return
         if self._progress is None:
             self._start()
@@ -49,6 +52,15 @@ class LoadBar:
         self._progress.update(
             self._task, description=event.stage, total=total, completed=event.fraction or 0.0
         )
+
+    def _announce(self, stage: str) -> None:
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._stage_begun, self._announced = stage, now, False
+        elif not self._announced and now - self._stage_begun > PATIENCE_S:
+            self._announced = True
+            sys.stderr.write(f"{stage}...\n")
+            sys.stderr.flush()
 
     def _start(self) -> None:
         from rich.progress import (

@@ -12,7 +12,11 @@ import sys
 import termios
 from collections.abc import Mapping
 
+import pytest
+
+from dynaspec_cli.target.events import LoadProgress
 from dynaspec_cli.ui.console import visible
+from dynaspec_cli.ui.progress import LoadBar
 
 from .conftest import ROOT
 
@@ -142,3 +146,19 @@ def test_no_escape_where_none_is_wanted() -> None:
 
 def test_control_characters_of_the_model_do_not_reach_a_terminal() -> None:
     assert visible("a\x1b[2Jb\x07\tc\n\x9bé👩‍💻") == "a[2Jb\tc\né👩‍💻"
+
+
+@pytest.mark.parametrize(("seconds", "announced"), [(0.0, ""), (10.0, "converting...\n")])
+def test_slow_stages_are_announced_without_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    seconds: float,
+    announced: str,
+) -> None:
+    now = iter(float(i) * seconds for i in range(10))
+    monkeypatch.setattr("dynaspec_cli.ui.progress.time.monotonic", lambda: next(now))
+    with LoadBar(enabled=True) as bar:
+        for i in range(4):
+            bar(LoadProgress("converting", i / 4))
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", announced)

@@ -1,0 +1,124 @@
+"""Memory estimates by hand, and what a shortlist can do for each kind of drafter."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dynaspec_cli.doctor import memory
+from dynaspec_cli.doctor.drafter import inspect_drafter
+from dynaspec_cli.errors import DynaSpecError
+
+
+def write(folder: Path, config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> Path:
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if shapes:
+        tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        save_file(tensors, folder / "model.safetensors")
+    return folder
+
+
+SHAPE = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 4, "num_hidden_layers": 3}
+
+
+def estimate(folder: Path, dtype: str = "bfloat16", **options: Any) -> dict[str, Any]:
+    defaults = {"context": 10, "tree_size": 5, "drafter_bytes": 7, "reordered_head": True}
+    return memory.estimate(folder, dtype, **{**defaults, "available": 10**9, **options})
+
+
+def test_memory_by_hand(tmp_path: Path) -> None:
+    write(tmp_path, SHAPE, {"a": (50, 8), "b": (100,)})
+    found = estimate(tmp_path)
+    assert found["parts_bytes"] == {
+        "weights": 500 * 2,
+        "kv_cache": 2 * 3 * 4 * 2 * 2 * (10 + 5 + 1),
+        "drafter": 7,
+        "shortlist_head": 50 * 8 * 2,
+        "verification_logits": 6 * 50 * 4,
+    }
+    assert found["total_bytes"] == sum(found["parts_bytes"].values())
+    assert found["fits"] is True
+    assert found["head_share_of_weights"] == pytest.approx(400 / 500)
+
+
+def test_memory_of_grouped_heads_and_nested_config(tmp_path: Path) -> None:
+    text = {**SHAPE, "num_key_value_heads": 1, "head_dim": 16}
+    write(tmp_path, {"vocab_size": 1, "text_config": text}, {"a": (4,)})
+    found = estimate(tmp_path, "float32", reordered_head=False)
+    assert found["parts_bytes"]["kv_cache"] == 2 * 3 * 1 * 16 * 4 * 16
+    assert found["parts_bytes"]["shortlist_head"] == 0
+    assert found["vocab_size"] == 50
+
+
+@pytest.mark.parametrize(
+    ("options", "lever"),
+    [
+        ({"context": 10**6}, "the KV cache"),
+        ({"drafter_bytes": 10**6}, "the drafter"),
+        ({"tree_size": 1000, "context": 1}, "the logits"),
+    ],
+)
+def test_largest_lever(tmp_path: Path, options: dict[str, int], lever: str) -> None:
+    write(tmp_path, {**SHAPE, "vocab_size": 500}, {"a": (4,)})
+    assert estimate(tmp_path, **options)["largest_lever"].startswith(lever)
+
+
+def test_what_does_not_fit(tmp_path: Path) -> None:
+    write(tmp_path, SHAPE, {"a": (10**6,)})
+    found = estimate(tmp_path, "float32", available=10**6)
+    assert found["fits"] is False
+    assert "bfloat16" in found["largest_lever"]
+    assert estimate(tmp_path, available=None)["fits"] is None
+
+
+def test_broken_headers(tmp_path: Path) -> None:
+    write(tmp_path, SHAPE, {})
+    for data in (b"", b"\xff" * 8, b"\x02\x00\x00\x00\x00\x00\x00\x00[]"):
+        (tmp_path / "model.safetensors").write_bytes(data)
+        with pytest.raises(DynaSpecError, match="no readable safetensors"):
+            memory.safetensors_shapes(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "shapes", "rows", "can_raise"),
+    [
+        ({"format": "dynaspec-eagle-1", "vocab_size": 90}, {"fc": (2, 2)}, None, True),
+        ({"vocab_size": 90}, {"lm_head.weight": (90, 4)}, 90, True),
+        ({"vocab_size": 90}, {"lm_head.weight": (30, 4)}, 30, False),
+        ({"vocab_size": 90, "draft_vocab_size": 40}, {"fc.weight": (2, 2)}, 40, False),
+        ({"vocab_size": 90}, {"d2t": (20,), "lm_head.weight": (20, 4)}, 20, False),
+        (
+            {
+                "speculators_model_type": "eagle3",
+                "draft_vocab_size": 32,
+                "transformer_layer_config": {"vocab_size": 64},
+            },
+            {"lm_head.weight": (32, 4)},
+            32,
+            False,
+        ),
+    ],
+)
+def test_what_a_shortlist_can_do(
+    tmp_path: Path,
+    config: dict[str, Any],
+    shapes: dict[str, tuple[int, ...]],
+    rows: int | None,
+    can_raise: bool,
+) -> None:
+    found = inspect_drafter(write(tmp_path, config, shapes))
+    assert found["head_rows"] == rows
+    assert found["can_raise_coverage"] is can_raise
+    assert ("can only cut cost" in found["verdict"]) is not can_raise
+
+
+def test_pickled_drafter_is_not_read(tmp_path: Path) -> None:
+    write(tmp_path, {"vocab_size": 9}, {})
+    (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    with pytest.raises(DynaSpecError, match=r"pytorch_model\.bin is a pickle"):
+        inspect_drafter(tmp_path)
