@@ -10,7 +10,6 @@ from typing import Any
 from dynaspec_cli.target.events import LoadProgress
 from dynaspec_cli.ui.console import on_terminal, stderr_console
 
-
 PATIENCE_S = 3.0
 
 
