@@ -9,6 +9,7 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import TreePolicy
 from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource, RandomSource
+from dynaspec_cli.tree.auto import Auto
 from dynaspec_cli.tree.chain import Chain
 from dynaspec_cli.tree.ddd import DynamicDepth
 from dynaspec_cli.tree.dyspec import DySpecGreedy, DySpecSampled
@@ -43,6 +44,15 @@ def _dyspec(r: TreeRequest) -> TreePolicy:
     return DySpecSampled(r.config, r.options.threshold, r.drawing)
 
 
+def _auto(r: TreeRequest) -> TreePolicy:
+    if r.drawing is not None:
+        raise UsageError(
+            "--tree auto shapes its trees by the clock, so a seed could not reproduce a sampled "
+            "text; choose another tree, or --temperature 0"
+        )
+    return Auto(r.config)
+
+
 TREES: dict[str, TreeEntry] = {
     "chain": TreeEntry("one branch of --tree-depth tokens", lambda r: Chain(r.config)),
     "specinfer": TreeEntry(
@@ -63,6 +73,9 @@ TREES: dict[str, TreeEntry] = {
     ),
     "dyspec": TreeEntry(
         "grow where verification is expected to arrive, above a threshold (DySpec)", _dyspec
+    ),
+    "auto": TreeEntry(
+        "eagle2 with the depth and size that give most tokens per second (greedy only)", _auto
     ),
 }
 

@@ -20,9 +20,12 @@ from exact_toys import (
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.protocols import TreePolicy
 from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.registry import TREES, create_tree
+from dynaspec_cli.tree.registry import create_tree, tree_names
 
 EXACT = 1e-12
+
+SAMPLING_TREES = [name for name in tree_names() if name != "auto"]
+"""Trees for temperatures above 0 (the registry refuses the other)."""
 
 SAMPLERS = {
     "plain": SamplingConfig(temperature=1.0),
@@ -48,7 +51,7 @@ def policy_maker(name: str, sampling: SamplingConfig, size: int, depth: int, wid
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", SAMPLING_TREES)
 def test_joint_law_of_three_tokens(tree: str, sampler: str) -> None:
     """Three tokens over several steps, a shortlist of two of three tokens, two levels."""
     model, sampling = ToyModel(vocab=3, shortlist_size=2, seed=5), SAMPLERS[sampler]
@@ -57,7 +60,7 @@ def test_joint_law_of_three_tokens(tree: str, sampler: str) -> None:
 
 
 @pytest.mark.parametrize("shortlist_size", [1, 2, 4])
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", SAMPLING_TREES)
 def test_law_of_a_step_by_shortlist_size(tree: str, shortlist_size: int) -> None:
     """Four tokens; shortlists of one token, of half and of all of the vocabulary; the support of q
     runs out."""
@@ -85,7 +88,7 @@ def test_specinfer_with_two_draws_on_both_levels(sampler: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", SAMPLING_TREES)
 def test_joint_law_on_larger_toys(tree: str, sampler: str, seed: int) -> None:
     """Four tokens, shortlists of two or three, three levels for a shortlist of two."""
     sampling = SAMPLERS[sampler]
@@ -139,7 +142,7 @@ def test_drafts_may_depend_on_rejected_drafts(tree: str) -> None:
     assert distance(law, target_law(model, (0,), sampling, 2)) < EXACT
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", SAMPLING_TREES)
 def test_toys_exercise_acceptance_rejection_and_misses(tree: str) -> None:
     """The enumeration would prove nothing if drafts were always or never accepted."""
     sampling = SamplingConfig(temperature=1.0)
@@ -152,7 +155,7 @@ def test_toys_exercise_acceptance_rejection_and_misses(tree: str) -> None:
     assert 0.01 < missed < 0.99
 
 
-@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("tree", SAMPLING_TREES)
 def test_greedy_target_in_sampled_verification(tree: str) -> None:
     """With temperature 0 the law is one sequence: the target's argmax tokens."""
     sampling = SamplingConfig(temperature=0.0)
