@@ -19,7 +19,8 @@ MIN_UNITS = 2
 
 @lru_cache(maxsize=32)
 def _draw_counts(units: int, seed: int, draws: int) -> Any:
-    """How often each prompt is drawn: float64 [draws, units], so that a resampled sum is a product."""
+    """How often each prompt is drawn: float64 [draws, units], so that a resampled sum is a
+    product."""
     generator = np.random.default_rng(seed)
     counts = generator.multinomial(units, np.full(units, 1.0 / units), size=draws)
     return counts.astype(np.float64)
@@ -32,7 +33,8 @@ def ratio_ci95(
     draws: int = DRAWS,
 ) -> tuple[float, float] | None:
     """95 % interval of ``(sum a / sum b) / (sum c / sum d)`` for ``numerator`` = (a, b) and
-    ``denominator`` = (c, d), each a sequence with one entry a prompt, in the same order of prompts."""
+    ``denominator`` = (c, d), each a sequence with one entry a prompt, in the same order of
+    prompts."""
     a, b = (np.asarray(x, dtype=np.float64) for x in numerator)
     c, d = (np.asarray(x, dtype=np.float64) for x in denominator)
     units = len(a)

@@ -1,11 +1,11 @@
 """Is an answer the target's own? Identical, a numerical tie, or a mismatch.
 
-Greedy answers are compared id by id with the autoregressive answer to the same context. At the first
-difference the target is asked once, by a plain pass over the common prefix: both ids must lie within
-``bound`` of the largest logit. Then the order of summation (one row or n rows a pass) may decide, and
-the difference is a *tie*; everything after it follows from another prefix and is not compared. Any
-other difference is a *mismatch*: a bug. A gap between the two ids says less than this: two wrong ids
-can be close to each other.
+Greedy answers are compared id by id with the autoregressive answer to the same context. At the
+first difference the target is asked once, by a plain pass over the common prefix: both ids must
+lie within ``bound`` of the largest logit. Then the order of summation (one row or n rows a pass)
+may decide, and the difference is a *tie*; everything after it follows from another prefix and is
+not compared. Any other difference is a *mismatch*: a bug. A gap between the two ids says less
+than this: two wrong ids can be close to each other.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ IDENTICAL, TIE, MISMATCH = "identical", "tie", "mismatch"
 @dataclass(frozen=True)
 class TurnVerdict:
     """``position`` indexes the answer's ids; an id is None where that answer had already ended.
-    ``logit_gap`` is the largest logit minus the smaller of the two ids' logits, ``top2_gap`` the gap
-    between the two largest logits there; None where no pass was needed or could tell."""
+    ``logit_gap`` is the largest logit minus the smaller of the two ids' logits, ``top2_gap`` the
+    gap between the two largest logits there; None where no pass was needed or could tell."""
 
     verdict: str
     position: int | None = None
@@ -64,7 +64,8 @@ def compare_turn(
 
 
 def _next_ids(trace: TurnTrace, position: int, reference: Reference) -> list[int]:
-    """The id at ``position``; where the answer ended there with end-of-text, that it was one of these."""
+    """The id at ``position``; where the answer ended there with end-of-text, that it was one of
+    these."""
     if position < len(trace.token_ids):
         return [trace.token_ids[position]]
     return sorted(reference.eos_ids) if trace.finish_reason == "eos" else []

@@ -1,4 +1,5 @@
-"""A whole benchmark: lab and options in; samples, summary, reports and the exactness verdict out."""
+"""A whole benchmark: lab and options in; samples, summary, reports and the exactness verdict
+out."""
 
 from __future__ import annotations
 
@@ -63,8 +64,8 @@ class BenchOptions:
                 raise UsageError(f"{option}: expected at least {least}, got {value}")
         if self.check_exact and not self.sampling.greedy:
             raise UsageError(
-                "--check-exact: expected greedy decoding (--temperature 0): sampled answers differ by "
-                f"chance, got temperature {self.sampling.temperature}"
+                "--check-exact: expected greedy decoding (--temperature 0): sampled answers "
+                f"differ by chance, got temperature {self.sampling.temperature}"
             )
         if self.check_exact and "ar" not in {str(spec) for spec in self.specs}:
             raise UsageError(
@@ -103,7 +104,8 @@ class Outcome:
         if wrong:
             named = "; ".join(f"{method}: {', '.join(ids)}" for method, ids in wrong.items())
             raise ExactnessError(
-                f"--check-exact: answers differ from the target's own beyond a numerical tie ({named})"
+                "--check-exact: answers differ from the target's own beyond a numerical tie "
+                f"({named})"
             )
 
 

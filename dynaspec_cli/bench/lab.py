@@ -38,8 +38,9 @@ def default_methods(engine: Engine) -> tuple[list[str], str | None]:
         names, notice = (
             _WITHOUT_BUNDLE,
             (
-                f"no shortlist bundle for {engine.target.name} is shipped, so fr-spec and dynaspec are left "
-                "out; dynaspec build-clusters makes one (then --method DIR+eagle2)"
+                f"no shortlist bundle for {engine.target.name} is shipped, so fr-spec and "
+                "dynaspec are left out; dynaspec build-clusters makes one (then --method "
+                "DIR+eagle2)"
             ),
         )
         return ["ar", *(f"{name}+eagle2" for name in names)], notice
@@ -56,7 +57,8 @@ def build_lab(
     tree: TreeConfig,
     assistant: str | None = None,
 ) -> Lab:
-    """Arms for ``specs``; all of them share the engine's target, those of one drafter its drafter."""
+    """Arms for ``specs``; all of them share the engine's target, those of one drafter its
+    drafter."""
     engines: dict[str | None, Engine] = {None: engine}
     setting = PeerSetting(
         model=model,

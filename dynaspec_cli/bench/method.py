@@ -16,10 +16,11 @@ from dynaspec_cli.errors import DynaSpecError
 
 @dataclass(frozen=True)
 class TurnTrace:
-    """One answer. ``token_ids`` are the generated ids, the first one from the prefill; ``prefill_s``
-    runs from the call to the first token, ``decode_s`` from the first token to the last (seconds).
-    ``first_tokens``: ids that came with the first target pass (one, except for peers that draft
-    before it). ``steps`` is empty for arms that do not speculate or do not tell (peers)."""
+    """One answer. ``token_ids`` are the generated ids, the first one from the prefill;
+    ``prefill_s`` runs from the call to the first token, ``decode_s`` from the first token to the
+    last (seconds). ``first_tokens``: ids that came with the first target pass (one, except for
+    peers that draft before it). ``steps`` is empty for arms that do not speculate or do not tell
+    (peers)."""
 
     prompt_tokens: int
     token_ids: tuple[int, ...]
@@ -45,7 +46,8 @@ class Method(Protocol):
         ...
 
     def run(self, prompt_ids: Sequence[int], max_new_tokens: int, seed: int) -> TurnTrace:
-        """Generate from token ids. State belongs to the call: nothing of it reaches the next one."""
+        """Generate from token ids. State belongs to the call: nothing of it reaches the next
+        one."""
         ...
 
 
@@ -146,7 +148,8 @@ class Sample:
             )
         except (KeyError, TypeError, IndexError) as error:
             raise DynaSpecError(
-                f"samples.jsonl: expected a row of schema 1, got one that lacks or misplaces {error}"
+                "samples.jsonl: expected a row of schema 1, got one that lacks or misplaces "
+                f"{error}"
             ) from error
 
 

@@ -62,8 +62,8 @@ def _speed_ratio(arm: _Arm, base: _Arm, seed: int) -> tuple[float | None, Any]:
 
 
 def _spec_bench_speedup(arm: _Arm, base: _Arm) -> float | None:
-    """Spec-Bench's own definition: new tokens over wall-clock seconds *with* prefill, a question at a
-    time, averaged over questions in each arm, then divided."""
+    """Spec-Bench's own definition: new tokens over wall-clock seconds *with* prefill, a question
+    at a time, averaged over questions in each arm, then divided."""
     keys = _common(arm, base)
 
     def mean_speed(side: _Arm) -> float:
@@ -217,7 +217,8 @@ def summarize(
     seed: int,
     checked: bool,
 ) -> dict[str, Any]:
-    """The object of ``summary.json``. ``default_nodes`` is the tree size that a spec without one had.
+    """The object of ``summary.json``. ``default_nodes`` is the tree size that a spec without one
+    had.
 
     ``rows``: suite x task x method (contract). ``overall``: the same over the union of all suites.
     ``pairs``: every speculative arm against every other, over the union.

@@ -1,7 +1,7 @@
 """Other programs on the same model: ``transformers`` generate, lookup, assisted; ``llama.cpp``.
 
-They get the same ids and the same limits. A peer reports no steps, so that acceptance and phases are
-unknown for it; its time to the first ids and its greedy answers are compared like everybody's.
+They get the same ids and the same limits. A peer reports no steps, so that acceptance and phases
+are unknown for it; its time to the first ids and its greedy answers are compared like everybody's.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def load_causal(folder: Path | str, setting: PeerSetting) -> Any:
 
 
 class TransformersPeer:
-    """``model.generate``; ``kind`` is "transformers", "transformers-lookup" or "transformers-assisted"."""
+    """``model.generate``; ``kind`` is "transformers", "transformers-lookup" or
+    "transformers-assisted"."""
 
     def __init__(self, kind: str, setting: PeerSetting, shared: TransformersModel):
         self.name = kind
@@ -151,22 +152,23 @@ class TransformersPeer:
 
 
 class LlamaCppPeer:
-    """``llama-cpp-python`` on the very GGUF file that the target was converted from: its own weights
-    in their quantised form, where the target holds them widened to its dtype."""
+    """``llama-cpp-python`` on the very GGUF file that the target was converted from: its own
+    weights in their quantised form, where the target holds them widened to its dtype."""
 
     name = "llama.cpp"
 
     def __init__(self, setting: PeerSetting):
         if importlib.util.find_spec("llama_cpp") is None:
             raise DynaSpecError(
-                "--method llama.cpp: llama-cpp-python is not installed; run pip install 'dynaspec[peers]'"
+                "--method llama.cpp: llama-cpp-python is not installed; run pip install "
+                "'dynaspec[peers]'"
             )
         self._setting = setting
         self._source = resolve_model(setting.model)
         if self._source.gguf is None:
             raise DynaSpecError(
-                f"--method llama.cpp: expected a model that comes as a GGUF file, {self._source.name} is "
-                "a folder of safetensors"
+                "--method llama.cpp: expected a model that comes as a GGUF file, "
+                f"{self._source.name} is a folder of safetensors"
             )
         self._model: Any = None
 

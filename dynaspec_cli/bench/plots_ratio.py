@@ -106,14 +106,16 @@ def recovery(rows: Sequence[Row]) -> Plot | None:
     return Plot(
         "recovery",
         "Recovery against shortlist size",
-        "Mean acceptance length with a shortlist over that with the full vocabulary (same drafter and "
-        "tree); across: mean number of tokens scored a draft step. Bars: 95 % intervals.",
+        "Mean acceptance length with a shortlist over that with the full vocabulary (same "
+        "drafter and tree); across: mean number of tokens scored a draft step. Bars: 95 % "
+        "intervals.",
         svg.picture(bottom + 44, body, "Recovery against shortlist size"),
     )
 
 
 def frontier(rows: Sequence[Row]) -> Plot | None:
-    """Steps as points: tokens a second are tau over the step's time, so that up and left is faster."""
+    """Steps as points: tokens a second are tau over the step's time, so that up and left is
+    faster."""
     points = []
     for row in rows:
         if row["num_spec_steps"] and row["phase_ms"]:
@@ -135,7 +137,8 @@ def frontier(rows: Sequence[Row]) -> Plot | None:
     fastest = max(points, key=lambda p: p[1] / p[0])
     for ms, tau, row in points:
         spec = parse_spec(row["method"])
-        tip = f"{row['method']}: tau {tau:.2f}, {ms:.1f} ms a step, {row['tokens_per_second']:.1f} tokens/s"
+        speed = f"{row['tokens_per_second']:.1f} tokens/s"
+        tip = f"{row['method']}: tau {tau:.2f}, {ms:.1f} ms a step, {speed}"
         body.append(svg.marker(across(ms), up(tau), index[spec.shortlist or ""], tip))
     x, y = across(fastest[0]), up(fastest[1])
     anchor, shift = ("start", 8) if x < (50 + RIGHT) / 2 else ("end", -8)
@@ -147,7 +150,7 @@ def frontier(rows: Sequence[Row]) -> Plot | None:
     return Plot(
         "frontier",
         "Frontier: acceptance length against the cost of a step",
-        "Each point is a method; the line joins those that no other beats in both. Tokens per second "
-        "are tau over the time of a step: up and to the left is faster.",
+        "Each point is a method; the line joins those that no other beats in both. Tokens per "
+        "second are tau over the time of a step: up and to the left is faster.",
         svg.picture(bottom + 44, body, "Acceptance length against milliseconds a step"),
     )

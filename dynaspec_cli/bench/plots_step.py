@@ -36,8 +36,8 @@ def acceptance(rows: Sequence[Row], index: Mapping[str, int]) -> Plot | None:
     return Plot(
         "acceptance",
         "Acceptance by position",
-        "Conditional: of the steps that accepted i - 1 draft tokens, the share that accepted the i-th. "
-        "A path that ended in a leaf counts as not accepted further.",
+        "Conditional: of the steps that accepted i - 1 draft tokens, the share that accepted the "
+        "i-th. A path that ended in a leaf counts as not accepted further.",
         svg.picture(bottom + 44, body, "Conditional acceptance by position"),
     )
 
@@ -105,7 +105,8 @@ def scripts(rows: Sequence[Row], index: Mapping[str, int]) -> Plot | None:
     return Plot(
         "scripts",
         "Coverage by script",
-        "Share of verified positions whose target token was in the shortlist, by the script of that "
-        "token; code: all tokens of code prompts; common: digits, punctuation, emoji, fragments.",
+        "Share of verified positions whose target token was in the shortlist, by the script of "
+        "that token; code: all tokens of code prompts; common: digits, punctuation, emoji, "
+        "fragments.",
         svg.picture(top + height + 24, body, "Coverage by script"),
     )

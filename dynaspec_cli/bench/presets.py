@@ -34,10 +34,10 @@ _EAGLE_NODES = 59  # total_token 60 counts the root
 PRESETS: dict[str, Preset] = {
     "spec-bench": Preset(
         summary="480 questions of six tasks, greedy, 1,024 new tokens, three runs",
-        source="Spec-Bench repository, evaluation/eval.py and speed.py; its EAGLE arm: total_token 60, "
-        "depth 5 (six levels), top_k 10; three warm-up runs",
-        differs="tokens/s are pooled and without prefill; the repository's own ratio is in the summary "
-        "as speedup_spec_bench. It runs float16 on a GPU",
+        source="Spec-Bench repository, evaluation/eval.py and speed.py; its EAGLE arm: "
+        "total_token 60, depth 5 (six levels), top_k 10; three warm-up runs",
+        differs="tokens/s are pooled and without prefill; the repository's own ratio is in the "
+        "summary as speedup_spec_bench. It runs float16 on a GPU",
         suites=("spec-bench",),
         methods=("ar", f"full+eagle2@{_EAGLE_NODES}", f"dynaspec+eagle2@{_EAGLE_NODES}"),
         max_new_tokens={"spec-bench": 1024},
@@ -48,8 +48,8 @@ PRESETS: dict[str, Preset] = {
     ),
     "eagle2-paper": Preset(
         summary="EAGLE-2's tree for 7B and 8B targets: 60 nodes with the root, depth 6, 10 a level",
-        source="EAGLE-2 (arXiv 2406.16858), section on settings, and SafeAILab/EAGLE: 60 tokens, depth "
-        "6, 10 nodes; its evaluation scripts generate 512 tokens in float16, greedy",
+        source="EAGLE-2 (arXiv 2406.16858), section on settings, and SafeAILab/EAGLE: 60 tokens, "
+        "depth 6, 10 nodes; its evaluation scripts generate 512 tokens in float16, greedy",
         differs="MT-bench is Spec-Bench's conversation task; Alpaca is not among the suites",
         suites=("spec-bench", "human-eval", "gsm8k", "cnn-dailymail"),
         methods=("ar", f"full+eagle2@{_EAGLE_NODES}", "full+chain@6"),
@@ -59,8 +59,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "fr-spec-paper": Preset(
         summary="fixed lists of 8k to 64k tokens under EAGLE-2's tree of 60",
-        source="FR-Spec (arXiv 2502.14856), section 4 and Tables 1 and 2: Spec-Bench 1,024 new tokens, "
-        "HumanEval and GSM8K 512, greedy, float16; repository: num_iter 6, topk 10, tree 60",
+        source="FR-Spec (arXiv 2502.14856), section 4 and Tables 1 and 2: Spec-Bench 1,024 new "
+        "tokens, HumanEval and GSM8K 512, greedy, float16; repository: num_iter 6, topk 10, tree "
+        "60",
         differs="the lists are counted on the corpus of the bundle in use, not on SlimPajama",
         suites=("spec-bench", "human-eval", "gsm8k"),
         methods=(
@@ -73,12 +74,13 @@ PRESETS: dict[str, Preset] = {
         tree_width=10,
     ),
     "dynaspec-paper": Preset(
-        summary="the router's shortlist of 27k tokens against fr-spec of 32k and the full vocabulary",
-        source="DynaSpec (arXiv 2510.13847): seven tasks (Spec-Bench's six and HumanEval), EAGLE-2 "
-        "drafter, about 27k of 128k tokens active against FR-Spec's 32k (as its per-task numbers were "
-        "published by others)",
-        differs="tree size, temperature and length are not published; the family's are taken: 60 nodes "
-        "with the root, greedy, 1,024 (HumanEval 512) new tokens",
+        summary="the router's shortlist of 27k tokens against fr-spec of 32k and the full "
+        "vocabulary",
+        source="DynaSpec (arXiv 2510.13847): seven tasks (Spec-Bench's six and HumanEval), "
+        "EAGLE-2 drafter, about 27k of 128k tokens active against FR-Spec's 32k (as its per-task "
+        "numbers were published by others)",
+        differs="tree size, temperature and length are not published; the family's are taken: 60 "
+        "nodes with the root, greedy, 1,024 (HumanEval 512) new tokens",
         suites=("spec-bench", "human-eval"),
         methods=(
             "ar",
@@ -92,10 +94,11 @@ PRESETS: dict[str, Preset] = {
     ),
     "dyspec-paper": Preset(
         summary="trees of 64 nodes: dyspec, sequoia, specinfer; 128 prompt and 128 new tokens",
-        source="DySpec (arXiv 2410.11744), section 4.1 and Tables 1 to 3: C4, OpenWebText, CNN/DailyMail, "
-        "GSM8K; prompts of 128 tokens, 128 new tokens, target temperature 0 (or 0.6: --temperature 0.6)",
-        differs="its drafter is a small language model that samples at 0.6 also for a greedy target; "
-        "here greedy drafts are the most probable tokens",
+        source="DySpec (arXiv 2410.11744), section 4.1 and Tables 1 to 3: C4, OpenWebText, "
+        "CNN/DailyMail, GSM8K; prompts of 128 tokens, 128 new tokens, target temperature 0 (or "
+        "0.6: --temperature 0.6)",
+        differs="its drafter is a small language model that samples at 0.6 also for a greedy "
+        "target; here greedy drafts are the most probable tokens",
         suites=("c4", "openwebtext", "cnn-dailymail", "gsm8k"),
         methods=("ar", "full+dyspec@64", "full+sequoia@64", "full+specinfer@64", "full+eagle2@64"),
         max_new_tokens={"c4": 128, "openwebtext": 128, "cnn-dailymail": 128, "gsm8k": 128},

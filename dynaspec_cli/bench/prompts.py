@@ -42,7 +42,8 @@ class PromptFormat:
             raise UsageError(f"--max-prompt-tokens: expected at least 1, got {max_prompt_tokens}")
         if name == "chat" and not codec.has_chat_template:
             raise UsageError(
-                "--prompt-format chat: expected a tokenizer with a chat template, this model has none; use raw or dialogue"
+                "--prompt-format chat: expected a tokenizer with a chat template, this model has "
+                "none; use raw or dialogue"
             )
         self.name = ("chat" if codec.has_chat_template else "raw") if name == "auto" else name
         if system is not None and self.name != "chat":
@@ -52,7 +53,8 @@ class PromptFormat:
         self._system = system
 
     def settings(self) -> dict[str, Any]:
-        """What decides the ids beside the model: the format, and hashes of template and system prompt."""
+        """What decides the ids beside the model: the format, and hashes of template and system
+        prompt."""
         template = getattr(self._codec, "chat_template", None) if self.name == "chat" else None
         return {
             "prompt_format": self.name,

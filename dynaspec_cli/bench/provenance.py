@@ -1,4 +1,5 @@
-"""``provenance.json``: what another person needs to get the same numbers, or to see why they differ.
+"""``provenance.json``: what another person needs to get the same numbers, or to see why they
+differ.
 
 Paths are reduced to names: a report is made to be published.
 """
@@ -82,7 +83,8 @@ def _memory() -> int | None:
 
 
 def commit() -> str | None:
-    """The checkout's commit, with "-dirty" where tracked files were changed; None outside of one."""
+    """The checkout's commit, with "-dirty" where tracked files were changed; None outside of
+    one."""
     folder = Path(__file__).resolve().parents[2]
     if not (folder / ".git").exists():
         return None
@@ -145,7 +147,8 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
         before = json.loads(path.read_text(encoding="utf-8"))["identity"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DynaSpecError(
-            f"--resume: expected {FILE} of the earlier run beside its samples, found none that can be read"
+            f"--resume: expected {FILE} of the earlier run beside its samples, found none that "
+            "can be read"
         ) from error
     # What JSON makes of it is what was stored.
     current = json.loads(json.dumps(identity))

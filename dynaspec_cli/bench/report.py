@@ -14,8 +14,9 @@ from dynaspec_cli.bench.tables import Cell, Table, detail_tables, headline_table
 DEFINITIONS = (
     (
         "tokens/s",
-        "decode tokens over decode seconds, pooled over prompts. The first token of an answer comes "
-        "from the prefill and is not counted; ids are counted by one function for every method.",
+        "decode tokens over decode seconds, pooled over prompts. The first token of an answer "
+        "comes from the prefill and is not counted; ids are counted by one function for every "
+        "method.",
     ),
     (
         "speedup",
@@ -34,19 +35,21 @@ DEFINITIONS = (
     ("recovery", "tau with a shortlist over tau with the full vocabulary, same drafter and tree."),
     (
         "coverage",
-        "share of verified positions whose target token was in the shortlist from which that position "
-        "was drafted. It tells a token that the shortlist lacked from one that the drafter missed.",
+        "share of verified positions whose target token was in the shortlist from which that "
+        "position was drafted. It tells a token that the shortlist lacked from one that the "
+        "drafter missed.",
     ),
     ("shortlist", "tokens scored a draft step, mean over all calls of the shortlisted head."),
     (
         "speedup as Spec-Bench defines it",
-        "new tokens over seconds with prefill, a question at a time, averaged over questions, over the "
-        "same of ar; in summary.json as speedup_spec_bench.",
+        "new tokens over seconds with prefill, a question at a time, averaged over questions, "
+        "over the same of ar; in summary.json as speedup_spec_bench.",
     ),
     (
         "identical, tie, mismatch",
-        "greedy answers against ar's. At the first difference one plain target pass gives the logits: "
-        "a tie if both ids lie within the stated bound of the largest, otherwise a mismatch (a bug).",
+        "greedy answers against ar's. At the first difference one plain target pass gives the "
+        "logits: a tie if both ids lie within the stated bound of the largest, otherwise a "
+        "mismatch (a bug).",
     ),
 )
 

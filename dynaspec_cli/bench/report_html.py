@@ -20,27 +20,48 @@ h1{font-size:1.5rem;margin:0 0 4px}
 h2{font-size:1.15rem;margin:40px 0 6px}
 p.definition,figcaption,.note{color:var(--soft);font-size:.875rem;margin:4px 0 10px}
 ul.verdicts{padding:0;margin:18px 0;list-style:none}
-ul.verdicts li{padding:7px 12px;margin:0 0 6px;background:var(--panel);border-left:4px solid var(--line);overflow-wrap:anywhere}
+ul.verdicts li{
+  padding:7px 12px;margin:0 0 6px;background:var(--panel);
+  border-left:4px solid var(--line);overflow-wrap:anywhere
+}
 ul.verdicts li.win{border-color:var(--win);color:var(--ink)}
 ul.verdicts li.loss{border-color:var(--loss);color:var(--loss)}
-.loss{color:var(--loss)}.win{color:var(--win)}
+.loss{color:var(--loss)}
+.win{color:var(--win)}
 .scroll{overflow-x:auto;border:1px solid var(--line);border-radius:6px}
-table{border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums}
+table{
+  border-collapse:collapse;width:100%;font-size:.875rem;font-variant-numeric:tabular-nums
+}
 th,td{padding:6px 10px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}
 thead th{border-top:0;vertical-align:bottom;background:var(--panel)}
-th small{display:block;font-weight:400;color:var(--soft);white-space:normal;min-width:7.5em;line-height:1.3}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
+th small{
+  display:block;font-weight:400;color:var(--soft);
+  white-space:normal;min-width:7.5em;line-height:1.3
+}
+th:first-child,td:first-child{
+  text-align:left;position:sticky;left:0;background:var(--paper)
+}
 thead th:first-child{background:var(--panel)}
 td.words{white-space:normal;min-width:9em}
 .figures{columns:2 420px;column-gap:36px;margin-top:24px}
 figure{margin:0 0 24px;max-width:600px;break-inside:avoid}
 figure h2{margin-top:0}
 svg.plot{width:100%;height:auto;display:block}
-dl.facts{display:grid;grid-template-columns:minmax(9em,auto) 1fr;gap:3px 16px;font-size:.9rem;margin:14px 0}
-dl.facts dt{color:var(--soft)}dl.facts dd{margin:0;overflow-wrap:anywhere}
-dl.definitions dt{font-weight:600}dl.definitions dd{margin:0 0 8px}
-@media(max-width:600px){main{padding:16px 12px 40px}dl.facts{grid-template-columns:1fr;gap:0}dl.facts dd{margin:0 0 8px}
-th,td{padding:5px 7px}th:first-child,td:first-child{white-space:normal;min-width:8.5em;max-width:10em}}
+dl.facts{
+  display:grid;grid-template-columns:minmax(9em,auto) 1fr;gap:3px 16px;
+  font-size:.9rem;margin:14px 0
+}
+dl.facts dt{color:var(--soft)}
+dl.facts dd{margin:0;overflow-wrap:anywhere}
+dl.definitions dt{font-weight:600}
+dl.definitions dd{margin:0 0 8px}
+@media(max-width:600px){
+  main{padding:16px 12px 40px}
+  dl.facts{grid-template-columns:1fr;gap:0}
+  dl.facts dd{margin:0 0 8px}
+  th,td{padding:5px 7px}
+  th:first-child,td:first-child{white-space:normal;min-width:8.5em;max-width:10em}
+}
 """
 
 WORD_COLUMNS = ("exact",)
@@ -85,10 +106,8 @@ def _losses(summary: Mapping[str, Any]) -> str:
 
 
 def _figure(plot: Plot) -> str:
-    return (
-        f"<figure><h2>{escape(plot.title)}</h2>{plot.svg}"
-        f"<figcaption>{escape(plot.definition)}</figcaption></figure>"
-    )
+    caption = f"<figcaption>{escape(plot.definition)}</figcaption>"
+    return f"<figure><h2>{escape(plot.title)}</h2>{plot.svg}{caption}</figure>"
 
 
 def _table(table: Table) -> str:

@@ -1,4 +1,5 @@
-"""The measuring loop: methods take turns prompt by prompt, in a random order that the seed decides."""
+"""The measuring loop: methods take turns prompt by prompt, in a random order that the seed
+decides."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ ProgressCallback = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. ``max_new_tokens`` holds for each turn; ``warmup`` counts discarded runs of each
-    method; ``seed`` decides the order of the methods and, when sampling, the draws."""
+    """What to measure. ``max_new_tokens`` holds for each turn; ``warmup`` counts discarded runs
+    of each method; ``seed`` decides the order of the methods and, when sampling, the draws."""
 
     suites: tuple[Suite, ...]
     max_new_tokens: dict[str, int]

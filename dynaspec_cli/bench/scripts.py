@@ -9,8 +9,8 @@ from functools import lru_cache
 from dynaspec_cli.bench.method import TurnTrace
 
 SCRIPTS = ("Latin", "Cyrillic", "CJK", "Arabic", "Devanagari", "Thai", "code", "other", "common")
-"""``CJK`` holds Han, kana and Hangul; ``common`` digits, punctuation, spaces, emoji and fragments of
-characters; ``other`` every other alphabet; ``code`` all tokens of a code prompt's answer."""
+"""``CJK`` holds Han, kana and Hangul; ``common`` digits, punctuation, spaces, emoji and fragments
+of characters; ``other`` every other alphabet; ``code`` all tokens of a code prompt's answer."""
 
 _PREFIXES = {
     "LATIN": "Latin",

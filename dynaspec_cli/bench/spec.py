@@ -15,16 +15,19 @@ from dynaspec_cli.tree.registry import tree_names
 TREES = tuple(dict.fromkeys((*tree_names(), "auto")))
 PEERS = ("transformers", "transformers-lookup", "transformers-assisted", "llama.cpp")
 
-_HELP = f"ar, SHORTLIST[@SIZE]+TREE[@NODES] (as in dynaspec@4096+eagle2@16) or one of {', '.join(PEERS)}"
+_HELP = (
+    f"ar, SHORTLIST[@SIZE]+TREE[@NODES] (as in dynaspec@4096+eagle2@16) or one of "
+    f"{', '.join(PEERS)}"
+)
 
 
 @dataclass(frozen=True)
 class MethodSpec:
     """One arm of a benchmark. ``kind`` is "ar", "peer" or "speculative".
 
-    ``shortlist`` is a method's name or the path of a bundle or token map; ``drafter`` is None for the
-    drafter that the run loaded. ``shortlist_size`` and ``nodes`` are None where the spec leaves them
-    to the run's defaults.
+    ``shortlist`` is a method's name or the path of a bundle or token map; ``drafter`` is None for
+    the drafter that the run loaded. ``shortlist_size`` and ``nodes`` are None where the spec
+    leaves them to the run's defaults.
     """
 
     kind: str

@@ -1,4 +1,5 @@
-"""``samples.jsonl``: appended prompt by prompt, so that a killed run loses at most the prompt in flight."""
+"""``samples.jsonl``: appended prompt by prompt, so that a killed run loses at most the prompt in
+flight."""
 
 from __future__ import annotations
 
@@ -35,8 +36,9 @@ class SampleStore:
         self.samples: list[Sample] = []
 
     def resume(self, methods: Sequence[str]) -> None:
-        """Read what an earlier run left. A prompt (and repeat) counts when every method's row is there;
-        the rest, a line that the kill tore included, is dropped from the file and run again."""
+        """Read what an earlier run left. A prompt (and repeat) counts when every method's row is
+        there; the rest, a line that the kill tore included, is dropped from the file and run
+        again."""
         if self._path is None or not self._path.exists():
             return
         raw = self._path.read_bytes()

@@ -74,7 +74,8 @@ def _find(name: str, data_dir: Path | None) -> Path:
     files = _ALIASES.get(name, (name.replace("-", "_") + ".jsonl",))
     if data_dir is None:
         raise UsageError(
-            f"--suite {name}: expected {files[0]} in a data folder; give it with --data-dir or DYNASPEC_DATA_DIR"
+            f"--suite {name}: expected {files[0]} in a data folder; give it with --data-dir or "
+            "DYNASPEC_DATA_DIR"
         )
     for file in files:
         if (data_dir / file).is_file():
@@ -99,7 +100,8 @@ def parse_suite(name: str, raw: bytes, source: str) -> Suite:
         prompt = _parse_line(name, line, f"{source}, line {number}")
         if prompt.id in seen:
             raise DynaSpecError(
-                f"{source}, line {number}: expected a new id, got '{prompt.id}' as in line {seen[prompt.id]}"
+                f"{source}, line {number}: expected a new id, got '{prompt.id}' as in line "
+                f"{seen[prompt.id]}"
             )
         seen[prompt.id] = number
         prompts.append(prompt)

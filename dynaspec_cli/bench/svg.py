@@ -16,31 +16,53 @@ _LIGHT = ("#2563eb", "#0f766e", "#b45309", "#7c3aed", "#4d7c0f", "#0891b2", "#a2
 _DARK = ("#7aa7ff", "#4fd1c0", "#f5b14c", "#b79bff", "#a3d65c", "#5cd2ee", "#ee8bf5", "#b8b0a8")
 
 
+_LIGHT_PAGE = {
+    "ink": "#1c1917",
+    "soft": "#57534e",
+    "paper": "#fdfdfc",
+    "panel": "#f5f4f2",
+    "line": "#d6d3d1",
+    "loss": "#c01c1c",
+    "win": "#166534",
+}
+_DARK_PAGE = {
+    "ink": "#e8e6e3",
+    "soft": "#a8a29e",
+    "paper": "#17181a",
+    "panel": "#1f2124",
+    "line": "#3a3d42",
+    "loss": "#ff7b72",
+    "win": "#6fdd8b",
+}
+
+
 def theme(dark: bool) -> str:
     """CSS variables of one scheme: ``--ink``, ``--paper``, ``--line``, ``--loss``, ``--c0`` ..."""
-    colours = "".join(f"--c{i}:{c};" for i, c in enumerate(_DARK if dark else _LIGHT))
-    if dark:
-        return f"--ink:#e8e6e3;--soft:#a8a29e;--paper:#17181a;--panel:#1f2124;--line:#3a3d42;--loss:#ff7b72;--win:#6fdd8b;{colours}"
-    return f"--ink:#1c1917;--soft:#57534e;--paper:#fdfdfc;--panel:#f5f4f2;--line:#d6d3d1;--loss:#c01c1c;--win:#166534;{colours}"
+    page = "".join(f"--{k}:{v};" for k, v in (_DARK_PAGE if dark else _LIGHT_PAGE).items())
+    return page + "".join(f"--c{i}:{c};" for i, c in enumerate(_DARK if dark else _LIGHT))
 
 
 def style() -> str:
-    """Classes of the shapes below: fill ``f0`` ..., stroke ``s0`` ..., ``axis``, ``grid``, ``loss``."""
+    """Classes of the shapes below: fill ``f0`` ..., stroke ``s0`` ..., ``axis``, ``grid``,
+    ``loss``."""
     series = "".join(f".f{i}{{fill:var(--c{i})}}.s{i}{{stroke:var(--c{i})}}" for i in range(SERIES))
     return (
         "svg.plot text{font:13px system-ui,sans-serif;fill:var(--ink)}"
         "svg.plot .soft{fill:var(--soft);font-size:12px}"
         "svg.plot .strong{font-weight:600}"
         "svg.plot .halo{paint-order:stroke;stroke:var(--paper);stroke-width:4px}"
-        ".grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--soft);stroke-width:1}"
+        ".grid{stroke:var(--line);stroke-width:1}"
+        ".axis{stroke:var(--soft);stroke-width:1}"
         ".one{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:4 3}"
-        ".hole{fill:var(--paper);stroke-width:2}.path{fill:none;stroke-width:2}"
-        ".floss,svg.plot text.floss{fill:var(--loss)}.sloss{stroke:var(--loss)}" + series
+        ".path{fill:none;stroke-width:2}"
+        ".floss,svg.plot text.floss{fill:var(--loss)}"
+        ".sloss{stroke:var(--loss)}" + series
     )
 
 
 def picture(height: float, body: Sequence[str], title: str) -> str:
-    """An ``<svg>`` element that scales to its container; ``title`` is read out by screen readers."""
+    """An ``<svg>`` element that scales to its container; ``title`` is read out by screen
+    readers."""
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {height:.0f}" role="img" '
         f'xmlns="http://www.w3.org/2000/svg"><title>{escape(title)}</title>{"".join(body)}</svg>'
@@ -50,8 +72,8 @@ def picture(height: float, body: Sequence[str], title: str) -> str:
 def standalone(svg: str) -> str:
     """The same picture as a file of its own, light or dark as its reader prefers."""
     css = (
-        f"svg{{{theme(False)}background:var(--paper)}}"
-        f"@media (prefers-color-scheme:dark){{svg{{{theme(True)}}}}}{style()}"
+        f"svg{{{theme(False)}background:var(--paper)}}@media "
+        f"(prefers-color-scheme:dark){{svg{{{theme(True)}}}}}{style()}"
     )
     head, tail = svg.split(">", 1)
     return f"{head}><style>{css}</style>{tail}\n"

@@ -171,7 +171,8 @@ def detail_tables(summary: Mapping[str, Any]) -> list[Table]:
             drafted,
             "coverage_by_position",
             "Coverage by position",
-            "share of steps in which the target's i-th token was in the shortlist it was drafted from",
+            "share of steps in which the target's i-th token was in the shortlist it was "
+            "drafted from",
         ),
         _phase_table(rows),
         _script_table(drafted),
@@ -237,8 +238,9 @@ def _script_table(rows: Sequence[Row]) -> Table | None:
     )
     return Table(
         "Coverage by script",
-        "coverage over the positions whose target token begins with a letter of the script (positions "
-        "in brackets); code: all tokens of code prompts; common: digits, punctuation, emoji, fragments",
+        "coverage over the positions whose target token begins with a letter of the script "
+        "(positions in brackets); code: all tokens of code prompts; common: digits, punctuation, "
+        "emoji, fragments",
         (("script", ""), *((row["method"], "") for row in rows)),
         body,
     )

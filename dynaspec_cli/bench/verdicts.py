@@ -13,7 +13,8 @@ WIN, LOSS, EVEN = "win", "loss", "even"
 
 
 def speed_tone(row: Row) -> str:
-    """``win``: the interval lies above 1; ``loss``: the ratio or the whole interval lies below 1."""
+    """``win``: the interval lies above 1; ``loss``: the ratio or the whole interval lies below
+    1."""
     ratio, interval = row.get("speedup"), row.get("speedup_ci95")
     if ratio is None or row["method"] == "ar":
         return EVEN
@@ -44,7 +45,8 @@ def speed_words(row: Row) -> str:
 
 
 def is_peer(row: Row) -> bool:
-    """Peers compute in a numerics of their own, so that another answer of theirs is no bug of ours."""
+    """Peers compute in a numerics of their own, so that another answer of theirs is no bug of
+    ours."""
     return parse_spec(row["method"]).kind == "peer"
 
 
@@ -88,8 +90,9 @@ def headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def losses(summary: Mapping[str, Any]) -> list[str]:
-    """Every place where a method lost, one sentence each: wrong answers, tasks slower than ar, and tasks
-    on which a ``dynaspec`` arm accepts less or runs slower than another shortlist with its tree."""
+    """Every place where a method lost, one sentence each: wrong answers, tasks slower than ar,
+    and tasks on which a ``dynaspec`` arm accepts less or runs slower than another shortlist with
+    its tree."""
     found: list[str] = []
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in summary["rows"]:
