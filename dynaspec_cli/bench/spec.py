@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.shortlist.registry import NAMES as SHORTLISTS
-from dynaspec_cli.tree.registry import tree_names
+from dynaspec_cli.tree.names import tree_names
 
 TREES = tuple(dict.fromkeys((*tree_names(), "auto")))
 PEERS = ("transformers", "transformers-lookup", "transformers-assisted", "llama.cpp")

@@ -18,7 +18,7 @@ from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.shortlist import registry as shortlists
-from dynaspec_cli.tree.names import TREE_NAMES
+from dynaspec_cli.tree.names import tree_names
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -187,7 +187,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--tree",
-        type=click.Choice(TREE_NAMES),
+        type=click.Choice(tree_names()),
         default=_TREE.policy,
         help="How the draft tree grows.",
     ),

@@ -1,4 +1,4 @@
-"""The one list of tree policies; the command line's choices are read from it."""
+"""Makes the tree policies that names.py lists."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from dynaspec_cli.tree.chain import Chain
 from dynaspec_cli.tree.ddd import DynamicDepth
 from dynaspec_cli.tree.dyspec import DySpecGreedy, DySpecSampled
 from dynaspec_cli.tree.eagle2 import Eagle2
+from dynaspec_cli.tree.names import TREES, tree_names
 from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.sampled import Drawing
 from dynaspec_cli.tree.sequoia import Sequoia
 from dynaspec_cli.tree.specinfer import SpecInfer
+
+__all__ = ["TREES", "create_tree", "tree_names"]
 
 
 @dataclass(frozen=True)
@@ -28,14 +31,6 @@ class TreeRequest:
     config: TreeConfig
     options: TreeOptions
     drawing: Drawing | None
-
-
-@dataclass(frozen=True)
-class TreeEntry:
-    """A policy's one-line ``description`` and its ``factory``."""
-
-    description: str
-    factory: Callable[[TreeRequest], TreePolicy]
 
 
 def _dyspec(r: TreeRequest) -> TreePolicy:
@@ -53,36 +48,15 @@ def _auto(r: TreeRequest) -> TreePolicy:
     return Auto(r.config)
 
 
-TREES: dict[str, TreeEntry] = {
-    "chain": TreeEntry("one branch of --tree-depth tokens", lambda r: Chain(r.config)),
-    "specinfer": TreeEntry(
-        "a fixed number of children at each level (SpecInfer)",
-        lambda r: SpecInfer(r.config, r.options.expansion, r.drawing),
-    ),
-    "sequoia": TreeEntry(
-        "the fixed shape that is optimal for an acceptance by position (Sequoia)",
-        lambda r: Sequoia(r.config, r.options.acceptance, r.drawing),
-    ),
-    "eagle2": TreeEntry(
-        "expand the most probable nodes, verify the best --tree-size (EAGLE-2)",
-        lambda r: Eagle2(r.config),
-    ),
-    "ddd": TreeEntry(
-        "eagle2 for as long as its beam stays probable (Dynamic Depth Decoding)",
-        lambda r: DynamicDepth(r.config, r.options.ddd_threshold, r.options.ddd_steps),
-    ),
-    "dyspec": TreeEntry(
-        "grow where verification is expected to arrive, above a threshold (DySpec)", _dyspec
-    ),
-    "auto": TreeEntry(
-        "eagle2 with the depth and size that give most tokens per second (greedy only)", _auto
-    ),
+_FACTORIES: dict[str, Callable[[TreeRequest], TreePolicy]] = {
+    "chain": lambda r: Chain(r.config),
+    "specinfer": lambda r: SpecInfer(r.config, r.options.expansion, r.drawing),
+    "sequoia": lambda r: Sequoia(r.config, r.options.acceptance, r.drawing),
+    "eagle2": lambda r: Eagle2(r.config),
+    "ddd": lambda r: DynamicDepth(r.config, r.options.ddd_threshold, r.options.ddd_steps),
+    "dyspec": _dyspec,
+    "auto": _auto,
 }
-
-
-def tree_names() -> tuple[str, ...]:
-    """Names that ``--tree`` takes."""
-    return tuple(TREES)
 
 
 def create_tree(
@@ -95,12 +69,12 @@ def create_tree(
     request's random numbers, by default the draft stream of ``sampling.seed``. Unknown names raise
     UsageError.
     """
-    entry = TREES.get(config.policy)
-    if entry is None:
+    factory = _FACTORIES.get(config.policy)
+    if factory is None:
         raise UsageError(f"--tree: expected one of {', '.join(TREES)}, got {config.policy!r}")
     options = options or TreeOptions()
     drawing = None
     if not sampling.greedy:
         source = source or GeneratorSource(sampling.seed, DRAFT_STREAM)
         drawing = Drawing(sampling, options.draft_temperature, source)
-    return entry.factory(TreeRequest(config, options, drawing))
+    return factory(TreeRequest(config, options, drawing))

@@ -32,7 +32,8 @@ difference that is no numerical tie; 130 interrupted (what was generated so far 
 def help_document(group: click.Group) -> str:
     """The page for ``group`` and all its subcommands, at a width of 96 columns."""
     parts = [HEAD]
-    with click.Context(group, info_name="dynaspec", terminal_width=96) as root:
+    settings = {**group.context_settings, "terminal_width": 96}
+    with click.Context(group, info_name="dynaspec", **settings) as root:
         parts.append(f"## dynaspec\n\n```text\n{group.get_help(root)}\n```\n")
         for name in group.list_commands(root):
             command = group.get_command(root, name)

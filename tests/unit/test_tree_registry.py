@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
+from dynaspec_cli.tree.factories import FACTORIES
 from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import TREES, create_tree, tree_names
 
@@ -17,11 +20,11 @@ CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
 
 
 def test_names_of_the_contract() -> None:
-    for name, entry in TREES.items():
-        assert entry.description
-        assert "\n" not in entry.description
+    for name, description in TREES.items():
+        assert description
+        assert "\n" not in description
         assert create_tree(TreeConfig(name), SamplingConfig()).name == name
-    assert set(tree_names()) == CONTRACT | {"auto"}
+    assert set(tree_names()) == set(TREES) == set(FACTORIES) == CONTRACT | {"auto"}
 
 
 @pytest.mark.parametrize("name", sorted(CONTRACT))
@@ -31,6 +34,11 @@ def test_only_sampling_policies_ask_for_the_distribution(name: str) -> None:
     assert not create_tree(TreeConfig(name), SamplingConfig(0.0)).needs_distribution
     samples = create_tree(TreeConfig(name), SamplingConfig(0.7)).needs_distribution
     assert samples == (name in {"specinfer", "sequoia", "dyspec"})
+
+
+def test_names_need_no_torch() -> None:
+    code = "import sys, dynaspec_cli.tree.registry; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_unknown_name() -> None:
