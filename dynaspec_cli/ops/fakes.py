@@ -1,6 +1,7 @@
 """Shapes and dtypes of the compiled ops for ``torch.compile``, fake tensors and ``opcheck``.
 
-The number of rows a union selects depends on data, so its blocks have a data-dependent length.
+The number of rows a union selects depends on data, so its blocks have a data-dependent length; on
+CUDA, where asking for it would wait for the device, a fixed one (docs/cuda.md).
 Top-k ops are taken to be given at least k rows.
 """
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 Optional = Tensor | None
+_CUDA_UNION_ROWS = 1 << 20  # bound on rows of a union without a head (csrc/cuda/bindings.cpp)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Optional, scale: Optional) -> Tensor:
@@ -28,9 +30,19 @@ def _best(hidden: Tensor, k: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor
 
 
 def _union(
-    cluster_scores: Tensor, cluster_offsets: Tensor, extra_rows: Tensor, core_rows: int, budget: int
+    cluster_scores: Tensor,
+    cluster_offsets: Tensor,
+    extra_rows: Tensor,
+    core_rows: int,
+    budget: int,
+    rows: int = _CUDA_UNION_ROWS,
 ) -> tuple[Tensor, Tensor]:
-    count = torch.library.get_ctx().new_dynamic_size()
+    if cluster_offsets.device.type == "cuda":  # a buffer of fixed capacity, padded
+        clusters = cluster_scores.shape[1] if cluster_scores.numel() else 0
+        parts = clusters + extra_rows.shape[0] + (core_rows > 0)
+        count = max(1, min(parts, (rows + 1) // 2))
+    else:
+        count = torch.library.get_ctx().new_dynamic_size()
     blocks = cluster_offsets.new_empty((count, 2), dtype=torch.int32)
     return blocks, cluster_offsets.new_empty((), dtype=torch.int64)
 
@@ -60,6 +72,19 @@ def _log_probs(
     return log_q, hidden.new_empty((size,), dtype=torch.int64), lse
 
 
+def _log_probs_padded(
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    blocks: Tensor,
+    width: int,
+    temperature: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    log_q, _, lse = _best(hidden, width)
+    return log_q, hidden.new_empty((width,), dtype=torch.int64), lse
+
+
 def _draft_head(
     hidden: Tensor,
     head: Tensor,
@@ -73,7 +98,9 @@ def _draft_head(
     k: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    blocks, size = _union(cluster_scores, cluster_offsets, extra_rows, core_rows, budget)
+    blocks, size = _union(
+        cluster_scores, cluster_offsets, extra_rows, core_rows, budget, head.shape[0]
+    )
     return (*_best(hidden, k), size, blocks)
 
 
@@ -93,5 +120,7 @@ def register() -> None:
         "draft_head": _draft_head,
         "router_clusters": _router,
     }
+    if hasattr(torch.ops.dynaspec, "shortlist_log_probs_padded"):  # builds with CUDA
+        fakes["shortlist_log_probs_padded"] = _log_probs_padded
     for name, function in fakes.items():
         torch.library.register_fake(f"dynaspec::{name}", function)

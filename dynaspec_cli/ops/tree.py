@@ -103,6 +103,8 @@ def _fake_mask(parents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fake_path(tokens: Tensor, parents: Tensor, choices: Tensor) -> Tensor:
+    if parents.device.type == "cuda":  # as long as the tree, padded with -1
+        return torch.empty_like(parents)
     return parents.new_empty((torch.library.get_ctx().new_dynamic_size(),))
 
 
