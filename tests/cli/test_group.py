@@ -24,7 +24,9 @@ from .help_text import help_document
 HEAVY = ("torch", "transformers", "numpy", "rich", "safetensors", "sklearn")
 
 
-@pytest.mark.parametrize("args", [["--help"], ["--version"], ["generate", "--help"], ["nonsense"]])
+@pytest.mark.parametrize(
+    "args", [["--help"], ["--version"], ["nonsense"], *([name, "--help"] for name in COMMANDS)]
+)
 def test_help_imports_nothing_heavy(args: list[str]) -> None:
     code = (
         "import sys\n"
