@@ -40,7 +40,7 @@ def _union(
     if cluster_offsets.device.type == "cuda":  # a buffer of fixed capacity, padded
         clusters = cluster_scores.shape[1] if cluster_scores.numel() else 0
         parts = clusters + extra_rows.shape[0] + (core_rows > 0)
-        count = max(1, min(parts, (rows + 1) // 2))
+        count: int | torch.SymInt = max(1, min(parts, (rows + 1) // 2))
     else:
         count = torch.library.get_ctx().new_dynamic_size()
     blocks = cluster_offsets.new_empty((count, 2), dtype=torch.int32)
