@@ -79,7 +79,7 @@ class Model:
         self.values = torch.full(size, float("nan"), dtype=s.cache_dtype)
 
     def run(self, tokens: Tensor, positions: Tensor, mask: Tensor, committed: int) -> Tensor:
-        """Output [n, d] of the last n = len(tokens) of the tree rows that positions and mask are of."""
+        """Output [n, d] of the last n = len(tokens) rows of the tree."""
         x = self.embedding[tokens]
         own = positions[positions.numel() - tokens.numel() :]
         for w, k, v in zip(self.layers, self.keys, self.values, strict=True):
