@@ -1,5 +1,6 @@
-// Small device helpers shared by the kernels. Layout: warps of 32 lanes, all of them active in a
-// collective.
+// Small device helpers shared by the kernels. Every kernel names a least number of resident thread
+// blocks in its launch bounds: without one the compiler gives up registers for occupancy of its own
+// choosing, and spills. Layout: warps of 32 lanes, all of them active in a collective.
 #pragma once
 
 #include <cuda_bf16.h>

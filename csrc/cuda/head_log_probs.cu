@@ -66,7 +66,7 @@ struct DistributionEpilogue {
   }
 };
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     normalise_kernel(float* log_q, int64_t* ids, const float* logsumexp, const int* totals,
                      int width) {
   const int selected = totals[1];

@@ -46,7 +46,7 @@ __device__ __forceinline__ KeyPair load_list(const uint64_t* list, int k) {
                  lane_id() + kWarp < k ? list[lane_id() + kWarp] : 0};
 }
 
-__global__ void __launch_bounds__(kThreads) merge_kernel(MergeArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) merge_kernel(MergeArguments a) {
   DYNASPEC_SHARED(memory);
   const int active = min(a.grid, a.totals[0]);
   const float lse = join_softmax(a, active, reinterpret_cast<float2*>(memory));

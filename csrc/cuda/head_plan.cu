@@ -115,7 +115,7 @@ __device__ void pack_hidden(const PlanArguments& a, int row, float* scratch) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads) plan_kernel(PlanArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) plan_kernel(PlanArguments a) {
   DYNASPEC_SHARED(memory);
   if (blockIdx.x == 0)
     plan_tiles(a, reinterpret_cast<int*>(memory));

@@ -112,7 +112,7 @@ struct Loader {
 // Epilogue: static int shared_bytes(); begin(args, shared), tile(args, shared, scores, tile),
 // end(args, shared).
 template <typename Math, int Fragments, typename Epilogue>
-__global__ void __launch_bounds__(kStreamThreads)
+__global__ void __launch_bounds__(kStreamThreads, 2)
     stream_kernel(StreamArguments a, Epilogue epilogue) {
   using Layout = StageLayout<Math, Fragments>;
   DYNASPEC_SHARED(memory);

@@ -22,7 +22,7 @@ struct CommitArguments {
 };
 
 template <typename Piece>
-__global__ void __launch_bounds__(kThreads) commit_kernel(CommitArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) commit_kernel(CommitArguments a) {
   const dynaspec_cache& cache = a.caches[blockIdx.y];
   const int64_t pieces = cache.row_bytes / static_cast<int64_t>(sizeof(Piece));
   const int64_t piece = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;

@@ -112,7 +112,7 @@ __device__ __forceinline__ void quantise_rows(const LinearArguments& a, int64_t 
 }
 
 template <typename T>
-__global__ void __launch_bounds__(kThreads) linear_kernel(LinearArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) linear_kernel(LinearArguments a) {
   constexpr int kPiece = 16 / static_cast<int>(sizeof(T));
   DYNASPEC_SHARED(memory);
   float* chunk = reinterpret_cast<float*>(memory);

@@ -97,7 +97,7 @@ __device__ int write_edges(const UnionArguments& a, UnionShared& s, int words, i
   return total;
 }
 
-__global__ void __launch_bounds__(kThreads) union_kernel(UnionArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) union_kernel(UnionArguments a) {
   DYNASPEC_SHARED(memory);
   UnionShared& s = *reinterpret_cast<UnionShared*>(memory);
   const int words = static_cast<int>(ceil_div(a.rows, 32));

@@ -16,7 +16,7 @@ namespace {
 constexpr int kMaskThreads = 256;
 constexpr int kWalkThreads = 1024;
 
-__global__ void __launch_bounds__(kMaskThreads)
+__global__ void __launch_bounds__(kMaskThreads, 1)
     mask_kernel(const int64_t* parents, int n, bool* mask, int64_t* depth) {
   const int row = blockIdx.x * (kMaskThreads / kWarp) + warp_id();
   if (row >= n) return;
@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kMaskThreads)
   depth[row] = steps;
 }
 
-__global__ void __launch_bounds__(kWalkThreads)
+__global__ void __launch_bounds__(kWalkThreads, 1)
     greedy_walk_kernel(const int64_t* tokens, const int64_t* parents, const int64_t* choices, int n,
                        int64_t* path, int64_t* length) {
   DYNASPEC_SHARED(memory);

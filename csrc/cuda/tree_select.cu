@@ -43,7 +43,7 @@ __device__ void sort_descending(uint64_t* keys, int width) {
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     expand_kernel(const float* parent_scores, const float* log_q, int w, int k, int count,
                   int64_t* index, float* score) {
   DYNASPEC_SHARED(memory);
@@ -72,7 +72,7 @@ struct RerankShared {
   int scratch[kWarp];
 };
 
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, 1)
     rerank_kernel(const float* scores, const int64_t* parents, int n, int count, int64_t* index,
                   int64_t* new_parents, uint32_t* orders, int* places) {
   DYNASPEC_SHARED(memory);

@@ -226,7 +226,7 @@ __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
   return steps;
 }
 
-__global__ void __launch_bounds__(kThreads) walk_kernel(WalkArguments a) {
+__global__ void __launch_bounds__(kThreads, 1) walk_kernel(WalkArguments a) {
   DYNASPEC_SHARED(memory);
   WalkShared& s = *reinterpret_cast<WalkShared*>(memory);
   for (int i = threadIdx.x; i < a.n; i += kThreads) {

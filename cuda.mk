@@ -1,0 +1,19 @@
+# Proofs of the CUDA path on a machine without a GPU (docs/cuda.md). Included by the Makefile.
+#
+# cuda-check       every kernel file by nvcc alone for six targets, resource report checked; then the full check where
+#                  DYNASPEC_CUDA_VENV names an environment (made there if missing, 5 GB)
+# cuda-check-full  the whole extension against a CUDA build of PyTorch, imported and traced on fake CUDA tensors
+PYTHON ?= python
+CUDA_JOBS ?= 2
+
+.PHONY: cuda-check cuda-compile cuda-check-full
+
+cuda-check: cuda-compile
+	@if [ -n "$(DYNASPEC_CUDA_VENV)" ]; then $(MAKE) --no-print-directory cuda-check-full; \
+	else echo "cuda-check: DYNASPEC_CUDA_VENV is not set; the extension is not built against a CUDA PyTorch (skipped)"; fi
+
+cuda-compile:
+	$(PYTHON) tools/cuda_check/compile.py --jobs $(CUDA_JOBS)
+
+cuda-check-full:
+	$(PYTHON) tools/cuda_check/build.py --jobs $(CUDA_JOBS)

@@ -1,0 +1,79 @@
+"""Refuses operations that make the host wait for the device, unless they are named here with their reason."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# Every wait on the hot path, in one place: (file, function) -> why it cannot be avoided.
+NAMED_SYNCS = {
+    ("shortlist/dynaspec.py", "score"): "the statistics want the shortlist's size; read beside the "
+    "candidates, which the tree policy reads next",
+    ("sampling/verify.py", "verify_greedy"): "the accepted tokens are printed: one small copy a "
+    "verification",
+}
+
+_aten = torch.ops.aten
+_VALUE_OF = (_aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonzero.default)
+_SHAPE_OF = (
+    _aten.nonzero.default,
+    _aten.masked_select.default,
+    _aten.unique_consecutive.default,
+    _aten._unique2.default,
+)
+
+
+class HostSyncError(RuntimeError):
+    """An operation on the traced path waits for the device and is not named."""
+
+
+def _caller() -> tuple[str, str, int]:
+    """Innermost frame inside the package: (file relative to it, function, line)."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        path = Path(frame.f_code.co_filename)
+        if "dynaspec_cli" in path.parts:
+            inside = path.parts[len(path.parts) - path.parts[::-1].index("dynaspec_cli") :]
+            return "/".join(inside), frame.f_code.co_name, frame.f_lineno
+        frame = frame.f_back  # type: ignore[assignment]
+    return "the trace itself", "", 0
+
+
+class SyncGuard(TorchDispatchMode):
+    """Sits above a FakeTensorMode. ``met`` collects the named waits that were met."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.met: dict[tuple[str, str], str] = {}
+
+    def _judge(self, what: str) -> None:
+        file, function, line = _caller()
+        reason = NAMED_SYNCS.get((file, function))
+        if reason is None:
+            raise HostSyncError(f"{file}:{line} in {function or 'a step'}: {what} waits for the device")
+        self.met[file, function] = reason
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        on_device = [a for a in args if isinstance(a, torch.Tensor) and a.device.type == "cuda"]
+        if on_device and func in _VALUE_OF:
+            self._judge("reading a value")
+            return 1 if func is _aten._local_scalar_dense.default else True
+        if on_device and func in _SHAPE_OF:
+            self._judge(f"{func} (its result's size depends on data)")
+        if func is _aten.index.Tensor and any(
+            isinstance(i, torch.Tensor) and i.dtype == torch.bool and i.device.type == "cuda"
+            for i in args[1]
+        ):
+            self._judge("indexing by a boolean tensor")
+        out = func(*args, **kwargs)
+        if on_device and func in (_aten._to_copy.default, _aten.copy_.default):
+            leaves = isinstance(out, torch.Tensor) and out.device.type == "cpu"
+            from_device = args[0 if func is _aten._to_copy.default else 1].device.type == "cuda"
+            if leaves and from_device:
+                self._judge("a copy to the host")
+        return out
