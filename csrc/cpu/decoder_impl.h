@@ -79,18 +79,21 @@ void store_bf16(const float* x, int64_t size, uint16_t* out) {
 
 float softmax_numerators(float* scores, int64_t begin, int64_t end, int64_t padded, float scale,
                          bool bf16) {
-  const float lowest = -__builtin_inff();
+  const float lowest = -3e38f;
   // Whole vectors: what lies outside [begin, end) first loses to every score, then becomes 0.
   for (int64_t i = 0; i < begin; ++i) scores[i] = lowest;
   for (int64_t i = end; i < padded; ++i) scores[i] = lowest;
   float lanes[kWidth];
-  Vf best = vset(lowest);
-  for (int64_t i = 0; i < padded; i += kWidth) best = vmax(vload(scores + i), best);
+  Vf best = vset(lowest), bad = vzero();  // bad: NaN if a score is infinite or NaN
+  for (int64_t i = 0; i < padded; i += kWidth) {
+    const Vf score = vload(scores + i);
+    best = vmax(score, best);
+    bad = vfma(score, vzero(), bad);
+  }
   vstore(lanes, best);
   float max = lowest;
   for (int i = 0; i < kWidth; ++i) max = lanes[i] > max ? lanes[i] : max;
-  float poison = 0.0f;
-  for (int64_t i = begin; i < end; ++i) poison += scores[i] * 0.0f;
+  const float poison = sum_lanes(bad);
 
   const Vf shift = vset(max * scale), factor = vset(scale);
   for (int64_t i = 0; i < padded; i += kWidth) {
@@ -137,7 +140,9 @@ struct FloatSums {
     const bool partial = D == 1 && part > 0;
     Vf acc[N][D];
     float* sums = w.sums + q0 * w.head_dim + d0;
+#pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 8
       for (int d = 0; d < D; ++d) {
         const float* from = sums + i * w.head_dim + d * kWidth;
         acc[i][d] = partial ? vload_part(from, part) : vload(from);
@@ -147,6 +152,7 @@ struct FloatSums {
     for (int64_t key = begin; key < end; ++key) {
       const char* row = w.values + (w.list[key] * w.head_dim + d0) * kItem;
       Vf v[D];
+#pragma GCC unroll 8
       for (int d = 0; d < D; ++d) {
         v[d] = partial ? Load::load_part(row, part) : Load::load(row + d * kWidth * kItem);
       }
@@ -158,7 +164,9 @@ struct FloatSums {
         for (int d = 0; d < D; ++d) acc[i][d] = vfma(vset(e), v[d], acc[i][d]);
       }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 8
       for (int d = 0; d < D; ++d) {
         float* to = sums + i * w.head_dim + d * kWidth;
         partial ? vstore_part(to, acc[i][d], part) : vstore(to, acc[i][d]);
@@ -182,7 +190,9 @@ struct PairSums {
     const __mmask16 out_lanes = first_lanes(width);
     Vf acc[N][D];
     float* sums = w.sums + q0 * w.head_dim + d0;
+#pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 8
       for (int d = 0; d < D; ++d) {
         acc[i][d] = _mm512_maskz_loadu_ps(out_lanes, sums + i * w.head_dim + d * kWidth);
       }
@@ -192,7 +202,7 @@ struct PairSums {
       const char* even = w.values + (w.list[key] * w.head_dim + d0) * 2;
       const char* odd = w.values + (w.list[key + 1] * w.head_dim + d0) * 2;
       __m512i v[D];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int d = 0; d < D; d += 2) {
         const __m512i a = _mm512_maskz_loadu_epi16(lanes, even + d * 2 * kWidth);
         const __m512i b = _mm512_maskz_loadu_epi16(lanes, odd + d * 2 * kWidth);
@@ -211,7 +221,9 @@ struct PairSums {
         }
       }
     }
+#pragma GCC unroll 8
     for (int i = 0; i < N; ++i) {
+#pragma GCC unroll 8
       for (int d = 0; d < D; ++d) {
         _mm512_mask_storeu_ps(sums + i * w.head_dim + d * kWidth, out_lanes, acc[i][d]);
       }
