@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -28,6 +28,16 @@ if TYPE_CHECKING:
     from dynaspec_cli.engine.api import Engine
 
 INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Show:
+    """What to run and print beside the request itself. ``speculative`` False: --drafter none."""
+
+    stream: bool
+    compare: bool
+    speculative: bool
+    notices: tuple[str, ...]
 
 
 @click.command(
@@ -118,8 +128,9 @@ def generate(
                 f"no shortlist bundle for {engine.target.name} is shipped, so --shortlist {method} "
                 "is used; dynaspec build-clusters makes one"
             )
-    result = _run(engine, ids, config, common, stream, compare, notices)
-    if result.finish_reason == "interrupted":
+    show = Show(stream, compare, speculative=drafter != "none", notices=tuple(notices))
+    result, interrupted = _run(engine, ids, config, common, show)
+    if interrupted:
         click.get_current_context().exit(INTERRUPTED)
     _check_comparison(result, config)
 
@@ -151,39 +162,56 @@ def _run(
     ids: list[int],
     config: GenerationConfig,
     common: CommonOptions,
-    stream: bool,
-    compare: bool,
-    notices: Sequence[str],
-) -> GenerationResult:
+    show: Show,
+) -> tuple[GenerationResult, bool]:
+    """The result as printed, and whether Ctrl-C ended it or its comparison."""
     from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.generation import GenerationView
     from dynaspec_cli.ui.interrupt import Interruption
 
     result: GenerationResult | None = None
-    with (
-        GenerationView(stream=stream, text=not common.json, quiet=common.quiet) as view,
-        Interruption() as interruption,
-    ):
-        for notice in notices:
+    with GenerationView(stream=show.stream, text=not common.json, quiet=common.quiet) as view:
+        for notice in show.notices:
             view.show(NoticeEvent(notice))
-        for event in engine.generate(ids, config, should_stop=interruption.should_stop):
-            view.show(event)
-            if isinstance(event, DoneEvent):
-                result = event.result
+        view.note("reading the prompt")
+        with Interruption() as interruption:
+            for event in engine.generate(
+                ids, config, speculative=show.speculative, should_stop=interruption.should_stop
+            ):
+                view.show(event)
+                if isinstance(event, DoneEvent):
+                    result = event.result
         if result is None:
             raise DynaSpecError("generation ended without a result")
-        if compare and result.finish_reason != "interrupted":
-            if not result.num_spec_steps and engine.drafter is None:
-                raise DynaSpecError(
-                    f"--compare: there is no drafter for {engine.target.name} to compare; "
-                    "train one with dynaspec train-drafter, then --drafter FOLDER"
-                )
+        interrupted = result.finish_reason == "interrupted"
+        if show.compare and not interrupted:
             view.note("decoding autoregressively for comparison")
-            result = engine.compare(ids, result, config)
+            compared = _compare(engine, ids, result, config)
+            interrupted = compared is None
+            result = compared or result
         view.close(result)
     if common.json:
         print_json(result.to_json())
-    return result
+    return result, interrupted
+
+
+def _compare(
+    engine: Engine, ids: list[int], result: GenerationResult, config: GenerationConfig
+) -> GenerationResult | None:
+    """``result`` with its comparison; None after Ctrl-C."""
+    if engine.drafter is None:
+        raise DynaSpecError(
+            f"--compare: there is no drafter for {engine.target.name} to compare; "
+            "train one with dynaspec train-drafter, then --drafter FOLDER"
+        )
+    try:
+        compared = engine.compare(ids, result, config)
+    except KeyboardInterrupt:
+        return None
+    comparison = compared.comparison
+    if comparison is None or comparison.autoregressive.finish_reason == "interrupted":
+        return None
+    return compared
 
 
 def _check_comparison(result: GenerationResult, config: GenerationConfig) -> None:

@@ -58,7 +58,7 @@ class GenerationView:
 
     def note(self, message: str) -> None:
         """Replace the live line by ``message``."""
-        self._status.update(message)
+        self._status.update(message, always=True)
 
     def _show_tokens(self, event: TokensEvent) -> None:
         now = time.monotonic()
@@ -70,10 +70,10 @@ class GenerationView:
         if self._stream and event.text:
             self._write(event.text)
         speed = tokens_per_second(self._tokens - 1, now - self._begun)
-        self._status.update(
-            f"{speed:.1f} tokens/s · {self._tokens} tokens · "
-            f"{mean_acceptance_length(self._steps):.2f} tokens/verification"
-        )
+        line = f"{speed:.1f} tokens/s · {self._tokens} tokens"
+        if any(step.drafted for step in self._steps[-1:]):
+            line += f" · {mean_acceptance_length(self._steps):.2f} tokens/verification"
+        self._status.update(line)
 
     def _finish_text(self, result: GenerationResult) -> None:
         self._status.close()

@@ -49,7 +49,8 @@ def rows(result: GenerationResult) -> list[tuple[str, str]]:
     if phases:
         parts = " · ".join(f"{name} {ms:.2f}" for name, ms in phases)
         total = sum(ms for _, ms in phases)
-        out.append(("ms per step", f"{total:.2f} = {parts}".replace("draft_body", "draft body")))
+        name = "ms per step" if result.num_spec_steps else "ms per token"
+        out.append((name, f"{total:.2f} = {parts}".replace("draft_body", "draft body")))
     if result.comparison is not None:
         out += _comparison_rows(result.comparison)
     out.append(("backend", _backend(result)))

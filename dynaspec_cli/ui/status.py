@@ -34,8 +34,8 @@ class StatusLine:
     ) -> None:
         self.close()
 
-    def update(self, text: str) -> None:
-        """Show ``text`` (one line); calls in quick succession are dropped."""
+    def update(self, text: str, always: bool = False) -> None:
+        """Show ``text`` (one line). Calls in quick succession are dropped, unless ``always``."""
 
     def close(self) -> None:
         """Remove the line."""
@@ -47,9 +47,9 @@ class _Drawn(StatusLine):
         self._last = 0.0
         self._shown = False
 
-    def update(self, text: str) -> None:
+    def update(self, text: str, always: bool = False) -> None:
         now = time.monotonic()
-        if now - self._last < INTERVAL_S:
+        if now - self._last < INTERVAL_S and not always:
             return
         self._last = now
         self._draw(text)

@@ -66,9 +66,9 @@ class FakeEngine:
         return [1, 2, 3]
 
     def generate(
-        self, prompt: Any, config: Any, *, should_stop: Callable[[], bool]
+        self, prompt: Any, config: Any, *, speculative: bool, should_stop: Callable[[], bool]
     ) -> Iterator[Any]:
-        self.prompt, self.config = prompt, config
+        self.prompt, self.config, self.speculative = prompt, config, speculative
         yield NoticeEvent("a notice")
         steps, shown, reason = [], "", "length"
         for i, word in enumerate(self.words):

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,13 @@ def test_bad_input_is_refused_before_a_model_is_loaded(
     assert engine.loaded == {}
 
 
+def test_no_drafter_asks_for_no_speculation(run: Callable[..., Any], engine: FakeEngine) -> None:
+    run("generate", "x")
+    assert engine.speculative is True
+    run("generate", "x", "--drafter", "none")
+    assert engine.speculative is False
+
+
 def test_chat(run: Callable[..., Any], engine: FakeEngine) -> None:
     assert run("generate", "hello", "--chat", "--system", "you").exit_code == 0
     assert engine.prompt == [3, 5]
@@ -229,6 +237,27 @@ def test_compare_different(
     assert ("Error: the outputs differ at token 2" in result.stderr) == (code == 3)
 
 
+@pytest.mark.parametrize("kind", ["raised", "kept"])
+def test_interrupted_comparison_is_no_difference(
+    run: Callable[..., Any], engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    short = Comparison(
+        1.0, False, Divergence(0, 1, -1, 9.0, False), engine.result("", [], "interrupted")
+    )
+
+    def compare(prompt: Any, result: Any, config: Any) -> Any:
+        if kind == "raised":
+            raise KeyboardInterrupt
+        return replace(result, comparison=short)
+
+    monkeypatch.setattr(engine, "compare", compare)
+    result = run("generate", "x", "--compare", "--json")
+    assert result.exit_code == 130
+    data = json.loads(result.stdout)
+    assert data["text"] == TEXT
+    assert "identical" not in data
+
+
 def test_compare_without_a_drafter_says_so(run: Callable[..., Any], engine: FakeEngine) -> None:
     engine.drafter, engine.words = None, (" Paris",)
     engine_result = engine.result
@@ -239,8 +268,6 @@ def test_compare_without_a_drafter_says_so(run: Callable[..., Any], engine: Fake
 
 
 def test_the_fallback_is_shown(run: Callable[..., Any], engine: FakeEngine) -> None:
-    from dataclasses import replace
-
     engine_result = engine.result
 
     def with_fallback(text: str, steps: list[StepStats], reason: Any) -> Any:
