@@ -92,20 +92,19 @@ def test_two_tokens(tree: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shortlist_size", [2, 6])
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("sampler", range(len(SAMPLERS)))
 @pytest.mark.parametrize("tree", SAMPLING_TREES)
-def test_three_tokens(tree: str, sampler: SamplingConfig, shortlist_size: int) -> None:
-    model = Float32Model(vocab=6, shortlist_size=shortlist_size, seed=42)
-    tests = len(SAMPLING_TREES) * len(SAMPLERS) * 2
-    assert fit(model, tree, sampler, runs=2500, length=3) > FAMILY / tests
+def test_three_tokens(tree: str, sampler: int) -> None:
+    model = Float32Model(vocab=6, shortlist_size=(3, 2, 6, 4)[sampler], seed=42)
+    tests = len(SAMPLING_TREES) * len(SAMPLERS)
+    assert fit(model, tree, SAMPLERS[sampler], runs=2500, length=3) > FAMILY / tests
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tree", SAMPLING_TREES)
 def test_one_token_of_a_thousand(tree: str) -> None:
     model = Float32Model(vocab=1000, shortlist_size=60, seed=43, spread=2.5)
-    assert fit(model, tree, SAMPLERS[0], runs=5000, length=1) > FAMILY / len(SAMPLING_TREES)
+    assert fit(model, tree, SAMPLERS[0], runs=3000, length=1) > FAMILY / len(SAMPLING_TREES)
 
 
 @pytest.mark.slow
