@@ -1,0 +1,73 @@
+"""Random shapes, dtypes, budgets, offsets, ids against the references (DYNASPEC_FUZZ_SECONDS)."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+
+import pytest
+import torch
+from head_cases import DTYPES, assert_same_topk, make_case
+
+from dynaspec_cli import ops
+from dynaspec_cli.ops import reference
+from dynaspec_cli.ops.extension import EXTENSION
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(EXTENSION.module is None, reason=EXTENSION.reason),
+]
+
+
+def one_round(seed: int) -> None:
+    rng = random.Random(seed)
+    vocab = rng.choice([1, 2, 63, 64, 65, 257, rng.randint(1, 3000)])
+    case = make_case(
+        seed,
+        n=rng.choice([1, 2, 6, 7, 12, 13, rng.randint(1, 110)]),
+        d=rng.choice([1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 640, rng.randint(1, 300)]),
+        vocab=vocab,
+        dtype=rng.choice(list(DTYPES.values())),
+        clusters=rng.randint(1, 40),
+        extra=rng.choice([0, 1, rng.randint(0, 200)]),
+        core=rng.choice([0, 1, rng.randint(0, vocab)]),
+        budget=rng.choice([0, vocab, rng.randint(0, vocab)]),
+        permuted=rng.random() < 0.5,
+    )
+    torch.set_num_threads(rng.choice([1, 2, 3]))
+    temperature = rng.choice([1.0, rng.uniform(0.2, 3.0)])
+    atol = 3e-5 / min(temperature, 1.0)
+    blocks, size = ops.shortlist_union(*case.union)
+    want_blocks, want_size = reference.shortlist_union(*case.union)
+    assert torch.equal(blocks, want_blocks)
+    assert int(size) == int(want_size)
+    linear = ops.linear(case.hidden, case.head, None, case.scale)
+    want_linear = reference.linear(case.hidden, case.head, None, case.scale)
+    torch.testing.assert_close(linear, want_linear, atol=3e-5, rtol=2e-5)
+    if int(size) == 0:
+        return
+    k = rng.choice([1, 10, 64, int(size), int(size) + 5, rng.randint(1, 64)])
+    got = ops.draft_head(*case.dense, *case.union, k, temperature)
+    assert_same_topk(got, reference.shortlist_topk(*case.dense, blocks, k, temperature), atol)
+    log_q, ids, _ = ops.shortlist_log_probs(*case.dense, blocks, temperature)
+    want_q, want_ids, _ = reference.shortlist_log_probs(*case.dense, blocks, temperature)
+    assert torch.equal(ids, want_ids)
+    torch.testing.assert_close(log_q, want_q, atol=atol, rtol=0)
+
+
+def test_fuzz() -> None:
+    threads = torch.get_num_threads()
+    deadline = time.monotonic() + float(os.environ.get("DYNASPEC_FUZZ_SECONDS", "20"))
+    seed = int(os.environ.get("DYNASPEC_FUZZ_SEED", "0"))
+    first = seed
+    try:
+        while time.monotonic() < deadline:
+            try:
+                one_round(seed)
+            except Exception as error:
+                raise AssertionError(f"DYNASPEC_FUZZ_SEED={seed} fails") from error
+            seed += 1
+    finally:
+        torch.set_num_threads(threads)
+    print(f"{seed - first} rounds")

@@ -1,0 +1,87 @@
+"""Every instruction-set level of this processor, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from head_cases import DTYPES, assert_same_topk, make_case
+
+from dynaspec_cli.ops import reference
+from dynaspec_cli.ops.extension import EXTENSION
+
+pytestmark = pytest.mark.skipif(EXTENSION.module is None, reason=EXTENSION.reason)
+
+HERE = Path(__file__).resolve().parent
+SHAPES = [(1, 640, 300), (3, 33, 517), (8, 100, 1000), (17, 65, 300)]
+LEVELS = ["scalar", "avx2", "avx512", "avx512_bf16"]
+
+# Runs in the child: outputs of the ops for every case, and the same for its rows one by one.
+CHILD = """
+import sys
+import torch
+from head_cases import DTYPES, make_case
+from dynaspec_cli import ops
+from test_isa import SHAPES
+outputs = {}
+for name, dtype in DTYPES.items():
+    for n, d, vocab in SHAPES:
+        case = make_case(n, n, d, vocab, dtype)
+        scale = case.scale if case.scale.numel() else None
+        blocks, _ = ops.shortlist_union(*case.union)
+        linear = ops.linear(case.hidden, case.head, None, scale)
+        for i in range(n):
+            alone = ops.linear(case.hidden[i : i + 1], case.head, None, scale)
+            assert torch.equal(alone, linear[i : i + 1])
+        outputs[f"{name} {n}"] = (linear, ops.shortlist_topk(*case.dense, blocks, 8, 0.9))
+torch.save({"backend": ops.backend(), "outputs": outputs}, sys.argv[1])
+"""
+
+
+def run_child(level: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    paths = [str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "DYNASPEC_CPU_ISA": level, "PYTHONPATH": os.pathsep.join(paths)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_level(level: str, tmp_path: Path) -> None:
+    if level not in EXTENSION.module.available_isas().split(","):
+        pytest.skip(f"this processor lacks {level}")
+    saved = tmp_path / "outputs.pt"
+    child = run_child(level, CHILD, str(saved))
+    assert child.returncode == 0, child.stderr
+    result = torch.load(saved)
+    assert result["backend"] == f"cpu-{level}"
+    for name, dtype in DTYPES.items():
+        for n, d, vocab in SHAPES:
+            case = make_case(n, n, d, vocab, dtype)
+            linear, best = result["outputs"][f"{name} {n}"]
+            want = reference.linear(case.hidden, case.head, None, case.scale)
+            torch.testing.assert_close(linear, want, atol=2e-5, rtol=1e-5)
+            if dtype == torch.int8:  # integers: the same bits at every level
+                assert torch.equal(linear, want)
+            blocks, _ = reference.shortlist_union(*case.union)
+            assert_same_topk(best, reference.shortlist_topk(*case.dense, blocks, 8, 0.9), 2e-5)
+
+
+def test_unknown_level_is_refused() -> None:
+    child = run_child("avx9000", "import dynaspec_cli.ops")
+    assert child.returncode != 0
+    last = child.stderr.strip().splitlines()[-1]
+    assert "DYNASPEC_CPU_ISA: expected one of scalar" in last
+    assert "got 'avx9000'" in last
+
+
+def test_level_the_processor_lacks_is_refused() -> None:
+    missing = set(LEVELS) - set(EXTENSION.module.available_isas().split(","))
+    if not missing:
+        pytest.skip("this processor has every level")
+    level = missing.pop()
+    child = run_child(level, "import dynaspec_cli.ops")
+    assert f"DYNASPEC_CPU_ISA: this processor lacks {level}" in child.stderr
