@@ -46,7 +46,7 @@ def with_interval(value: float | None, interval: Sequence[float] | None, scale: 
         return NONE
     digits = 2 if scale == 1.0 else 1
     text = f"{scale * value:.{digits}f}"
-    if interval is None:
+    if interval is None or interval[0] == interval[1] == value:
         return text
     return f"{text} [{scale * interval[0]:.{digits}f}, {scale * interval[1]:.{digits}f}]"
 
@@ -107,7 +107,7 @@ def task_table(
         return None
     rows = tuple(
         (
-            Cell(f"{name}, {prompts[name]} prompts"),
+            Cell(f"{name}, {prompts[name]} prompt{'' if prompts[name] == 1 else 's'}"),
             *(cell(group[m]) if m in group else Cell(NONE) for m in kept),
         )
         for name, group in by_group.items()

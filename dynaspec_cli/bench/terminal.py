@@ -100,7 +100,7 @@ def _rich(table: Table) -> Any:
         f"{name}: {words}" for name, words in table.columns if words
     )
     shown = RichTable(
-        title=table.title, title_justify="left", caption=caption, caption_justify="left"
+        title=table.title, title_justify="left", caption=Text(caption), caption_justify="left"
     )
     for index, (name, _) in enumerate(table.columns):
         shown.add_column(name, justify="right" if index else "left", overflow="fold")

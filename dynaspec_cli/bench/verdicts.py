@@ -19,7 +19,7 @@ def speed_tone(row: Row) -> str:
     if ratio is None or row["method"] == "ar":
         return EVEN
     if interval is None:
-        return WIN if ratio > 1 else LOSS
+        return EVEN if ratio == 1 else WIN if ratio > 1 else LOSS
     if interval[1] < 1:
         return LOSS
     return WIN if interval[0] > 1 else EVEN
@@ -33,7 +33,7 @@ def speed_words(row: Row) -> str:
     if ratio is None:
         return "no ratio: ar was not run"
     if interval is None:
-        side = "faster" if ratio > 1 else "slower"
+        side = {WIN: "faster", LOSS: "slower", EVEN: "as fast"}[speed_tone(row)]
         return f"{ratio:.2f}x of ar, {side}, but one prompt gives no interval"
     span = f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}"
     tone = speed_tone(row)
@@ -61,13 +61,14 @@ def exact_words(row: Row) -> str:
     if "identical" not in row:
         return "not checked"
     identical, ties, wrong = row["identical"], row["ties"], row["mismatches"]
+    tied = f"{ties} tie{'' if ties == 1 else 's'}"
     if wrong and is_peer(row):
-        return f"{identical} identical, {ties} ties, {wrong} differ"
+        return f"{identical} identical, {tied}, {wrong} differ"
     if wrong:
         named = ", ".join(row["mismatch_ids"][:5]) + (", ..." if wrong > 5 else "")
-        return f"{wrong} wrong ({named}), {ties} ties, {identical} identical"
+        return f"{wrong} wrong ({named}), {tied}, {identical} identical"
     if ties:
-        return f"{identical} identical, {ties} ties"
+        return f"{identical} identical, {tied}"
     return f"all {identical} identical"
 
 
@@ -90,29 +91,39 @@ def headline(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def losses(summary: Mapping[str, Any]) -> list[str]:
-    """Every place where a method lost, one sentence each: wrong answers, tasks slower than ar,
-    and tasks on which a ``dynaspec`` arm accepts less or runs slower than another shortlist with
-    its tree."""
-    found: list[str] = []
+    """Every place where a method lost, one sentence a kind of loss: wrong answers, tasks slower
+    than ar, tasks on which a ``dynaspec`` arm accepts less or is slower than another shortlist
+    with its tree."""
+    found = [
+        f"{row['method']}: {exact_words(row)}."
+        for row in summary["overall"]
+        if exact_tone(row) == LOSS
+    ]
     groups: dict[tuple[str, str], list[Row]] = {}
     for row in summary["rows"]:
-        groups.setdefault((row["suite"], row["task"]), []).append(row)
-    for row in summary["overall"]:
-        if exact_tone(row) == LOSS:
-            found.append(f"{row['method']}: {exact_words(row)}.")
+        if row["task"] != "all":
+            groups.setdefault((row["suite"], row["task"]), []).append(row)
+    several = len({suite for suite, _ in groups}) > 1
+    kinds: dict[str, list[str]] = {}
     for (suite, task), rows in groups.items():
-        if task == "all":
-            continue
+        where = f"{task} ({suite})" if several else task
         for row in rows:
             if speed_tone(row) == LOSS:
-                found.append(f"{row['method']} on {suite}, {task}: {speed_words(row)}.")
-        found += _lost_to_rivals(f"{suite}, {task}", rows)
-    return found
+                kinds.setdefault(f"{row['method']} is slower than ar", []).append(
+                    f"{where} {row['speedup']:.2f}x"
+                )
+        for kind, words in _lost_to_rivals(rows):
+            kinds.setdefault(kind, []).append(f"{where} {words}")
+    return found + [
+        f"{kind} on {len(places)} of {len(groups)} tasks: {', '.join(places)}."
+        for kind, places in kinds.items()
+    ]
 
 
-def _lost_to_rivals(where: str, rows: Sequence[Row]) -> list[str]:
+def _lost_to_rivals(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """(what was lost, by how much) of the ``dynaspec`` arms of one task."""
     specs = [(parse_spec(row["method"]), row) for row in rows]
-    found: list[str] = []
+    found: list[tuple[str, str]] = []
     for spec, row in specs:
         if spec.shortlist != "dynaspec":
             continue
@@ -121,13 +132,10 @@ def _lost_to_rivals(where: str, rows: Sequence[Row]) -> list[str]:
                 continue
             mine, theirs = row["tokens_per_second"], other["tokens_per_second"]
             if theirs > mine > 0:
-                found.append(
-                    f"{row['method']} on {where}: {theirs / mine:.2f}x slower than {rival}."
-                )
+                ratio = f"{mine / theirs:.2f}x"
+                found.append((f"{row['method']} is slower than {rival}", ratio))
             tau, their_tau = row["mean_acceptance_length"], other["mean_acceptance_length"]
             if their_tau > tau:
-                found.append(
-                    f"{row['method']} on {where}: accepts {tau:.2f} tokens a step, "
-                    f"{rival} {their_tau:.2f}."
-                )
+                both = f"{tau:.2f} against {their_tau:.2f}"
+                found.append((f"{row['method']} accepts less a step than {rival}", both))
     return found

@@ -14,6 +14,7 @@ from dynaspec_cli.bench.method import Sample, TurnTrace
 from dynaspec_cli.bench.metrics import summarize
 from dynaspec_cli.bench.scripts import covered_by_script, script_of
 from dynaspec_cli.bench.spec import parse_spec
+from dynaspec_cli.bench.verdicts import losses
 from dynaspec_cli.engine.events import StepStats
 
 FULL = "full+eagle2@4"
@@ -271,3 +272,18 @@ def test_script_of(text: str, script: str) -> None:
 def test_samples_survive_json() -> None:
     for row in trace_samples():
         assert Sample.from_json(row.to_json()) == row
+
+
+def test_losses_to_another_shortlist_are_said() -> None:
+    # fr-spec gets full's trace: faster never, but it accepts more on both tasks.
+    rival = "fr-spec@8+eagle2@4"
+    samples = [
+        Sample(s.suite, s.id, s.task, rival if s.method == FULL else s.method, 0, s.turns)
+        for s in trace_samples()
+    ]
+    specs = [parse_spec(s) for s in ("ar", rival, DYNA)]
+    found = losses(summarize(samples, specs, {}, default_nodes=16, seed=1, checked=False))
+    assert found == [
+        # A: 2 + 2 + 1 of 3 steps against 3 + 2 + 0 of 3; B: 1 of 3 steps against 2 of 2.
+        f"{DYNA} accepts less a step than {rival} on 1 of 2 tasks: code 1.33 against 2.00."
+    ]
