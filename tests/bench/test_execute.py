@@ -4,7 +4,11 @@ line."""
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -364,3 +368,40 @@ def test_outcome_without_check_has_nothing_to_say() -> None:
     assert isinstance(outcome, Outcome)
     outcome.check()
     assert "mismatches" not in outcome.summary["overall"][1]
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from bench_fakes import FakeAr, FakeSpeculative
+from test_execute import DYNA, FULL, execute, lab, options
+
+class Slow(FakeAr):
+    def run(self, *args):
+        time.sleep(0.2)
+        return super().run(*args)
+
+execute(options(out=Path(sys.argv[1]), warmup=0), lab(Slow(), FakeSpeculative(FULL),
+        FakeSpeculative(DYNA, covered=False)))
+"""
+
+
+def test_a_process_killed_by_signal_9_loses_at_most_the_prompt_in_flight(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
+    file = tmp_path / "samples.jsonl"
+    deadline = time.monotonic() + 120
+    while not (file.exists() and file.read_bytes().count(b"\n") >= 6):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    kept = len({json.loads(line)["id"] for line in file.read_text().splitlines()})
+    again = honest()
+    finished = execute(options(out=tmp_path, resume=True, warmup=0), again)
+    assert 2 <= kept < 4
+    assert len(again.methods[0].calls) == 4 - kept  # type: ignore[attr-defined]
+    assert finished.summary["overall"][0]["prompts"] == 4
+    assert not finished.interrupted
