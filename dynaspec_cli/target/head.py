@@ -129,6 +129,10 @@ def _product(hidden: Tensor, weight: Tensor) -> Tensor:
     )
 
 
+KEPT_LEADERS = 4
+"""Best tokens a row that one pass over the head keeps."""
+
+
 class HeadOutput:
     """``protocols.TargetOutput`` of one pass: ``features`` [n, d], and what the head makes of them
     on demand."""
@@ -137,6 +141,7 @@ class HeadOutput:
         self.features = features
         self.hidden = hidden
         self._head = head
+        self._best: tuple[Tensor, Tensor] | None = None
 
     @torch.inference_mode()
     def logits(self, rows: Tensor | None = None) -> Tensor:
@@ -144,8 +149,13 @@ class HeadOutput:
 
     @torch.inference_mode()
     def argmax(self) -> Tensor:
-        return self._head.argmax(self.hidden)
+        """From ``topk``: a pass over the head costs the same for one leader as for a few, and context
+        shortlists ask for the others after verification."""
+        return self.topk(1)[1][:, 0].contiguous()
 
     @torch.inference_mode()
     def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        return self._head.topk(self.hidden, k)
+        if self._best is None or self._best[1].shape[1] < k:
+            wanted = min(max(k, KEPT_LEADERS), self._head.weight.shape[0])
+            self._best = self._head.topk(self.hidden, wanted)
+        return self._best[0][:, :k], self._best[1][:, :k]

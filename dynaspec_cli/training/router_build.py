@@ -21,11 +21,17 @@ from torch import Tensor
 
 from dynaspec_cli.checkpoints.bundle import BundleConfig, ShortlistBundle
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.protocols import Drafter
 from dynaspec_cli.shortlist.clusters import TokenClusters, build_clusters
 from dynaspec_cli.shortlist.dynaspec import Split
 from dynaspec_cli.training.corpus import read_corpus
 from dynaspec_cli.training.router import RouterTraining, train_router
-from dynaspec_cli.training.router_data import RouterExamples, concatenate, sequence_examples
+from dynaspec_cli.training.router_data import (
+    RouterExamples,
+    concatenate,
+    drafted_features,
+    sequence_examples,
+)
 from dynaspec_cli.training.router_report import CoverageRow, coverage_table, held_out_texts
 from dynaspec_cli.training.shards import ShardConfig, ShardMaker
 from dynaspec_cli.training.teacher import Teacher
@@ -37,6 +43,9 @@ MAX_SHARDS = 64
 RANKED_TOKENS = 65536
 """Tokens of an order that a bundle keeps; what was never counted follows in order of its id."""
 CORE_FOR_TRAINING = 1024
+DRAFT_STEPS = 3
+DRAFTED_SEQUENCES = 32
+"""Sequences of a shard that a drafter runs along, position by position."""
 SHARDS_SHARE, ROUTER_SHARE = 0.55, 0.3
 """Of ``minutes``: reading and writing text with the target, training the router."""
 
@@ -91,12 +100,18 @@ class _Corpus:
 
 
 def build(
-    config: BuildConfig, target: Any, encode: Callable[[str], list[int]], progress: Progress
+    config: BuildConfig,
+    target: Any,
+    encode: Callable[[str], list[int]],
+    progress: Progress,
+    drafter: Drafter | None = None,
 ) -> BuildResult:
     """Build the bundle of ``target`` (a ``TransformersTarget``) and save it in ``config.out``.
 
-    ``encode``: text -> token ids. ``progress(stage, share)``. Raises DynaSpecError or UsageError
-    for bad settings, an unusable corpus or a folder that cannot be written.
+    ``encode``: text -> token ids. ``progress(stage, share)``. ``drafter``: whose predicted features
+    the router learns from and coverage is measured with; None: the target's own stand in. Raises
+    DynaSpecError or UsageError for bad settings, an unusable corpus or a folder that cannot be
+    written.
     """
     begun = time.monotonic()
     size = _checked_size(config, target.vocab_size)
@@ -124,9 +139,10 @@ def build(
     if config.method == "dynaspec":
         clusters = _clusters(config, work, teacher.head, clusters_wanted, frequency, progress)
         router_kind, router, trained = _router(
-            config, work, target, maker, count, clusters, frequency, progress
+            config, work, target, maker, count, clusters, frequency, drafter, progress
         )
         facts.update(trained)
+    facts["drafter_features"] = drafter is not None
     facts["seconds"] = round(time.monotonic() - begun, 1)
     keep = RANKED_TOKENS if target.vocab_size > RANKED_TOKENS else target.vocab_size
     bundle = ShortlistBundle(
@@ -149,7 +165,7 @@ def build(
         router=router,
         source=f"bundle {config.out}",
     )
-    held = held_out_texts(teacher, corpus.held, corpus.held_groups, progress)
+    held = held_out_texts(teacher, corpus.held, corpus.held_groups, drafter, progress)
     rows = coverage_table(target, bundle, held, size, progress)
     bundle.config.training["coverage"] = [r.as_dict() for r in rows]
     bundle.save_pretrained(config.out)
@@ -287,6 +303,7 @@ def _router(
     count: int,
     clusters: TokenClusters,
     frequency: Tensor,
+    drafter: Drafter | None,
     progress: Progress,
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     if config.router == "centroid":
@@ -295,7 +312,7 @@ def _router(
     settings = RouterTraining(
         kind=config.router, hidden=config.hidden, steps=config.steps, seed=config.seed
     )
-    examples = router_examples(target, maker, count, frequency)
+    examples = router_examples(target, maker, count, frequency, drafter)
     depends = {"kind": config.router, "hidden": config.hidden, "steps": config.steps}
     state = work.file("router", clusters=clusters.num_clusters, shards=count, **depends)
     weights, facts = train_router(
@@ -311,16 +328,26 @@ def _router(
 
 
 def router_examples(
-    target: Any, maker: ShardMaker, count: int, frequency: Tensor
+    target: Any, maker: ShardMaker, count: int, frequency: Tensor, drafter: Drafter | None
 ) -> RouterExamples:
     """Positions of the first ``count`` shards; the label is the token that follows, which the
-    target wrote or would have had to predict."""
+    target wrote or would have had to predict. With a drafter the inputs are those of draft
+    positions 1 .. ``DRAFT_STEPS`` in turn."""
     core = torch.zeros(frequency.numel(), dtype=torch.bool)
     core[frequency[:CORE_FOR_TRAINING]] = True
     parts = []
     for index in range(count):
         shard = maker.get(index)
-        for tokens, features in zip(shard.tokens, shard.features, strict=True):
+        kept = len(shard.tokens) if drafter is None else min(DRAFTED_SEQUENCES, len(shard.tokens))
+        for row in range(kept):
+            tokens, features = shard.tokens[row], shard.features[row]
             following = torch.cat([tokens[1:], tokens.new_tensor([-1])])
-            parts.append(sequence_examples(tokens, features, following, core, target.norm))
+            before, at_position = features, features
+            if drafter is not None:
+                step = row % DRAFT_STEPS
+                drafted = drafted_features(drafter, features, tokens, step + 1)
+                before, at_position = drafted[step - 1] if step else features, drafted[step]
+            parts.append(
+                sequence_examples(tokens, before, at_position, following, core, target.norm)
+            )
     return concatenate(parts, target.embed)

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dynaspec_cli.protocols import Drafter
+
 
 @dataclass
 class RouterExamples:
@@ -34,25 +36,48 @@ class RouterExamples:
 
 def sequence_examples(
     tokens: Tensor,
-    features: Tensor,
+    before: Tensor,
+    at_position: Tensor,
     next_tokens: Tensor,
     core: Tensor,
     norm: Callable[[Tensor], Tensor],
-    drafted: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Fields of ``RouterExamples`` (but ``embed``) for one sequence's positions 1 .. T-1.
 
-    tokens int64 [T]; features [T, d] before the final norm; next_tokens int64 [T]: the target's
-    token after each position (-1: unknown, left out); core bool [V]; ``drafted`` [T, d]: a
-    drafter's predictions of the features, which replace the target's own as inputs (position 0 has
-    none, and keeps the target's).
+    tokens int64 [T]; ``before`` [T, d]: features that an early router reads (row t - 1 for position
+    t); ``at_position`` [T, d]: features whose norm a late router and the head read; both are the
+    target's, or what a drafter predicted for them. next_tokens int64 [T]: the token after each
+    position (-1: unknown, left out); core bool [V].
     """
-    inputs = features if drafted is None else drafted
     at = torch.arange(1, tokens.numel())
     at = at[next_tokens[1:] >= 0]
     labels = next_tokens[at]
     known = core[labels] | _seen_before(tokens, at, labels)
-    return inputs[at - 1], norm(inputs[at]), tokens[at], labels, known
+    return before[at - 1], norm(at_position[at]), tokens[at], labels, known
+
+
+def drafted_features(
+    drafter: Drafter, features: Tensor, tokens: Tensor, steps: int
+) -> list[Tensor]:
+    """What a drafter predicts along a text: ``steps`` tensors [T, d], of which row t of the s-th is
+    the feature at t predicted in s + 1 draft steps from the target's feature at t - s - 1. The
+    first rows keep the target's own.
+
+    features [T, d] of the target, tokens int64 [T].
+    """
+    total = int(tokens.numel())
+    found = [features.float().clone() for _ in range(steps)]
+    state = drafter.begin(total + steps + 1, int(tokens[0]))
+    for t in range(total - 1):
+        predicted = drafter.extend(state, features[t : t + 1], tokens[t + 1 : t + 2])
+        found[0][t + 1] = predicted[0]
+        parent = torch.tensor([-1])
+        for s in range(1, min(steps, total - 1 - t)):
+            at = t + 1 + s
+            predicted = drafter.step(state, predicted, tokens[at : at + 1], parent)
+            found[s][at] = predicted[0]
+            parent = parent + 1
+    return found
 
 
 def _seen_before(tokens: Tensor, at: Tensor, labels: Tensor) -> Tensor:

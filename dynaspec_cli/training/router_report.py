@@ -12,8 +12,10 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.bundle import ShortlistBundle
 from dynaspec_cli.config import ShortlistConfig
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import Drafter
 from dynaspec_cli.shortlist import registry
 from dynaspec_cli.shortlist.coverage import DEPTH, HeldOutText, measure
+from dynaspec_cli.training.router_data import drafted_features
 from dynaspec_cli.training.teacher import Teacher
 
 SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
@@ -42,6 +44,7 @@ def held_out_texts(
     teacher: Teacher,
     texts: Sequence[Tensor],
     groups: Sequence[str],
+    drafter: Drafter | None,
     progress: Callable[[str, float | None], None],
 ) -> list[HeldOutText]:
     """Features and the target's top tokens of held-out texts; a quarter of each is its prompt."""
@@ -51,7 +54,10 @@ def held_out_texts(
         tokens = ids[:length].long()
         features = teacher.read(tokens[None].to(teacher.head.device))[0]
         top = torch.cat([_top(teacher, part) for part in features.split(_ROWS)])
-        found.append(HeldOutText(tokens, features.cpu(), top, max(2, tokens.numel() // 4), group))
+        features = features.cpu()
+        drafted = () if drafter is None else drafted_features(drafter, features, tokens, DEPTH)
+        prompt = max(2, tokens.numel() // 4)
+        found.append(HeldOutText(tokens, features, top, prompt, group, tuple(drafted)))
         progress("held-out text", (at + 1) / len(texts))
     return found
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dynaspec_cli.drafters.load import load_drafter
 from dynaspec_cli.target.events import LoadProgress
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
 from dynaspec_cli.target.resolve import resolve_model
@@ -18,8 +19,10 @@ def run(
     device: str,
     threads: int | None,
     progress: Progress,
+    drafter: str = "auto",
 ) -> BuildResult:
-    """Build the bundle of ``model`` (contract.md's ``--model``); see ``router_build.build``."""
+    """Build the bundle of ``model``; ``drafter`` as in ``drafters.load``. See
+    ``router_build.build``."""
     if threads is not None:
         torch.set_num_threads(threads)
     place = choose_device(device)
@@ -33,4 +36,4 @@ def run(
     progress("loading weights", None)
     target = load_transformers(folder, source.name, kind, place)
     tokenizer = load_tokenizer(folder)
-    return build(config, target, tokenizer.encode, progress)
+    return build(config, target, tokenizer.encode, progress, load_drafter(drafter, target))

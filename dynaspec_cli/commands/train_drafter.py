@@ -1,0 +1,132 @@
+"""``dynaspec train-drafter``: trains the drafter of a model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+
+from dynaspec_cli.commands.options import CommonOptions, common_options
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  dynaspec train-drafter --corpus texts.jsonl.gz --out my-drafter --minutes 60
+  dynaspec train-drafter --corpus texts.jsonl.gz --out my-drafter --minutes 60 --resume
+  dynaspec generate --drafter my-drafter "Once upon a time"
+"""
+)
+@click.option(
+    "--corpus", multiple=True, required=True, metavar="FILE",
+    help='Text (.txt), or JSON lines with "text" (.jsonl, .jsonl.gz), or a hub dataset. Repeatable.',
+)  # fmt: skip
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    metavar="DIR",
+    help="The run's and the drafter's folder.",
+)
+@click.option("--steps", type=int, metavar="N", default=20000, help="Optimiser steps in all.")
+@click.option(
+    "--minutes",
+    type=float,
+    metavar="N",
+    help="Stop after N minutes; the learning rate follows the clock.",
+)
+@click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
+@click.option(
+    "--start",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Begin with the weights of this drafter.",
+)
+@click.option("--layers", type=int, metavar="N", default=1, help="Decoder layers of the drafter.")
+@click.option(
+    "--unroll", type=int, metavar="N", default=3, help="Draft steps that a loss looks ahead."
+)
+@click.option("--batch-tokens", type=int, metavar="N", default=1024, help="Tokens of a step.")
+@click.option("--learning-rate", type=float, metavar="R", default=1e-3, help="Peak learning rate.")
+@click.option(
+    "--save-every",
+    type=int,
+    metavar="N",
+    default=200,
+    help="Steps between checkpoints and held-out scores.",
+)
+@common_options
+def train_drafter(
+    common: CommonOptions,
+    corpus: tuple[str, ...],
+    out: Path,
+    steps: int,
+    minutes: float | None,
+    resume: bool,
+    start: Path | None,
+    layers: int,
+    unroll: int,
+    batch_tokens: int,
+    learning_rate: float,
+    save_every: int,
+) -> None:
+    """Train an EAGLE-style drafter for --model on text and on what the model writes itself.
+
+    Checkpoints go to --out; a killed run goes on with --resume and ends where it would have ended. The drafter there
+    (config.json, model.safetensors) can be used at any time.
+    """
+    from dynaspec_cli.training.run import RunConfig, train
+    from dynaspec_cli.training.shards import ShardConfig
+    from dynaspec_cli.training.trainer import TrainConfig
+    from dynaspec_cli.ui.progress import LoadBar
+    from dynaspec_cli.ui.training import TrainingView
+
+    config = RunConfig(
+        model=common.model,
+        corpus=corpus,
+        out=out,
+        dtype=common.dtype,
+        device=common.device,
+        threads=common.threads,
+        layers=layers,
+        minutes=minutes,
+        resume=resume,
+        start=start,
+        score_every=save_every,
+        train=TrainConfig(
+            steps=steps,
+            batch_tokens=batch_tokens,
+            unroll=unroll,
+            learning_rate=learning_rate,
+            save_every=save_every,
+            seed=common.seed,
+        ),
+        shards=ShardConfig(seed=common.seed),
+    )
+    last = None
+    with LoadBar(not common.quiet) as bar, TrainingView(not common.quiet, minutes) as view:
+        for state in train(config, bar):
+            bar.close()
+            view.show(state)
+            last = state if state.score is not None or last is None else last
+    if last is None:
+        click.echo("nothing to do: the run has reached --steps; give more to prolong it", err=True)
+        return
+    if common.json:
+        score = last.score
+        result = {
+            "schema": 1,
+            "out": str(out),
+            "steps": last.step,
+            "tokens": last.tokens,
+            "losses": list(last.losses),
+            "tokens_per_second": last.tokens_per_second,
+            "held_out_top1": None if score is None else list(score.top1),
+            "held_out_chain_length": None if score is None else score.chain_length,
+            "held_out_chain_length_by_group": None if score is None else score.by_group,
+        }
+        sys.stdout.write(json.dumps(result) + "\n")
+    else:
+        sys.stdout.write(f"{out}\n")

@@ -1,0 +1,85 @@
+"""Held-out acceptance of a drafter under training: would a chain of greedy drafts be accepted?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dynaspec_cli.training.model import DrafterModule
+from dynaspec_cli.training.shards import Shard
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """``top1``: share of draft steps 1, 2, ... whose best token is the target's choice, given the true tokens before;
+    ``chain_length``: mean tokens settled by a verified greedy chain of that depth (bonus included); by group too."""
+
+    top1: tuple[float, ...]
+    chain_length: float
+    by_group: dict[str, float]
+
+
+@torch.no_grad()
+def held_out_score(
+    module: DrafterModule,
+    shards: Sequence[Shard],
+    head: Tensor,
+    embedding: nn.Module,
+    final_norm: nn.Module,
+    columns: Tensor,
+    groups: Sequence[str],
+    depth: int = 4,
+) -> HeldOutScore:
+    """Scores positions that the target continued greedily (its own text in ``shards``), or every position of corpus text,
+    where the target's choice is what its features say. The draft is chosen among ``columns``."""
+    candidates = head[columns]
+    hits = torch.zeros(depth)
+    seen = torch.zeros(depth)
+    sums: dict[str, list[float]] = {}
+    for shard in shards:
+        for i in range(shard.tokens.shape[0]):
+            tokens, features = shard.tokens[i : i + 1], shard.features[i : i + 1]
+            begin = shard.prompt if shard.prompt < tokens.shape[1] else 2
+            choice = F.linear(final_norm(features[:, begin - 1 :]), head).argmax(-1)[0]
+            outputs = module_unroll(module, features, tokens, embedding, depth)
+            accepted: Tensor | None = None
+            chain = 1.0
+            for step, out in enumerate(outputs):
+                # Row t predicts the target's choice at position t + 1.
+                rows = out[:, begin - 2 + depth - 1 :]
+                best = columns[F.linear(final_norm(rows * module.config.feature_scale), candidates).argmax(-1)[0]]
+                hit = best == choice[depth - 1 :][: best.numel()]
+                hits[step] += float(hit.sum())
+                seen[step] += hit.numel()
+                shifted = hit[step:]
+                accepted = shifted if accepted is None else accepted[: shifted.numel()] & shifted
+                chain += float(accepted.float().mean()) if accepted.numel() else 0.0
+            sums.setdefault(groups[int(shard.groups[i])], []).append(chain)
+    every = [value for values in sums.values() for value in values]
+    return HeldOutScore(
+        tuple((hits / seen.clamp_min(1)).tolist()),
+        sum(every) / max(1, len(every)),
+        {name: sum(values) / len(values) for name, values in sorted(sums.items())},
+    )
+
+
+def module_unroll(
+    module: DrafterModule, features: Tensor, tokens: Tensor, embedding: nn.Module, depth: int
+) -> list[Tensor]:
+    """Outputs [B, T-1, d] (units of ``feature_scale``) of ``depth`` unrolled draft steps over whole sequences: features
+    [B, T, d], tokens int64 [B, T]. Pair t is (feature t, token t + 1); rows below s of step s are void."""
+    config = module.config
+    embedded = embedding(tokens.to(features.device)).to(features.dtype)
+    scaled = (features.float() / config.feature_scale).to(features.dtype)[:, :-1]
+    past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in module.layers]
+    rope = module.rope(scaled.shape[1], 0, scaled.device)
+    outputs, x = [], scaled
+    for _ in range(depth):
+        out = module(x, embedded[:, 1:], embedded[:, :-1], past, rope)
+        outputs.append(out)
+        x = torch.cat([scaled[:, :1], out[:, :-1]], 1)
+    return outputs

@@ -1,0 +1,152 @@
+"""A training run from a model name and a corpus: what ``dynaspec train-drafter`` does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.drafters.eagle import WEIGHTS_FILE, EagleDrafter, check_fits
+from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.target.events import ProgressCallback, ignore_progress
+from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
+from dynaspec_cli.target.resolve import resolve_model
+from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
+from dynaspec_cli.training.corpus import read_corpus
+from dynaspec_cli.training.evaluate import held_out_score
+from dynaspec_cli.training.initialise import drafter_config, from_target
+from dynaspec_cli.training.shards import Shard, ShardConfig, ShardMaker
+from dynaspec_cli.training.teacher import Teacher
+from dynaspec_cli.training.trainer import CHECKPOINT, TrainConfig, Trainer, TrainProgress
+
+HELD_OUT_TEXTS = 200
+MAX_TEXT_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where from and where to. ``minutes`` overrides the step count of ``train``; ``start``: a drafter folder to go on from."""
+
+    model: str | None
+    corpus: tuple[str, ...]
+    out: Path
+    dtype: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    layers: int = 1
+    minutes: float | None = None
+    resume: bool = False
+    start: Path | None = None
+    score_every: int = 200
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    shards: ShardConfig = dataclasses.field(default_factory=ShardConfig)
+
+    def __post_init__(self) -> None:
+        if self.minutes is not None and not 0 < self.minutes < float("inf"):
+            raise UsageError(f"--minutes: expected more than 0, got {self.minutes}")
+        if self.layers < 1:
+            raise UsageError(f"--layers: expected at least 1, got {self.layers}")
+        if self.resume and self.start is not None:
+            raise UsageError("--resume continues the run in --out; it cannot be combined with --start")
+        if not self.resume and (self.out / CHECKPOINT).exists():
+            raise UsageError(f"--out {self.out}: holds a run already; add --resume to continue it, or choose another folder")
+
+
+def train(config: RunConfig, progress: ProgressCallback = ignore_progress) -> Iterator[TrainProgress]:
+    """Run it, yielding progress after every step; every ``score_every`` steps with the held-out score. The drafter is
+    saved with each score and at the end, also when the caller stops early."""
+    trainer, held_out, names = _prepare(config, progress)
+    seconds = None if config.minutes is None else config.minutes * 60
+    try:
+        for state in trainer.run(seconds):
+            if state.step % config.score_every == 0 or state.step == state.steps:
+                score = held_out_score(
+                    trainer.module, held_out, trainer.maker.teacher.head, trainer.embedding, trainer.norm,
+                    trainer.maker.columns, names,
+                )  # fmt: skip
+                state = dataclasses.replace(state, score=score)
+                trainer.save_drafter()
+            yield state
+    finally:
+        trainer.save_checkpoint()
+        trainer.save_drafter()
+
+
+def _prepare(config: RunConfig, progress: ProgressCallback) -> tuple[Trainer, list[Shard], list[str]]:
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    place = choose_device(config.device)
+    kind = choose_dtype(config.dtype, place)
+    source = resolve_model(config.model)
+    folder = model_folder(source, kind, progress)
+    target = load_transformers(folder, source.name, kind, place)
+    tokenizer = load_tokenizer(folder)
+    texts, groups, held_texts, held_groups, names = _encode(config.corpus, tokenizer)
+    teacher = Teacher(target)
+    maker = ShardMaker(teacher, texts, groups, config.shards, config.out / "shards")
+    module = _module(config, target, maker)
+    trainer = Trainer(module, maker, config.train, config.out)
+    if config.resume:
+        trainer.resume()
+    return trainer, _held_out(teacher, held_texts, held_groups, maker.columns), names
+
+
+def _encode(corpus: Sequence[str], tokenizer: TextTokenizer) -> tuple[list[Tensor], list[int], list[Tensor], list[int], list[str]]:
+    """Token ids of the texts and their groups, training and held-out apart."""
+    names: list[str] = []
+    texts: list[Tensor] = []
+    groups: list[int] = []
+    held: list[Tensor] = []
+    held_groups: list[int] = []
+    for text in read_corpus(corpus):
+        if text.group not in names:
+            names.append(text.group)
+        ids = torch.tensor(tokenizer.encode(text.text)[:MAX_TEXT_TOKENS], dtype=torch.int32)
+        if ids.numel() < 2:
+            continue
+        if text.held_out():
+            if len(held) < HELD_OUT_TEXTS:
+                held.append(ids)
+                held_groups.append(names.index(text.group))
+            continue
+        texts.append(ids)
+        groups.append(names.index(text.group))
+    if not texts:
+        raise DynaSpecError("--corpus: no text to train on; add files with more text")
+    return texts, groups, held, held_groups, names
+
+
+def _held_out(teacher: Teacher, texts: list[Tensor], groups: list[int], columns: Tensor) -> list[Shard]:
+    """Greedy continuations of held-out beginnings: what decoding will look like."""
+    prompt, new = 48, 80
+    keep = [i for i, ids in enumerate(texts) if ids.numel() >= prompt][:64]
+    if not keep or teacher.max_length < prompt + new:
+        return []
+    device = teacher.head.device
+    prompts = torch.stack([texts[i][:prompt] for i in keep]).long().to(device)
+    zero = torch.zeros(len(keep), device=device)
+    tokens, features = teacher.write(prompts, new, zero, torch.Generator(device=device), columns.to(device))
+    return [Shard(tokens.cpu(), features, prompt, torch.tensor([groups[i] for i in keep]))]
+
+
+def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
+    """A module initialised from the target, or from an earlier drafter (``start``)."""
+    if config.start is not None:
+        earlier = EagleDrafter.load(config.start, target)
+        check_fits(earlier.config, target)
+        module = from_target(earlier.config, target)
+        from safetensors.torch import load_file
+
+        with torch.no_grad():
+            for name, tensor in load_file(config.start / WEIGHTS_FILE).items():
+                module.get_parameter(name).copy_(tensor.float())
+        return module
+    features = maker.get(0).features.float()
+    # Features are measured in the root mean square of their median dimension: some families have a few huge ones.
+    scale = float(features.pow(2).mean((0, 1)).sqrt().median())
+    return from_target(drafter_config(target, config.layers, scale), target)

@@ -1,0 +1,156 @@
+"""Training sequences with their features, made shard by shard and kept on disk until they are used up.
+
+Shard r is a function of the corpus, the settings and r alone, so a resumed run that finds one missing makes the same again.
+Even shards are corpus text as it stands; odd ones are short pieces of it continued by the target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.training.teacher import Teacher
+
+TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0)
+"""Of generated sequences, in turn: most decoding is greedy, but not all."""
+
+WRITTEN_SHAPES = ((16, 128), (32, 112), (64, 112), (160, 96), (24, 120), (336, 160))
+"""(prompt, continuation) lengths of generated shards, in turn."""
+
+
+@dataclass(frozen=True)
+class ShardConfig:
+    """``tokens`` a shard, ``length`` of corpus sequences, ``columns``: frequent tokens generation chooses among."""
+
+    tokens: int = 24576
+    length: int = 256
+    columns: int = 40960
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 16 or self.tokens < self.length:
+            raise UsageError(f"shards: expected 16 <= length <= tokens, got length {self.length}, tokens {self.tokens}")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """tokens int64 [N, T], features [N, T, d], ``prompt``: leading tokens the target did not write (T for corpus text);
+    ``groups``: per sequence, the corpus group it began in (index)."""
+
+    tokens: Tensor
+    features: Tensor
+    prompt: int
+    groups: Tensor
+
+
+class ShardMaker:
+    """``texts``: token ids of each text (BOS first where the model wants one), ``groups``: a small integer for each."""
+
+    def __init__(self, teacher: Teacher, texts: Sequence[Tensor], groups: Sequence[int], config: ShardConfig, folder: Path) -> None:
+        if not texts:
+            raise DynaSpecError("train-drafter: the corpus holds no text to train on")
+        self.teacher, self.config, self.folder = teacher, config, folder
+        self.texts, self.groups = texts, groups
+        self.counts = torch.bincount(torch.cat(list(texts)).long(), minlength=teacher.head.shape[0])
+        wanted = min(config.columns, int((self.counts > 0).sum()))
+        self.columns = self.counts.topk(wanted).indices.sort().values
+        self.length = min(config.length, teacher.max_length)
+
+    def get(self, index: int) -> Shard:
+        """Shard ``index``, from disk if it is there and whole."""
+        path = self.folder / f"shard-{index:06d}.safetensors"
+        if path.is_file():
+            try:
+                with safe_open(path, "pt") as file:
+                    prompt = int(file.metadata()["prompt"])
+                    return Shard(file.get_tensor("tokens").long(), file.get_tensor("features"), prompt, file.get_tensor("groups"))
+            except (SafetensorError, OSError, KeyError):
+                path.unlink(missing_ok=True)
+        shard = self.make(index)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        tensors = {"tokens": shard.tokens.to(torch.int32), "features": shard.features.cpu().contiguous(), "groups": shard.groups}
+        save_file(tensors, part, metadata={"prompt": str(shard.prompt)})
+        part.replace(path)
+        return shard
+
+    def forget(self, index: int) -> None:
+        """Delete a shard that is no longer drawn from."""
+        (self.folder / f"shard-{index:06d}.safetensors").unlink(missing_ok=True)
+
+    def make(self, index: int) -> Shard:
+        return self._read(index) if index % 2 == 0 else self._write(index)
+
+    def _generator(self, index: int) -> torch.Generator:
+        return torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
+
+    def _order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + 500_000 + epoch)
+        return torch.randperm(len(self.texts), generator=generator)
+
+    def _read(self, index: int) -> Shard:
+        """Packed corpus text: pieces of texts in a random order, end to end."""
+        count = max(1, self.config.tokens // self.length)
+        generator = self._generator(index)
+        rows, groups = [], []
+        pool = iter(torch.randint(len(self.texts), (count * 64 + 64,), generator=generator).tolist())
+        buffer: list[Tensor] = []
+        held, group = 0, 0
+        while len(rows) < count:
+            text = next(pool, None)
+            if text is None:
+                break
+            if not buffer:
+                group = self.groups[text]
+            buffer.append(self.texts[text][: 4 * self.length])
+            held += buffer[-1].numel()
+            while held >= self.length and len(rows) < count:
+                joined = torch.cat(buffer)
+                rows.append(joined[: self.length])
+                groups.append(group)
+                buffer, held = [joined[self.length :]], joined.numel() - self.length
+                group = self.groups[text]
+        if not rows:
+            raise DynaSpecError(f"train-drafter: the corpus is too small for one sequence of {self.length} tokens; add text")
+        tokens = torch.stack(rows).long()
+        pieces = [self.teacher.read(part.to(self.teacher.head.device)).cpu() for part in tokens.split(16)]
+        return Shard(tokens, torch.cat(pieces), self.length, torch.tensor(groups))
+
+    def _write(self, index: int) -> Shard:
+        """Beginnings and middles of texts, continued by the target."""
+        prompt, new = WRITTEN_SHAPES[(index // 2) % len(WRITTEN_SHAPES)]
+        prompt = min(prompt, self.teacher.max_length // 2)
+        new = min(new, self.teacher.max_length - prompt)
+        count = max(1, self.config.tokens // (prompt + new))
+        generator = self._generator(index)
+        prompts, groups = [], []
+        for text in torch.randint(len(self.texts), (count * 400,), generator=generator).tolist():
+            ids = self.texts[text]
+            if ids.numel() < prompt:
+                continue
+            # Half begin where the text does, half in its middle behind the first token (BOS).
+            begin = 0
+            if ids.numel() > prompt and float(torch.rand((), generator=generator)) < 0.5:
+                begin = int(torch.randint(1, ids.numel() - prompt + 1, (), generator=generator))
+            piece = ids[begin : begin + prompt].clone()
+            piece[0] = ids[0]
+            prompts.append(piece)
+            groups.append(self.groups[text])
+            if len(prompts) == count:
+                break
+        if not prompts:
+            return self._read(index)
+        device = self.teacher.head.device
+        kinds = torch.tensor([TEMPERATURES[i % len(TEMPERATURES)] for i in range(len(prompts))])
+        drawn = torch.Generator(device=device).manual_seed(self.config.seed * 1_000_003 + index)
+        tokens, features = self.teacher.write(
+            torch.stack(prompts).long().to(device), new, kinds.to(device), drawn, self.columns.to(device)
+        )
+        return Shard(tokens.cpu(), features.cpu(), prompt, torch.tensor(groups))

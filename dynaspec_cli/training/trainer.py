@@ -1,0 +1,219 @@
+"""Trains a drafter: rounds of one new shard and the minibatches drawn from the latest shards.
+
+Everything a step does follows from the settings and the step's number, and a checkpoint holds the rest (weights and
+optimiser), so that a killed run ends where an unbroken one does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from dynaspec_cli.drafters.config import DrafterConfig
+from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.training.evaluate import HeldOutScore, module_unroll
+from dynaspec_cli.training.loss import LossConfig, gram_matrix, unrolled_loss
+from dynaspec_cli.training.model import DrafterModule
+from dynaspec_cli.training.shards import Shard, ShardMaker
+
+CHECKPOINT = "checkpoint.safetensors"
+STATE = "state.json"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """``steps`` in all; ``batch_tokens`` a step; ``unroll``: draft steps a loss looks ahead; ``passes``: how often a
+    token is trained on, on average; ``window``: shards minibatches are drawn from."""
+
+    steps: int = 20000
+    batch_tokens: int = 1024
+    unroll: int = 3
+    passes: float = 2.0
+    window: int = 64
+    learning_rate: float = 1e-3
+    warmup: int = 100
+    decay_share: float = 0.3
+    floor: float = 0.03
+    weight_decay: float = 0.01
+    save_every: int = 200
+    seed: int = 0
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_tokens < 16 or self.unroll < 1 or self.window < 1 or self.passes <= 0:
+            raise UsageError(f"train-drafter: impossible settings: {self}")
+
+    def rate(self, step: int, progress: float) -> float:
+        """Learning rate of 1-based ``step``: linear warm-up, constant, then linear to ``floor`` over the last ``decay_share``
+        of ``progress`` (the share of the run that is over, in [0, 1])."""
+        rise = min(1.0, step / self.warmup)
+        left = 1.0 - progress
+        fall = 1.0 if left > self.decay_share else max(self.floor, left / self.decay_share)
+        return self.learning_rate * rise * fall
+
+
+@dataclass(frozen=True)
+class TrainProgress:
+    """After a step: tokens trained on so far, cross-entropy of each unrolled step, tokens a second of this run."""
+
+    step: int
+    steps: int
+    tokens: int
+    losses: tuple[float, ...]
+    tokens_per_second: float
+    score: HeldOutScore | None = None
+
+
+class Trainer:
+    """One run in one folder: checkpoint.safetensors, state.json, shards/, and the drafter itself when saved."""
+
+    def __init__(self, module: DrafterModule, maker: ShardMaker, config: TrainConfig, folder: Path) -> None:
+        self.module, self.maker, self.config, self.folder = module, maker, config, folder
+        teacher = maker.teacher
+        self.device = teacher.head.device
+        module.to(self.device)
+        self.embedding = teacher.target._embedding
+        self.norm = teacher.final_norm
+        counts = maker.counts
+        self.frequent = counts.topk(min(config.loss.columns, counts.numel())).indices.sort().values
+        self.gram = gram_matrix(teacher.head, counts) if config.loss.gram else None
+        matrices = [p for p in module.parameters() if p.dim() > 1]
+        vectors = [p for p in module.parameters() if p.dim() == 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=config.learning_rate,
+            betas=(0.9, 0.95),
+            fused=True,
+        )
+        self.step = 0
+        self.tokens = 0
+        self.base_tokens = module.config.trained_tokens
+
+    # -- the run ----------------------------------------------------------------------------------
+
+    def run(self, seconds: float | None = None) -> Iterator[TrainProgress]:
+        """Train to ``config.steps``, or for ``seconds`` of wall-clock (the learning rate then follows the clock)."""
+        begun, first = time.perf_counter(), self.tokens
+        while self.step < self.config.steps:
+            progress = (self.step + 1) / self.config.steps
+            if seconds is not None:
+                progress = max(progress, min(1.0, (time.perf_counter() - begun) / seconds))
+            self.step += 1
+            losses = self._update(self._batch(self.step), self.config.rate(self.step, progress))
+            rate = (self.tokens - first) / (time.perf_counter() - begun)
+            yield TrainProgress(self.step, self.config.steps, self.tokens, tuple(losses), rate)
+            over = progress >= 1.0
+            if over or self.step % self.config.save_every == 0:
+                self.save_checkpoint()
+            if over:
+                return
+
+    def _round(self, step: int) -> tuple[int, random.Random]:
+        """(newest shard, random numbers) of a step: a shard feeds tokens * passes / batch_tokens steps."""
+        per_shard = max(1, round(self.maker.config.tokens * self.config.passes / self.config.batch_tokens))
+        return (step - 1) // per_shard, random.Random(self.config.seed * 7_919 + step)
+
+    def _batch(self, step: int) -> tuple[Tensor, Tensor, int]:
+        newest, draw = self._round(step)
+        oldest = max(0, newest - self.config.window + 1)
+        if oldest:
+            self.maker.forget(oldest - 1)
+        # The newest shard must exist before it is one of many, or its making would depend on the draw.
+        index = newest if draw.random() < 0.5 else draw.randint(oldest, newest)
+        shard: Shard = self.maker.get(index)
+        count, length = shard.tokens.shape
+        rows = draw.sample(range(count), min(count, max(1, round(self.config.batch_tokens / length))))
+        return shard.tokens[rows], shard.features[rows], shard.prompt
+
+    def _update(self, batch: tuple[Tensor, Tensor, int], rate: float) -> list[float]:
+        tokens, features, prompt = batch
+        features = features.to(self.device)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        scale = self.module.config.feature_scale
+        outputs = module_unroll(self.module, features, tokens, self.embedding, self.config.unroll)
+        normed = [self.norm((out * scale).to(features.dtype)) for out in outputs]
+        truth = self.norm(features[:, 1:])
+        ids = torch.cat([self.frequent, tokens.unique()]).unique().to(self.device)
+        weight = torch.ones(truth.shape[:2], device=self.device)
+        if prompt < tokens.shape[1]:
+            weight[:, : max(prompt - 2, 0)] = self.config.loss.prompt_weight
+        loss, values = unrolled_loss(normed, truth, self.maker.teacher.head[ids], self.gram, weight, self.config.loss)
+        if not torch.isfinite(loss):
+            raise DynaSpecError(f"train-drafter: the loss became {float(loss)} at step {self.step}; lower --learning-rate and --resume")
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        self.optimizer.step()
+        self.tokens += tokens.numel()
+        return values
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def save_checkpoint(self) -> None:
+        """Weights, both moments of every weight, and the counters; written beside and renamed."""
+        tensors: dict[str, Tensor] = {}
+        for name, parameter in self.module.named_parameters():
+            tensors[f"weight.{name}"] = parameter.detach().cpu().contiguous()
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state = self.optimizer.state.get(parameter, {})
+                if moment in state:
+                    tensors[f"{moment}.{name}"] = state[moment].cpu().contiguous()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = self.folder / (CHECKPOINT + ".part")
+        metadata = {"step": str(self.step), "tokens": str(self.tokens), "config": json.dumps(self._identity())}
+        save_file(tensors, part, metadata=metadata)
+        part.replace(self.folder / CHECKPOINT)
+
+    def resume(self) -> None:
+        """Continue from the folder's checkpoint. Raises DynaSpecError where the settings differ from the run's."""
+        from safetensors import safe_open
+
+        path = self.folder / CHECKPOINT
+        if not path.is_file():
+            raise DynaSpecError(f"--resume: {self.folder} holds no {CHECKPOINT}; leave --resume out to begin")
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+        saved, own = json.loads(metadata["config"]), self._identity()
+        for key in own:
+            if saved.get(key) != own[key]:
+                raise DynaSpecError(f"--resume: {self.folder} was made with {key} {saved.get(key)}, now {own[key]}; use the same settings")
+        tensors = load_file(path)
+        for name, parameter in self.module.named_parameters():
+            with torch.no_grad():
+                parameter.copy_(tensors[f"weight.{name}"])
+            if f"exp_avg.{name}" in tensors:
+                self.optimizer.state[parameter] = {
+                    "step": torch.tensor(float(metadata["step"])),
+                    "exp_avg": tensors[f"exp_avg.{name}"].to(self.device),
+                    "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(self.device),
+                }
+        self.step, self.tokens = int(metadata["step"]), int(metadata["tokens"])
+
+    def _identity(self) -> dict[str, str]:
+        """What must not change between the parts of a run (``steps`` may: a run can be prolonged)."""
+        settings = dataclasses.replace(self.config, steps=1, save_every=1)
+        drafter = dataclasses.replace(self.module.config, trained_tokens=0)
+        return {"settings": str(settings), "drafter": drafter.to_json(), "shards": str(self.maker.config)}
+
+    def save_drafter(self) -> None:
+        """The drafter's own folder: config.json and model.safetensors (bf16)."""
+        config: DrafterConfig = dataclasses.replace(self.module.config, trained_tokens=self.base_tokens + self.tokens)
+        tensors = {name: p.detach().to(torch.bfloat16).cpu().contiguous() for name, p in self.module.named_parameters()}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, write in (
+            ("model.safetensors", lambda path: save_file(tensors, path)),
+            ("config.json", lambda path: path.write_text(config.to_json(), encoding="utf-8")),
+        ):
+            part = self.folder / (name + ".part")
+            write(part)
+            part.replace(self.folder / name)
