@@ -140,11 +140,9 @@ def frontier(rows: Sequence[Row]) -> Plot | None:
         speed = f"{row['tokens_per_second']:.1f} tokens/s"
         tip = f"{row['method']}: tau {tau:.2f}, {ms:.1f} ms a step, {speed}"
         body.append(svg.marker(across(ms), up(tau), index[spec.shortlist or ""], tip))
-    x, y = across(fastest[0]), up(fastest[1])
-    anchor, shift = ("start", 8) if x < (50 + RIGHT) / 2 else ("end", -8)
-    body.append(
-        svg.text(x + shift, y - 10, f"fastest: {fastest[2]['method']}", anchor, "strong halo")
-    )
+    body.append(svg.ring(across(fastest[0]), up(fastest[1])))
+    words = f"ring: fastest, {fastest[2]['method']}"
+    body.append(svg.text(RIGHT, top - 12, words, "end", "strong"))
     body.append(svg.text((50 + RIGHT) / 2, bottom + 34, "milliseconds a step", "middle"))
     body.append(svg.text(46, top - 12, "tau", "end", "soft"))
     return Plot(

@@ -54,7 +54,8 @@ def style() -> str:
         ".grid{stroke:var(--line);stroke-width:1}"
         ".axis{stroke:var(--soft);stroke-width:1}"
         ".one{stroke:var(--ink);stroke-width:1.2;stroke-dasharray:4 3}"
-        ".path{fill:none;stroke-width:2}"
+        ".path,.ring{fill:none;stroke-width:2}"
+        ".ring{stroke:var(--ink);stroke-width:1.5}"
         ".floss,svg.plot text.floss{fill:var(--loss)}"
         ".sloss{stroke:var(--loss)}" + series
     )
@@ -108,7 +109,7 @@ def marker(x: float, y: float, series: int, title: str, css: str = "", size: flo
     """Circle, square, diamond or triangle: series are told apart without colour too."""
     tip = f"<title>{escape(title)}</title>"
     fill = css or f"f{series % SERIES}"
-    kind = series % 4
+    kind = (series + series // SERIES) % 4
     if kind == 0:
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size}" class="{fill}">{tip}</circle>'
     s = size
@@ -119,6 +120,11 @@ def marker(x: float, y: float, series: int, title: str, css: str = "", size: flo
     }
     corners = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in shapes[kind])
     return f'<polygon points="{corners}" class="{fill}">{tip}</polygon>'
+
+
+def ring(x: float, y: float) -> str:
+    """A circle around a marker."""
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="9" class="ring"/>'
 
 
 class Scale:
