@@ -6,9 +6,10 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import click
 
@@ -133,10 +134,25 @@ def cli() -> None:
     verifies over all of it."""
 
 
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
 def main() -> NoReturn:
     """Entry point of the console script."""
     # Read when transformers is imported: its own chatter is no result and no error of ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", message="dynaspec")
+        warnings.showwarning = _show_warning
     cli.main(prog_name="dynaspec")
     raise SystemExit(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -129,6 +130,28 @@ def test_closed_pipe_is_silent(tmp_path: Path) -> None:
         timeout=60, check=False,
     )  # fmt: skip
     assert (done.stdout, done.stderr) == ("line\n", "")
+
+
+def test_warnings_of_others_are_no_messages_of_ours() -> None:
+    code = (
+        "import sys, warnings\n"
+        "from dynaspec_cli import main\n"
+        "import click\n"
+        "@click.command\n"
+        "def loud():\n"
+        "    warnings.warn('somebody else says')\n"
+        "    warnings.warn('dynaspec runs its fallback')\n"
+        "main.cli.get_command = lambda ctx, name: loud\n"
+        "sys.argv = ['dynaspec', 'loud']\n"
+        "main.main()\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
+    )  # fmt: skip
+    assert done.stderr == "Warning: dynaspec runs its fallback\n"
+    assert done.returncode == 0
 
 
 def test_documentation_is_current() -> None:

@@ -217,6 +217,106 @@ def test_shortlist_larger_than_the_vocabulary(
     one_line(tiny("generate", PROMPT, "--drafter", tiny_drafter_dir, *options), 2, "401")
 
 
+def bundle(folder: Path, drafter: Path, **changes: Any) -> Path:
+    """A frequency bundle for the drafter's target, or for another one by ``changes``."""
+    import torch
+
+    from dynaspec_cli.checkpoints.bundle import BundleConfig, ShortlistBundle
+
+    made_for = json.loads((drafter / "config.json").read_text(encoding="utf-8"))
+    facts = {key: made_for[key] for key in ("vocab_size", "hidden_size", "head_hash")}
+    config = BundleConfig(method="fr-spec", target="another", **{**facts, **changes})
+    ShortlistBundle(config, frequency=torch.arange(300)).save_pretrained(folder)
+    return folder
+
+
+def test_bundle_from_a_folder(
+    tiny: Callable[..., Any], tiny_model_dir: Path, tiny_drafter_dir: Path, tmp_path: Path
+) -> None:
+    folder = bundle(tmp_path / "bundle", tiny_drafter_dir)
+    result = tiny(
+        "generate", PROMPT, "--drafter", tiny_drafter_dir, "--shortlist", folder,
+        "--shortlist-size", "100", "--max-new-tokens", "20", "--json",
+    )  # fmt: skip
+    data = json.loads(result.stdout)
+    assert data["mean_shortlist_size"] == 100
+    assert data["token_ids"] == reference(tiny_model_dir, 20)
+
+
+@pytest.mark.parametrize(
+    ("changes", "part"),
+    [
+        ({"hidden_size": 64}, "hidden size 64"),
+        ({"vocab_size": 401}, "vocabulary size 401"),
+        ({"head_hash": "0" * 64}, "another head"),
+    ],
+)
+def test_bundle_of_another_target(
+    tiny: Callable[..., Any],
+    tiny_drafter_dir: Path,
+    tmp_path: Path,
+    changes: dict[str, Any],
+    part: str,
+) -> None:
+    folder = bundle(tmp_path / "bundle", tiny_drafter_dir, **changes)
+    options = ("--drafter", tiny_drafter_dir, "--shortlist", folder)
+    one_line(tiny("generate", PROMPT, *options), 1, part)
+
+
+class _Harmful:
+    """A pickle that would leave a file behind if it were executed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("name", ["map.pt", "map.bin"])
+def test_pickle_is_never_executed(
+    tiny: Callable[..., Any], tiny_drafter_dir: Path, tmp_path: Path, name: str
+) -> None:
+    import pickle
+
+    (tmp_path / name).write_bytes(pickle.dumps(_Harmful(tmp_path / "executed"), 2))
+    options = ("--drafter", tiny_drafter_dir, "--shortlist", tmp_path / name)
+    one_line(tiny("generate", PROMPT, *options), 1, name)
+    one_line(tiny("generate", PROMPT, model=tmp_path / name), 1, name)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_gguf_and_a_full_disk(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    from target.tiny_gguf import write_tiny_gguf
+
+    path = tmp_path / "tiny.gguf"
+    write_tiny_gguf(path)
+    usage = shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        one_line(tiny("generate", PROMPT, model=path), 1, "No space left", "DYNASPEC_CACHE_DIR")
+    result = tiny("generate", "abc", "--max-new-tokens", "4", "--json", model=path)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["new_tokens"] <= 4
+    path.write_bytes(path.read_bytes()[:-1000])
+    one_line(tiny("generate", PROMPT, model=path), 1, "truncated")
+
+
+def test_cache_folder_that_cannot_be_made(
+    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("gguf")
+    from target.tiny_gguf import write_tiny_gguf
+
+    write_tiny_gguf(tmp_path / "tiny.gguf")
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
+    monkeypatch.setenv("DYNASPEC_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    one_line(tiny("generate", PROMPT, model=tmp_path / "tiny.gguf"), 1, "DYNASPEC_CACHE_DIR")
+
+
 def test_a_program_of_its_own(
     program: Callable[..., subprocess.CompletedProcess[str]], tiny_model_dir: Path
 ) -> None:

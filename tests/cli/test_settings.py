@@ -99,3 +99,13 @@ def test_a_stop_text_from_the_environment_is_not_split(
 
 def test_json_from_the_environment(run: Callable[..., Any]) -> None:
     assert run("generate", "x", DYNASPEC_JSON="1").stdout.startswith("{")
+
+
+@pytest.mark.parametrize("table", ["build-clusters", "build_clusters"])
+def test_tables_of_commands_with_a_dash(
+    run: Callable[..., Any], config: Callable[[str], str], table: str
+) -> None:
+    path = config(f"[{table}]\nclusters = 'many'\n")
+    result = run("build-clusters", "--config", path, "--corpus", "x", "--out", "y")
+    assert result.exit_code == 2
+    assert "'many' is not a valid int" in result.stderr
