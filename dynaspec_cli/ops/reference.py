@@ -1,13 +1,14 @@
-"""Plain PyTorch references of every op: the tests' oracle, and what runs where no extension was built.
+"""Plain PyTorch references of every op: the tests' oracle, and what runs where no extension was
+built.
 
-Layout shared by all head ops. ``head`` [V, d] holds the LM head's rows in *cluster order*: a cluster is a
-contiguous range of rows, ``cluster_offsets`` int32 [M+1] their borders. ``row_ids`` int32 [V] maps a row to its
-token id (an empty tensor: identity). A selection of rows is a list of disjoint, ascending ``blocks``
-int32 [b, 2] of half-open row ranges. ``head_scale`` float32 [V] is the scale of each int8 row (empty for
-floating-point heads).
+Layout shared by all head ops. ``head`` [V, d] holds the LM head's rows in *cluster order*: a
+cluster is a contiguous range of rows, ``cluster_offsets`` int32 [M+1] their borders. ``row_ids``
+int32 [V] maps a row to its token id (an empty tensor: identity). A selection of rows is a list of
+disjoint, ascending ``blocks`` int32 [b, 2] of half-open row ranges. ``head_scale`` float32 [V] is
+the scale of each int8 row (empty for floating-point heads).
 
-All reductions are in float32. A row's result does not depend on how many rows are passed with it (the
-compiled kernels guarantee this bit for bit; the references only up to rounding).
+All reductions are in float32. A row's result does not depend on how many rows are passed with it
+(the compiled kernels guarantee this bit for bit; the references only up to rounding).
 """
 
 from __future__ import annotations
@@ -17,13 +18,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 _ROWS_AT_ONCE = 16384  # weight rows widened to float32 at a time: bounds the temporary copy
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Symmetric 8-bit rows: (int8 [n, k], scale float32 [n]) with ``scale = max |x| / 127``, ``q = round(x / scale)``, halves
-    to even. A row of zeros has scale 0."""
+    """Symmetric 8-bit rows: (int8 [n, k], scale float32 [n]) with ``scale = max |x| / 127``, ``q =
+    round(x / scale)``, halves to even. A row of zeros has scale 0."""
     x = x.float()
     scale = x.abs().amax(-1) / 127.0 if x.shape[-1] else x.new_zeros(x.shape[:-1])
     q = torch.where(scale[:, None] > 0, x / scale[:, None], 0.0).round()
@@ -37,18 +37,21 @@ def _int8_products(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
-    """``x @ weight.T (* scale) (+ bias)``: x [n, k] float32/bf16/fp16, weight [m, k] float32/bf16/fp16/int8,
-    scale float32 [m] for int8 weights. Returns float32 [n, m].
+    """``x @ weight.T (* scale) (+ bias)``: x [n, k] float32/bf16/fp16, weight [m, k]
+    float32/bf16/fp16/int8, scale float32 [m] for int8 weights. Returns float32 [n, m].
 
-    A bf16 weight rounds ``x`` to bf16, an int8 weight quantises each row of ``x`` (``quantize_rows``); otherwise ``x`` is float32.
-    Products accumulate in float32, those of int8 exactly.
+    A bf16 weight rounds ``x`` to bf16, an int8 weight quantises each row of ``x``
+    (``quantize_rows``); otherwise ``x`` is float32. Products accumulate in float32, those of int8
+    exactly.
     """
     if weight.dtype == torch.bfloat16:
         x = x.to(torch.bfloat16)
     parts = []
     for lo in range(0, max(weight.shape[0], 1), _ROWS_AT_ONCE):
         rows = weight[lo : lo + _ROWS_AT_ONCE]
-        products = _int8_products(x, rows) if weight.dtype == torch.int8 else x.float() @ rows.float().t()
+        products = (
+            _int8_products(x, rows) if weight.dtype == torch.int8 else x.float() @ rows.float().t()
+        )
         parts.append(products)
     y = torch.cat(parts, 1) if len(parts) > 1 else parts[0]
     if scale is not None and scale.numel():
@@ -63,13 +66,14 @@ def shortlist_union(
     core_rows: int,
     budget: int,
 ) -> tuple[Tensor, Tensor]:
-    """Rows to score: the core ``[0, core_rows)``, ``extra_rows`` int32 [r] (any order, duplicates allowed), then whole
-    clusters by score until ``budget`` rows are reached.
+    """Rows to score: the core ``[0, core_rows)``, ``extra_rows`` int32 [r] (any order, duplicates
+    allowed), then whole clusters by score until ``budget`` rows are reached.
 
-    cluster_scores float32 [n, M] (n frontier rows; n = 0 or M = 0: no clusters). A cluster's score is its maximum over the rows;
-    ties go to the lower cluster. A cluster whose rows not yet taken would exceed the budget ends the filling. Core and extras are
-    always kept, also beyond the budget. Returns (blocks int32 [b, 2] ascending and disjoint, adjacent ranges merged;
-    size int64 scalar: rows in all).
+    cluster_scores float32 [n, M] (n frontier rows; n = 0 or M = 0: no clusters). A cluster's score
+    is its maximum over the rows; ties go to the lower cluster. A cluster whose rows not yet taken
+    would exceed the budget ends the filling. Core and extras are always kept, also beyond the
+    budget. Returns (blocks int32 [b, 2] ascending and disjoint, adjacent ranges merged; size int64
+    scalar: rows in all).
     """
     total = int(cluster_offsets[-1]) if cluster_offsets.numel() else 0
     if extra_rows.numel():
@@ -87,7 +91,11 @@ def shortlist_union(
                 break
             taken[lo:hi] = True
             size += new
-    edges = torch.diff(taken.to(torch.int8), prepend=torch.zeros(1, dtype=torch.int8), append=torch.zeros(1, dtype=torch.int8))
+    edges = torch.diff(
+        taken.to(torch.int8),
+        prepend=torch.zeros(1, dtype=torch.int8),
+        append=torch.zeros(1, dtype=torch.int8),
+    )
     starts, ends = (edges == 1).nonzero().squeeze(1), (edges == -1).nonzero().squeeze(1)
     blocks = torch.stack([starts, ends], 1).to(torch.int32).to(cluster_offsets.device)
     return blocks, torch.tensor(size)
@@ -96,14 +104,22 @@ def shortlist_union(
 def _block_rows(blocks: Tensor) -> Tensor:
     lengths = (blocks[:, 1] - blocks[:, 0]).long()
     starts = blocks[:, 0].long() - (torch.cumsum(lengths, 0) - lengths)
-    return torch.arange(int(lengths.sum()), device=blocks.device) + torch.repeat_interleave(starts, lengths)
+    return torch.arange(int(lengths.sum()), device=blocks.device) + torch.repeat_interleave(
+        starts, lengths
+    )
 
 
 def shortlist_log_probs(
-    hidden: Tensor, head: Tensor, head_scale: Tensor, row_ids: Tensor, blocks: Tensor, temperature: float
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    blocks: Tensor,
+    temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole distribution over the selection: (log_q float32 [n, S] normalised over it, ids int64 [S], logsumexp float32
-    [n] of the tempered logits). ``hidden`` [n, d] is what the LM head reads. Ids are in row order."""
+    """Whole distribution over the selection: (log_q float32 [n, S] normalised over it, ids int64
+    [S], logsumexp float32 [n] of the tempered logits). ``hidden`` [n, d] is what the LM head reads.
+    Ids are in row order."""
     rows = _block_rows(blocks)
     logits = linear(hidden, head[rows], None, head_scale[rows] if head_scale.numel() else None)
     logits = logits / temperature
@@ -113,10 +129,17 @@ def shortlist_log_probs(
 
 
 def shortlist_topk(
-    hidden: Tensor, head: Tensor, head_scale: Tensor, row_ids: Tensor, blocks: Tensor, k: int, temperature: float
+    hidden: Tensor,
+    head: Tensor,
+    head_scale: Tensor,
+    row_ids: Tensor,
+    blocks: Tensor,
+    k: int,
+    temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The best k of the selection: (log_q float32 [n, k], ids int64 [n, k], logsumexp float32 [n]), best first; an exact tie goes to the
-    lower row. The compiled kernel never writes the [n, S] logits to memory."""
+    """The best k of the selection: (log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32
+    [n]), best first, k' = min(k, rows selected); an exact tie of logits goes to the lower row. The
+    compiled kernel never writes the [n, S] logits to memory."""
     log_q, ids, lse = shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
     order = torch.sort(log_q, dim=-1, descending=True, stable=True).indices[:, :k]
     return log_q.gather(1, order), ids[order], lse
@@ -125,8 +148,9 @@ def shortlist_topk(
 def router_clusters(
     features: Tensor, tokens_embedding: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
 ) -> Tensor:
-    """Router scores float32 [n, M]: ``w2 silu(w1 [f; e] + b1) + b2`` (MLP), or, with an empty ``w1``, centroid scores
-    ``w2 f + b2``. features [n, d] and tokens_embedding [n, e] arrive already normalised."""
+    """Router scores float32 [n, M]: ``w2 silu(w1 [f; e] + b1) + b2`` (MLP), or, with an empty
+    ``w1``, centroid scores ``w2 f + b2``. features [n, d] and tokens_embedding [n, e] arrive
+    already normalised."""
     if w1.numel() == 0:
         return linear(features, w2, b2 if b2.numel() else None, None)
     hidden = torch.cat([features.float(), tokens_embedding.float()], 1)
@@ -135,8 +159,8 @@ def router_clusters(
 
 
 class LayerShape(NamedTuple):
-    """Constants of a pre-norm decoder layer (Gemma 3, Llama, Qwen2, Qwen3). ``window`` 0: full attention.
-    ``activation``: "silu" or "gelu_tanh"."""
+    """Constants of a pre-norm decoder layer (Gemma 3, Llama, Qwen2, Qwen3). ``window`` 0: full
+    attention. ``activation``: "silu" or "gelu_tanh"."""
 
     num_heads: int
     num_kv_heads: int
@@ -154,7 +178,7 @@ LAYER_WEIGHTS = (
     "q_norm",  # [head_dim] or empty
     "k_norm",  # [head_dim] or empty
     "out",  # [d, heads * head_dim]
-    "post_attention_norm",  # [d] or empty: norm of the attention's output before the residual sum (Gemma 3)
+    "post_attention_norm",  # [d] or empty: of the attention's output, before the sum (Gemma 3)
     "mlp_norm",  # [d]: norm before the MLP
     "gate_up",  # [2 * intermediate, d]: gate, up stacked
     "down",  # [d, intermediate]
@@ -235,7 +259,9 @@ def decoder_layer(
     scores = torch.einsum("nhd,thd->hnt", q.to(k_cache.dtype).float(), keys) * scale
     scores = scores.masked_fill(~allowed[None], float("-inf"))
     weight = torch.exp(scores - scores.amax(-1, keepdim=True)).to(v_cache.dtype).float()
-    attended = torch.einsum("hnt,thd->nhd", weight / weight.sum(-1, keepdim=True), values).reshape(n, q_size)
+    attended = torch.einsum("hnt,thd->nhd", weight / weight.sum(-1, keepdim=True), values).reshape(
+        n, q_size
+    )
     o = linear(attended, w["out"], None, None)
     if w["post_attention_norm"].numel():
         o = rms_norm(o, w["post_attention_norm"], eps)
