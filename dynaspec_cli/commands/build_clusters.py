@@ -48,6 +48,12 @@ Examples:
 )
 @click.option("--shortlist-size", type=int, metavar="N", help="Default size of the bundle.")
 @click.option("--minutes", type=float, metavar="N", help="Time for reading, writing and training.")
+@click.option(
+    "--drafter",
+    default="auto",
+    metavar="auto|none|FOLDER",
+    help="Drafter whose features the router learns from; none: the target's own.",
+)
 @click.option("--resume", is_flag=True, help="Go on with the build in --out.")
 @common_options
 def build_clusters(
@@ -59,6 +65,7 @@ def build_clusters(
     corpus: tuple[str, ...],
     shortlist_size: int | None,
     minutes: float | None,
+    drafter: str,
     resume: bool,
 ) -> None:
     """Build token orders, clusters and router for --model.
@@ -90,6 +97,7 @@ def build_clusters(
             common.device,
             common.threads,
             lambda stage, share: bar(LoadProgress(stage, share)),
+            drafter,
         )
     rows = [row.as_dict() for row in result.coverage]
     if common.json:

@@ -36,7 +36,14 @@ class HeldOutText:
     top: Tensor
     prompt: int
     group: str = "all"
-    drafted: Tensor | None = None
+    drafted: tuple[Tensor, ...] = ()
+
+    def inputs(self, depth: int) -> Tensor:
+        """Features [T, d] that stand for draft step ``depth``'s output; step 0: the target's
+        own."""
+        if depth == 0 or not self.drafted:
+            return self.features
+        return self.drafted[min(depth, len(self.drafted)) - 1]
 
 
 @dataclass
@@ -119,7 +126,6 @@ def _walk(
     found: Coverage,
 ) -> None:
     tokens, top, total = text.tokens, text.top, int(text.tokens.numel())
-    inputs = text.features if text.drafted is None else text.drafted
     p = max(2, min(text.prompt, total - 1))
     # The target's output at the last prompt token is the first root; its own top tokens are known
     # from the prefill.
@@ -130,10 +136,9 @@ def _walk(
             at = root + d - 1
             first = at if d == 1 else max(1, at - width + 1)
             rows = torch.arange(at, first - 1, -1)
-            features = text.features if d == 1 else inputs
-            query = ShortlistQuery(d, features[rows - 1], tokens[rows])
+            query = ShortlistQuery(d, text.inputs(d - 1)[rows - 1], tokens[rows])
             selection = shortlist.select(state, query)
-            hidden = target.norm(inputs[rows])
+            hidden = target.norm(text.inputs(d)[rows])
             size = shortlist.score(state, selection, hidden, 1).size
             label = top[at, :1]
             hit = bool(shortlist.contains(state, selection, label)[0])
