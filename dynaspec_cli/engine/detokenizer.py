@@ -177,29 +177,28 @@ class IncrementalDetokenizer:
         if not self._window:
             return
         text = self._decode(self._window)
-        clean = not text.endswith(REPLACEMENT)
-        end = len(text) if clean or final else len(text) - 1
+        end = len(text)
+        if text.endswith(REPLACEMENT) and not final:
+            end -= 1
         if end > self._seen:
             self._pending += text[self._seen : end]
             self._seen = end
         if len(self._window) > MAX_WINDOW:
-            self._slide(text, clean)
+            self._slide(text)
 
-    def _slide(self, text: str, clean: bool) -> None:
-        """Forget the window's older tokens, at a border where both sides decode independently."""
-        for keep in range(4, min(len(self._window), MAX_WINDOW) if clean else 12):
-            head, tail = self._window[:-keep], self._window[-keep:]
-            first, second = self._decode(head), self._decode(tail)
-            # The last kept tokens must have text (a leading space is stripped only at the very
-            # start), and the border must lie between two characters.
-            if second.strip() and text.endswith(second) and not first.endswith(REPLACEMENT):
-                break
-            if not clean and second and first + second == text:
-                break
-        else:
-            return
-        self._seen -= len(text) - len(second)
-        self._window = tail
+    def _slide(self, text: str) -> None:
+        """Forget the window's older tokens, at a border where what follows means the same alone.
+
+        At least 4 tokens, so 4 bytes, are kept: an incomplete character lies in them. They must
+        have text, since some tokenizers drop a space at the beginning.
+        """
+        for keep in range(4, MAX_WINDOW):
+            tail = self._window[-keep:]
+            kept = self._decode(tail)
+            if kept and text.endswith(kept):
+                self._seen -= len(text) - len(kept)
+                self._window = tail
+                return
 
     def _open_run_text(self) -> str:
         """Text of an open, well-formed byte run; only looked at, to find a stop text in time."""
