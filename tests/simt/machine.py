@@ -1,4 +1,4 @@
-"""Compiles the CUDA kernel sources for the SIMT machine and calls their launchers on numpy arrays."""
+"""Compiles the CUDA kernel sources for the SIMT machine, calls their launchers on numpy arrays."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import numpy as np
 HERE = Path(__file__).resolve().parent
 KERNELS = HERE.parents[1] / "csrc" / "cuda"
 FLAGS = ["-O1", "-g0", "-std=c++20", "-fPIC", "-Wall", "-Wno-unused-function", "-DDYNASPEC_SIMT=1"]
-# Compile-time instrumentation only: the run-time half is recorder.cpp. Loops are left to touch memory one
-# element at a time, so that a granule's owner is known.
+# Compile-time instrumentation only: the run-time half is recorder.cpp. Loops are left to touch
+# memory one element at a time, so that a granule's owner is known.
 TRACED = ["-fsanitize=thread", "-fno-tree-loop-distribute-patterns", "-fno-tree-vectorize"]
 
 FLOAT32, BFLOAT16, FLOAT16, INT8 = range(4)
@@ -27,12 +27,18 @@ def find_compiler() -> str | None:
 
 
 def build(folder: Path, sources: list[Path] | None = None) -> Path:
-    """Shared library of all kernel sources (or the given ones) on the SIMT machine, cached by content in ``folder``."""
+    """Shared library of all kernel sources (or the given ones) on the SIMT machine, cached by
+    content in ``folder``."""
     compiler = find_compiler()
     assert compiler is not None
     units = sorted(KERNELS.glob("*.cu")) if sources is None else sources
     machine = [HERE / "simt.cpp", HERE / "recorder.cpp"]
-    headers = [*HERE.glob("*.h"), *HERE.glob("include/*.h"), *KERNELS.glob("*.cuh"), *KERNELS.glob("*.h")]
+    headers = [
+        *HERE.glob("*.h"),
+        *HERE.glob("include/*.h"),
+        *KERNELS.glob("*.cuh"),
+        *KERNELS.glob("*.h"),
+    ]
     digest = hashlib.sha256(" ".join([compiler, *FLAGS, *TRACED]).encode())
     for path in sorted([*units, *machine, *headers]):
         digest.update(path.name.encode() + path.read_bytes())
@@ -46,15 +52,28 @@ def build(folder: Path, sources: list[Path] | None = None) -> Path:
         traced = TRACED if path in units else ["-O2"]
         out = work / f"{path.stem}.o"
         include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{KERNELS}"]
-        command = [compiler, *FLAGS, *traced, *include, "-x", "c++", "-c", str(path), "-o", str(out)]
+        command = [
+            compiler,
+            *FLAGS,
+            *traced,
+            *include,
+            "-x",
+            "c++",
+            "-c",
+            str(path),
+            "-o",
+            str(out),
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, f"{path.name} does not compile for the SIMT machine:\n{done.stderr[-4000:]}"
+        assert done.returncode == 0, (
+            f"{path.name} does not compile for the SIMT machine:\n{done.stderr[-4000:]}"
+        )
         return str(out)
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, [*units, *machine]))
     partial = work / library.name
-    # -fno-sanitize=all: the objects are instrumented, but the sanitizer's own library is not linked.
+    # The objects are instrumented, but the sanitizer's own library is not linked.
     link = [compiler, "-shared", "-o", str(partial), *objects]
     done = subprocess.run(link, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -66,11 +85,15 @@ def build(folder: Path, sources: list[Path] | None = None) -> Path:
 class Buffer:
     """Device memory: an array between guard zones, known to the access checks."""
 
-    def __init__(self, array: np.ndarray, constant: bool, poison: bool, name: str, align: int = 256) -> None:
+    def __init__(
+        self, array: np.ndarray, constant: bool, poison: bool, name: str, align: int = 256
+    ) -> None:
         self.bytes = array.nbytes
         self._storage = np.full(array.nbytes + 2 * align + 512, 0xA5, np.uint8)
         start = -self._storage.ctypes.data % align + align
-        self.array = self._storage[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        self.array = (
+            self._storage[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        )
         self.array[...] = array
         self.constant, self.poison, self.name = constant, poison, name
 
@@ -92,7 +115,9 @@ class Machine:
         self.buffers.clear()
         self.library.simt_reset(ctypes.c_uint64(seed))
 
-    def _register(self, array: np.ndarray, constant: bool, poison: bool, name: str, granule: int) -> Buffer:
+    def _register(
+        self, array: np.ndarray, constant: bool, poison: bool, name: str, granule: int
+    ) -> Buffer:
         buffer = Buffer(np.ascontiguousarray(array), constant, poison, name)
         self.library.simt_region(
             buffer.pointer,
@@ -124,7 +149,7 @@ class Machine:
         return int(call(*map(_argument, arguments)))
 
     def launch(self, function: str, *arguments: object) -> int:
-        """Runs a launcher and fails on any finding of the access checks. Returns the launcher's status."""
+        """Runs a launcher, fails on findings of the access checks; returns the launcher's status."""
         call = getattr(self.library, function)
         call.restype = ctypes.c_int
         status = int(call(*map(_argument, arguments)))

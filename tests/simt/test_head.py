@@ -1,4 +1,4 @@
-"""head_*.cu on the SIMT machine against float64 references: odd shapes, every weight type, ties, padding."""
+"""head_*.cu on the SIMT machine against float64 sums: odd shapes, weight types, ties, padding."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from dynaspec_cli.ops import reference
 
 from .machine import BFLOAT16, FLOAT16, FLOAT32, INT8, Machine
 
-DTYPES = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16, INT8: torch.int8}
+DTYPES = {
+    FLOAT32: torch.float32,
+    BFLOAT16: torch.bfloat16,
+    FLOAT16: torch.float16,
+    INT8: torch.int8,
+}
 
 
 class HeadStruct(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("weight", ctypes.c_void_p),
         ("scale", ctypes.c_void_p),
         ("row_ids", ctypes.c_void_p),
@@ -38,14 +43,16 @@ class Case:
     temperature: float = 1.0
 
     def expected(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(log_q, ids, logsumexp) in row order from inputs rounded as the kernel rounds them, float64 sums."""
+        """(log_q, ids, logsumexp) in row order: inputs rounded as the kernel does, float64 sums."""
         x = self.hidden.float()
         if self.dtype == INT8:
             q, scale = reference.quantize_rows(x)
             x = q.double() * scale.double()[:, None]
         else:
             x = x.to(DTYPES[self.dtype]).double()
-        rows = np.concatenate([np.arange(lo, hi) for lo, hi in self.blocks] or [np.zeros(0, int)]).astype(int)
+        rows = np.concatenate(
+            [np.arange(lo, hi) for lo, hi in self.blocks] or [np.zeros(0, int)]
+        ).astype(int)
         logits = x @ self.weight.double()[rows].T
         if self.scale.numel():
             logits = logits * self.scale.double()[rows]
@@ -55,25 +62,54 @@ class Case:
         return (logits - lse[:, None]).numpy(), ids, lse.numpy()
 
 
-def make_case(seed: int, dtype: int, n: int, dim: int, rows: int, blocks: list[tuple[int, int]], ids: bool = True) -> Case:
+def make_case(
+    seed: int,
+    dtype: int,
+    n: int,
+    dim: int,
+    rows: int,
+    blocks: list[tuple[int, int]],
+    ids: bool = True,
+) -> Case:
     g = torch.Generator().manual_seed(seed)
     weight = torch.randn(rows, dim, generator=g)
     scale = torch.zeros(0)
     if dtype == INT8:
-        weight, scale = torch.randint(-127, 128, (rows, dim), generator=g), torch.rand(rows, generator=g) * 0.02 + 0.001
-    row_ids = torch.randperm(rows, generator=g).to(torch.int32) if ids else torch.zeros(0, dtype=torch.int32)
+        weight, scale = (
+            torch.randint(-127, 128, (rows, dim), generator=g),
+            torch.rand(rows, generator=g) * 0.02 + 0.001,
+        )
+    row_ids = (
+        torch.randperm(rows, generator=g).to(torch.int32)
+        if ids
+        else torch.zeros(0, dtype=torch.int32)
+    )
     hidden = torch.randn(n, dim, generator=g)
     hidden = hidden.to([torch.float32, torch.bfloat16, torch.float16][seed % 3])
-    return Case(weight.to(DTYPES[dtype]), scale, row_ids, hidden, np.array(blocks, np.int32).reshape(-1, 2), dtype)
+    return Case(
+        weight.to(DTYPES[dtype]),
+        scale,
+        row_ids,
+        hidden,
+        np.array(blocks, np.int32).reshape(-1, 2),
+        dtype,
+    )
 
 
 def as_bytes(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.contiguous().view(torch.uint8).numpy() if tensor.numel() else np.zeros(1, np.uint8)
+    return (
+        tensor.contiguous().view(torch.uint8).numpy() if tensor.numel() else np.zeros(1, np.uint8)
+    )
 
 
-def register(machine: Machine, case: Case, misalign: int = 0) -> tuple[HeadStruct, ctypes.c_void_p, int]:
+def register(
+    machine: Machine, case: Case, misalign: int = 0
+) -> tuple[HeadStruct, ctypes.c_void_p, int]:
     raw = as_bytes(case.weight).reshape(-1)
-    weight = machine.constant(np.concatenate([np.zeros(misalign, np.uint8), raw]), "head").value + misalign
+    weight = (
+        machine.constant(np.concatenate([np.zeros(misalign, np.uint8), raw]), "head").value
+        + misalign
+    )
     head = HeadStruct(
         weight,
         machine.constant(case.scale.numpy(), "scale").value if case.scale.numel() else None,
@@ -90,15 +126,30 @@ def topk(machine: Machine, case: Case, k: int, grid: int = 3, misalign: int = 0,
     head, hidden, hidden_dtype = register(machine, case, misalign)
     n, rows = case.hidden.shape[0], case.weight.shape[0]
     blocks = np.concatenate([case.blocks, np.full((padding, 2), rows, np.int32)])
-    log_q, ids = machine.output((n, k), np.float32, "log_q"), machine.output((n, k), np.int64, "ids")
+    log_q, ids = (
+        machine.output((n, k), np.float32, "log_q"),
+        machine.output((n, k), np.int64, "ids"),
+    )
     lse = machine.output((n,), np.float32, "logsumexp")
     reference_to = ctypes.byref(head)
     workspace = machine.size("dynaspec_head_workspace", reference_to, n, len(blocks), k, grid)
     status = machine.launch(
-        "dynaspec_shortlist_topk", reference_to, hidden, ctypes.c_int(hidden_dtype), n,
-        machine.constant(blocks, "blocks"), len(blocks), k, case.temperature, grid, log_q, ids, lse,
-        machine.workspace(workspace), None,
-    )  # fmt: skip
+        "dynaspec_shortlist_topk",
+        reference_to,
+        hidden,
+        ctypes.c_int(hidden_dtype),
+        n,
+        machine.constant(blocks, "blocks"),
+        len(blocks),
+        k,
+        case.temperature,
+        grid,
+        log_q,
+        ids,
+        lse,
+        machine.workspace(workspace),
+        None,
+    )
     assert status == 0
     return log_q.array.copy(), ids.array.copy(), lse.array.copy()
 
@@ -106,20 +157,37 @@ def topk(machine: Machine, case: Case, k: int, grid: int = 3, misalign: int = 0,
 def log_probs(machine: Machine, case: Case, width: int, grid: int = 3):
     head, hidden, hidden_dtype = register(machine, case)
     n = case.hidden.shape[0]
-    log_q, ids = machine.output((n, width), np.float32, "log_q"), machine.output((width,), np.int64, "ids")
+    log_q, ids = (
+        machine.output((n, width), np.float32, "log_q"),
+        machine.output((width,), np.int64, "ids"),
+    )
     lse = machine.output((n,), np.float32, "logsumexp")
     reference_to = ctypes.byref(head)
     workspace = machine.size("dynaspec_head_workspace", reference_to, n, len(case.blocks), 0, grid)
     status = machine.launch(
-        "dynaspec_shortlist_log_probs", reference_to, hidden, ctypes.c_int(hidden_dtype), n,
-        machine.constant(case.blocks, "blocks"), len(case.blocks), width, case.temperature, grid, log_q, ids,
-        lse, machine.workspace(workspace), None,
-    )  # fmt: skip
+        "dynaspec_shortlist_log_probs",
+        reference_to,
+        hidden,
+        ctypes.c_int(hidden_dtype),
+        n,
+        machine.constant(case.blocks, "blocks"),
+        len(case.blocks),
+        width,
+        case.temperature,
+        grid,
+        log_q,
+        ids,
+        lse,
+        machine.workspace(workspace),
+        None,
+    )
     assert status == 0
     return log_q.array.copy(), ids.array.copy(), lse.array.copy()
 
 
-def check_topk(case: Case, k: int, got: tuple[np.ndarray, np.ndarray, np.ndarray], tolerance: float = 2e-5) -> None:
+def check_topk(
+    case: Case, k: int, got: tuple[np.ndarray, np.ndarray, np.ndarray], tolerance: float = 2e-5
+) -> None:
     log_q, ids, lse = got
     expected, all_ids, expected_lse = case.expected()
     size = expected.shape[1]
@@ -132,7 +200,9 @@ def check_topk(case: Case, k: int, got: tuple[np.ndarray, np.ndarray, np.ndarray
     for i in range(len(log_q)):
         found = [place[int(t)] for t in ids[i, :kept]]
         assert len(set(found)) == kept
-        np.testing.assert_allclose(expected[i, found], log_q[i, :kept], atol=tolerance * scale, rtol=0)
+        np.testing.assert_allclose(
+            expected[i, found], log_q[i, :kept], atol=tolerance * scale, rtol=0
+        )
     assert (ids[:, kept:] == -1).all()
     assert np.isneginf(log_q[:, kept:]).all()
 
@@ -203,7 +273,9 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(machine: Machine, dtype: in
     together = topk(machine, case, 5)
     for i in (0, 7, 19):
         machine.reset(i + 9)
-        alone = Case(case.weight, case.scale, case.row_ids, case.hidden[i : i + 1], case.blocks, dtype)
+        alone = Case(
+            case.weight, case.scale, case.row_ids, case.hidden[i : i + 1], case.blocks, dtype
+        )
         for a, b in zip(topk(machine, alone, 5), together, strict=True):
             np.testing.assert_array_equal(a[0], b[i])
 

@@ -1,4 +1,4 @@
-"""linear.cu on the SIMT machine against the reference op: every weight type, odd shapes, the router, its events."""
+"""linear.cu on the SIMT machine against the reference ops; the router's streams and events."""
 
 from __future__ import annotations
 
@@ -29,11 +29,23 @@ def linear(machine: Machine, a, b, weight, scale, bias, silu: bool = False) -> n
     out = machine.output((n, m), np.float32, "out")
     status = machine.launch(
         "dynaspec_linear",
-        constant(machine, a, "a"), code(a), a.shape[1],
-        constant(machine, b, "b"), code(b), 0 if b is None else b.shape[1],
-        n, constant(machine, weight, "weight"), code(weight), constant(machine, scale, "scale"),
-        constant(machine, bias, "bias"), code(bias), m, ctypes.c_int(silu), out, None,
-    )  # fmt: skip
+        constant(machine, a, "a"),
+        code(a),
+        a.shape[1],
+        constant(machine, b, "b"),
+        code(b),
+        0 if b is None else b.shape[1],
+        n,
+        constant(machine, weight, "weight"),
+        code(weight),
+        constant(machine, scale, "scale"),
+        constant(machine, bias, "bias"),
+        code(bias),
+        m,
+        ctypes.c_int(silu),
+        out,
+        None,
+    )
     assert status == 0
     return out.array.copy()
 
@@ -46,7 +58,9 @@ def draw(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=str)
-@pytest.mark.parametrize("shape", [(1, 16, 1), (3, 40, 17), (9, 33, 8), (8, 640, 20), (17, 1, 5)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 16, 1), (3, 40, 17), (9, 33, 8), (8, 640, 20), (17, 1, 5)], ids=str
+)
 def test_linear(machine: Machine, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
     n, k, m = shape
     x = draw((n, k), [torch.float32, torch.bfloat16, torch.float16][n % 3], n)
@@ -55,7 +69,9 @@ def test_linear(machine: Machine, shape: tuple[int, int, int], dtype: torch.dtyp
     bias = draw((m,), torch.float32, 3) if n != 3 else None
     got = linear(machine, x, None, weight, scale, bias)
     expected = reference.linear(x, weight, bias, scale).numpy()
-    np.testing.assert_allclose(got, expected, atol=3e-6 * max(1, np.abs(expected).max()) * k**0.5, rtol=0)
+    np.testing.assert_allclose(
+        got, expected, atol=3e-6 * max(1, np.abs(expected).max()) * k**0.5, rtol=0
+    )
 
 
 def test_a_row_does_not_depend_on_the_rows_beside_it(machine: Machine) -> None:
@@ -63,11 +79,13 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(machine: Machine) -> None:
     together = linear(machine, x, None, weight, None, None)
     for i in (0, 8, 10):
         machine.reset(i)
-        np.testing.assert_array_equal(linear(machine, x[i : i + 1], None, weight, None, None)[0], together[i])
+        np.testing.assert_array_equal(
+            linear(machine, x[i : i + 1], None, weight, None, None)[0], together[i]
+        )
 
 
 class RouterStruct(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("w1", "b1", "w2", "b2")],
         *[(name, ctypes.c_int) for name in ("w1_dtype", "b1_dtype", "w2_dtype", "b2_dtype")],
         ("inner", ctypes.c_int64),
@@ -87,20 +105,35 @@ def test_router(machine: Machine, kind: str, dtype: torch.dtype) -> None:
     b2 = draw((clusters,), dtype, 6) if kind != "centroid" else None
     pointers = [constant(machine, t, "router") for t in (w1, b1, w2, b2)]
     router = RouterStruct(
-        *[p.value if p else None for p in pointers], *[code(t).value for t in (w1, b1, w2, b2)], inner, clusters
+        *[p.value if p else None for p in pointers],
+        *[code(t).value for t in (w1, b1, w2, b2)],
+        inner,
+        clusters,
     )
     scores = machine.output((n, clusters), np.float32, "scores")
     inner_values = machine.output((n, inner), np.float32, "inner")
     status = machine.launch(
-        "dynaspec_router_scores", ctypes.byref(router), constant(machine, features, "features"), code(features), d,
-        constant(machine, embedding, "embedding"), code(embedding), e, n, scores, inner_values, None,
-    )  # fmt: skip
+        "dynaspec_router_scores",
+        ctypes.byref(router),
+        constant(machine, features, "features"),
+        code(features),
+        d,
+        constant(machine, embedding, "embedding"),
+        code(embedding),
+        e,
+        n,
+        scores,
+        inner_values,
+        None,
+    )
     assert status == 0
     empty = torch.zeros(0)
     parts = [empty if t is None else t for t in (w1, b1, w2, b2)]
     expected = reference.router_clusters(features, embedding, *parts).numpy()
     # A bf16 second layer rounds the inner activations: one unit in the last place of them at most.
-    np.testing.assert_allclose(scores.array, expected, atol=2e-5 if dtype == torch.float32 else 0.05, rtol=0)
+    np.testing.assert_allclose(
+        scores.array, expected, atol=2e-5 if dtype == torch.float32 else 0.05, rtol=0
+    )
 
 
 def test_side_stream_order(machine: Machine) -> None:

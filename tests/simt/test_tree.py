@@ -22,7 +22,12 @@ def random_parents(n: int, rng: np.random.Generator, spread: int = 12) -> np.nda
 def test_tree_mask(machine: Machine, n: int) -> None:
     parents = random_parents(n, np.random.default_rng(n), spread=n)
     mask, depth = machine.output((n, n), np.bool_, "mask"), machine.output((n,), np.int64, "depth")
-    assert machine.launch("dynaspec_tree_mask", machine.constant(parents, "parents"), n, mask, depth, None) == 0
+    assert (
+        machine.launch(
+            "dynaspec_tree_mask", machine.constant(parents, "parents"), n, mask, depth, None
+        )
+        == 0
+    )
     expected_mask, expected_depth = reference.tree_mask(torch.from_numpy(parents))
     np.testing.assert_array_equal(mask.array, expected_mask.numpy())
     np.testing.assert_array_equal(depth.array, expected_depth.numpy())
@@ -32,7 +37,11 @@ def test_tree_mask(machine: Machine, n: int) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_greedy_walk(machine: Machine, n: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    parents, tokens, choices = random_parents(n, rng, 4 + n // 4), rng.integers(0, 3, n), rng.integers(0, 3, n)
+    parents, tokens, choices = (
+        random_parents(n, rng, 4 + n // 4),
+        rng.integers(0, 3, n),
+        rng.integers(0, 3, n),
+    )
     machine.reset(seed)
     path, length = machine.output((n,), np.int64, "path"), machine.output((1,), np.int64, "length")
     inputs = [machine.constant(x, "tree") for x in (tokens, parents, choices)]
@@ -48,12 +57,18 @@ def test_topk_expand(machine: Machine, seed: int) -> None:
     rng = np.random.default_rng(seed)
     w, k = int(rng.choice([1, 3, 10, 40])), int(rng.choice([1, 4, 33]))
     count = int(rng.integers(1, min(w * k, 1024) + 1))
-    scores, log_q = rng.standard_normal(w).astype(np.float32), rng.standard_normal((w, k)).astype(np.float32)
+    scores, log_q = (
+        rng.standard_normal(w).astype(np.float32),
+        rng.standard_normal((w, k)).astype(np.float32),
+    )
     if seed % 2:  # many ties
         scores, log_q = np.round(scores), np.round(log_q)
         log_q[rng.random((w, k)) < 0.2] = -np.inf
     machine.reset(seed)
-    index, score = machine.output((count,), np.int64, "index"), machine.output((count,), np.float32, "score")
+    index, score = (
+        machine.output((count,), np.int64, "index"),
+        machine.output((count,), np.float32, "score"),
+    )
     inputs = machine.constant(scores, "scores"), machine.constant(log_q, "log_q")
     assert machine.launch("dynaspec_topk_expand", *inputs, w, k, count, index, score, None) == 0
     expected = reference.topk_expand(torch.from_numpy(scores), torch.from_numpy(log_q), count)
@@ -71,11 +86,21 @@ def test_tree_rerank(machine: Machine, seed: int) -> None:
     if seed % 2:
         scores = np.round(scores)
     machine.reset(seed)
-    index, new_parents = machine.output((count,), np.int64, "index"), machine.output((count,), np.int64, "parents")
+    index, new_parents = (
+        machine.output((count,), np.int64, "index"),
+        machine.output((count,), np.int64, "parents"),
+    )
     status = machine.launch(
-        "dynaspec_tree_rerank", machine.constant(scores, "scores"), machine.constant(parents, "parents"), n, count,
-        index, new_parents, machine.workspace(machine.size("dynaspec_rerank_workspace", n)), None,
-    )  # fmt: skip
+        "dynaspec_tree_rerank",
+        machine.constant(scores, "scores"),
+        machine.constant(parents, "parents"),
+        n,
+        count,
+        index,
+        new_parents,
+        machine.workspace(machine.size("dynaspec_rerank_workspace", n)),
+        None,
+    )
     assert status == 0
     expected = reference.tree_rerank(torch.from_numpy(scores), torch.from_numpy(parents), count)
     np.testing.assert_array_equal(index.array, expected[0].numpy())
@@ -83,7 +108,7 @@ def test_tree_rerank(machine: Machine, seed: int) -> None:
 
 
 class WalkStruct(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("tokens", "parents")],
         *[(name, ctypes.c_int64) for name in ("n", "vocab")],
         *[(name, ctypes.c_void_p) for name in ("probs", "uniforms")],
@@ -91,7 +116,7 @@ class WalkStruct(ctypes.Structure):
 
 
 class DraftStruct(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("values", "ids")],
         ("size", ctypes.c_int64),
         ("row_of", ctypes.c_void_p),
@@ -103,7 +128,11 @@ def walk(machine: Machine, tokens, parents, probs, uniforms, draft=None):  # typ
     n, vocab = probs.shape
     pointers = [machine.constant(x, "tree").value for x in (tokens, parents)]
     given = WalkStruct(
-        *pointers, n, vocab, machine.constant(probs, "probs").value, machine.constant(uniforms, "uniforms").value
+        *pointers,
+        n,
+        vocab,
+        machine.constant(probs, "probs").value,
+        machine.constant(uniforms, "uniforms").value,
     )
     drawn = None
     if draft is not None:
@@ -119,7 +148,12 @@ def walk(machine: Machine, tokens, parents, probs, uniforms, draft=None):  # typ
         )
     path, length = machine.output((n,), np.int64, "path"), machine.output((1,), np.int64, "length")
     residual = machine.output((vocab,), np.float32, "residual")
-    assert machine.launch("dynaspec_stochastic_walk", ctypes.byref(given), drawn, path, length, residual, None) == 0
+    assert (
+        machine.launch(
+            "dynaspec_stochastic_walk", ctypes.byref(given), drawn, path, length, residual, None
+        )
+        == 0
+    )
     used = int(length.array[0])
     assert (path.array[used:] == -1).all()
     return path.array[:used].copy(), residual.array.copy()
@@ -131,7 +165,13 @@ def random_walk(seed: int, vocab: int, n: int):  # type: ignore[no-untyped-def]
     probs[rng.random((n, vocab)) < 0.3] = 0
     probs[:, 0] += 0.01
     parents, tokens = random_parents(n, rng), rng.integers(0, min(vocab, 5), n)
-    return rng, tokens, parents, probs * rng.uniform(0.5, 2, (n, 1)).astype(np.float32), rng.random(n, np.float32)
+    return (
+        rng,
+        tokens,
+        parents,
+        probs * rng.uniform(0.5, 2, (n, 1)).astype(np.float32),
+        rng.random(n, np.float32),
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -155,7 +195,9 @@ def test_sampled_walk(machine: Machine, seed: int, sparse: bool, replacement: bo
     rows[0] = 0
     if sparse:
         size = min(vocab, 5) + 2
-        ids = np.stack([rng.permutation(np.arange(size) % (min(vocab, 5) + 1)) for _ in range(3)]).astype(np.int64)
+        ids = np.stack(
+            [rng.permutation(np.arange(size) % (min(vocab, 5) + 1)) for _ in range(3)]
+        ).astype(np.int64)
         for i in range(3):  # a token once; the rest is padding
             ids[i][[j for j in range(size) if ids[i][j] in ids[i][:j]]] = -1
         ids[ids >= vocab] = -1
@@ -182,11 +224,18 @@ def test_kv_commit(machine: Machine, row_bytes: int) -> None:
     rng = np.random.default_rng(row_bytes)
     total, base = 30, 7
     rows = np.array([0, 1, 4, 5, 9, 15, -1, -1], np.int64)
-    arrays = [rng.integers(0, 256, (total, row_bytes + extra)).astype(np.uint8) for extra in (0, row_bytes, 0)]
+    arrays = [
+        rng.integers(0, 256, (total, row_bytes + extra)).astype(np.uint8)
+        for extra in (0, row_bytes, 0)
+    ]
     caches = [machine.mutable(a, "cache") for a in arrays]
 
     class Cache(ctypes.Structure):
-        _fields_ = [("data", ctypes.c_void_p), ("rows", ctypes.c_int64), ("row_bytes", ctypes.c_int64)]  # noqa: RUF012
+        _fields_ = [
+            ("data", ctypes.c_void_p),
+            ("rows", ctypes.c_int64),
+            ("row_bytes", ctypes.c_int64),
+        ]
 
     structs = (Cache * 3)(*[Cache(c.pointer.value, total, c.array.shape[1]) for c in caches])
     given = machine.constant(rows, "rows")

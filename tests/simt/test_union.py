@@ -11,7 +11,15 @@ from dynaspec_cli.ops import reference
 from .machine import Machine
 
 
-def union(machine: Machine, scores: np.ndarray, offsets: np.ndarray, extra: np.ndarray, core: int, budget: int, rows: int):
+def union(
+    machine: Machine,
+    scores: np.ndarray,
+    offsets: np.ndarray,
+    extra: np.ndarray,
+    core: int,
+    budget: int,
+    rows: int,
+):
     n, clusters = scores.shape
     capacity = machine.size("dynaspec_union_capacity", rows, clusters, extra.size, core)
     blocks = machine.output((capacity, 2), np.int32, "blocks")
@@ -44,11 +52,17 @@ def random_case(seed: int):
     rng = np.random.default_rng(seed)
     rows = int(rng.choice([1, 31, 32, 33, 100, 1000, 4097]))
     clusters = int(min(rng.choice([0, 1, 2, 7, 40, 300]), rows))
-    borders = np.sort(rng.choice(np.arange(1, rows), max(clusters - 1, 0), replace=False)) if clusters > 1 else []
+    borders = (
+        np.sort(rng.choice(np.arange(1, rows), max(clusters - 1, 0), replace=False))
+        if clusters > 1
+        else []
+    )
     offsets = np.array([0, *borders, rows] if clusters else [0], np.int32)
     n = int(rng.choice([0, 1, 2, 5]))
-    # Few distinct values, so that ties at the budget's edge are common; all of the floats' sign and zero cases.
-    scores = rng.choice(np.array([-np.inf, -2, -1e-30, -0.0, 0.0, 0.5, 3, np.inf], np.float32), (n, clusters))
+    # Few distinct values, so that ties at the budget's edge are common; both zeros, infinities.
+    scores = rng.choice(
+        np.array([-np.inf, -2, -1e-30, -0.0, 0.0, 0.5, 3, np.inf], np.float32), (n, clusters)
+    )
     if rng.random() < 0.5:
         scores = rng.standard_normal((n, clusters)).astype(np.float32)
     extra = rng.integers(0, rows, rng.choice([0, 1, 17])).astype(np.int32)
@@ -71,14 +85,18 @@ def test_union_equals_reference(machine: Machine, seed: int) -> None:
 
 def test_extra_rows_outside_the_head_are_padding(machine: Machine) -> None:
     scores, offsets = np.zeros((0, 0), np.float32), np.zeros(1, np.int32)
-    blocks, size = union(machine, scores, offsets, np.array([-1, 5, 64, -7, 6], np.int32), 0, 10, 64)
+    blocks, size = union(
+        machine, scores, offsets, np.array([-1, 5, 64, -7, 6], np.int32), 0, 10, 64
+    )
     assert size == 2
     assert blocks.tolist() == [[5, 7]]
 
 
 def test_equal_scores_fill_in_cluster_order(machine: Machine) -> None:
     offsets = np.arange(0, 70, 10, dtype=np.int32)
-    blocks, size = union(machine, np.zeros((3, 6), np.float32), offsets, np.zeros(0, np.int32), 5, 30, 60)
+    blocks, size = union(
+        machine, np.zeros((3, 6), np.float32), offsets, np.zeros(0, np.int32), 5, 30, 60
+    )
     assert size == 30
     assert blocks.tolist() == [[0, 30]]
 

@@ -1,10 +1,12 @@
-"""Builds the whole extension with DYNASPEC_BUILD=cuda against a CUDA build of PyTorch, imports it, and traces the steps.
+"""Builds the extension against a CUDA build of PyTorch, imports it, and traces the steps.
 
     DYNASPEC_CUDA_VENV=/path/to/venv python tools/cuda_check/build.py [--archs 9.0+PTX]
 
-The environment holds torch 2.14.1 (CUDA 13.0, 5 GB) and is separate from the one the package is developed in, whose torch is older: the
-sources thereby compile against two releases. It is created there if the folder does not exist. The build runs on a copy of the tree
-under build/cuda-check/tree, so that no other build is touched. The full list of targets is compiled by compile.py; one suffices here.
+The environment holds torch 2.14.1 (CUDA 13.0, 5 GB) and is separate from the one the package is
+developed in, whose torch is older: the sources thereby compile against two releases. It is made if
+the folder does not exist. The build (DYNASPEC_BUILD=cuda) runs on a copy of the tree under
+build/cuda-check/tree, so that no other build is touched. All targets are compiled by compile.py;
+one suffices here.
 """
 
 from __future__ import annotations
@@ -22,7 +24,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from compile import ROOT, find_nvcc, host_compiler
 
 TORCH = "torch==2.14.1"
-PACKAGES = [TORCH, "transformers>=5,<6", "safetensors", "click", "rich", "setuptools>=77", "ninja", "pybind11>=2.13", "numpy"]
+PACKAGES = [
+    TORCH,
+    "transformers>=5,<6",
+    "safetensors",
+    "click",
+    "rich",
+    "setuptools>=77",
+    "ninja",
+    "pybind11>=2.13",
+    "numpy",
+]
 FREE_GIB = 8
 
 
@@ -36,7 +48,10 @@ def prepare(venv: Path) -> Path:
     if not python.exists():
         free = shutil.disk_usage(venv.parent if venv.parent.exists() else Path.cwd()).free >> 30
         if free < FREE_GIB:
-            raise SystemExit(f"cuda-check: {venv} needs {FREE_GIB} GiB of disk, {free} GiB are free; free some or name another place")
+            raise SystemExit(
+                f"cuda-check: {venv} needs {FREE_GIB} GiB of disk, {free} GiB are free; "
+                "free some or name another place"
+            )
         say(f"making {venv} with {TORCH} (5 GB)")
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
     probe = "import torch, transformers, safetensors, click, rich, setuptools, ninja, pybind11"
@@ -47,12 +62,17 @@ def prepare(venv: Path) -> Path:
 
 def cuda_include(python: Path) -> str:
     """Headers that a toolkit may lack (cuSPARSE, cuBLAS) come with the wheels."""
-    code = "import nvidia, pathlib; print(pathlib.Path(list(nvidia.__path__)[0]) / 'cu13' / 'include')"
-    return subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    code = (
+        "import nvidia, pathlib; print(pathlib.Path(list(nvidia.__path__)[0]) / 'cu13' / 'include')"
+    )
+    return subprocess.run(
+        [str(python), "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
 
 
 def copy_tree(to: Path) -> None:
-    """The parts that a build and a trace need; files keep their times, so that a second build is incremental."""
+    """The parts that a build and a trace need; files keep their times, so that a second build is
+    incremental."""
     to.mkdir(parents=True, exist_ok=True)
     skip = shutil.ignore_patterns("*.so", "__pycache__", "_build_info.json", "data")
     for folder in ("csrc", "dynaspec_cli"):
@@ -65,7 +85,9 @@ def copy_tree(to: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--archs", default="9.0+PTX", help="targets of this build (compile.py checks all of them)")
+    parser.add_argument(
+        "--archs", default="9.0+PTX", help="targets of this build (compile.py checks all of them)"
+    )
     parser.add_argument("--jobs", type=int, default=2)
     options = parser.parse_args()
     named = os.environ.get("DYNASPEC_CUDA_VENV")
@@ -73,7 +95,10 @@ def main() -> int:
         say("no nvcc on this machine; the CUDA extension is not built here (skipped)")
         return 0
     if not named:
-        say("DYNASPEC_CUDA_VENV is not set; name an environment, or a place to make one of 5 GB (skipped)")
+        say(
+            "DYNASPEC_CUDA_VENV is not set; name an environment, or a place to make one of 5 GB "
+            "(skipped)"
+        )
         return 0
     python, tree = prepare(Path(named)), ROOT / "build" / "cuda-check" / "tree"
     copy_tree(tree)
@@ -90,13 +115,20 @@ def main() -> int:
         env |= {"NVCC_PREPEND_FLAGS": " ".join(host), "CXX": host[1], "CC": host[1]}
     start = time.perf_counter()
     done = subprocess.run(
-        [str(python), "setup.py", "-q", "build_ext", "--inplace"], cwd=tree, env=env, capture_output=True, text=True
+        [str(python), "setup.py", "-q", "build_ext", "--inplace"],
+        cwd=tree,
+        env=env,
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0:
         print((done.stdout + done.stderr)[-6000:], file=sys.stderr)
         say("the extension does not build against " + TORCH)
         return 1
-    say(f"extension built against {TORCH} for {options.archs} in {time.perf_counter() - start:.0f} s")
+    say(
+        f"extension built against {TORCH} for {options.archs} in "
+        f"{time.perf_counter() - start:.0f} s"
+    )
     trace = ROOT / "tools" / "cuda_check" / "trace.py"
     env["PYTHONPATH"] = str(tree)
     return subprocess.run([str(python), str(trace)], cwd=tree, env=env).returncode

@@ -1,9 +1,9 @@
-"""Compiles every CUDA kernel file for all supported targets and checks the compiler's resource report.
+"""Compiles every CUDA kernel file for all targets and checks the compiler's resource report.
 
     python tools/cuda_check/compile.py [--jobs 2] [--out build/cuda-check] [FILE.cu ...]
 
-Fails on a compile error, on a register spill, on more than 255 registers, and where a kernel's static shared memory exceeds 48 KiB.
-Without nvcc it says so and exits with 0. No PyTorch is needed.
+Fails on a compile error, on a register spill, on more than 255 registers, and where a kernel's
+static shared memory exceeds 48 KiB. Without nvcc it says so and exits with 0. No PyTorch is needed.
 """
 
 from __future__ import annotations
@@ -61,7 +61,10 @@ def parse_report(file: str, text: str) -> list[Resources]:
         if match := _ENTRY.search(line):
             found.append(Resources(file, match[1], int(match[2])))
         elif found and (match := _STACK.search(line)):
-            found[-1].stack_bytes, found[-1].spill_bytes = int(match[1]), int(match[2]) + int(match[3])
+            found[-1].stack_bytes, found[-1].spill_bytes = (
+                int(match[1]),
+                int(match[2]) + int(match[3]),
+            )
         elif found and (match := _USED.search(line)):
             found[-1].registers, found[-1].static_shared_bytes = int(match[1]), int(match[2] or 0)
     return found
@@ -79,7 +82,17 @@ def host_compiler() -> list[str]:
 
 
 def compile_file(nvcc: str, source: Path, out: Path) -> tuple[str, int, str, float]:
-    command = [nvcc, "-c", "-O3", "-std=c++20", *host_compiler(), "-Xptxas", "-v", "-I", str(KERNELS)]
+    command = [
+        nvcc,
+        "-c",
+        "-O3",
+        "-std=c++20",
+        *host_compiler(),
+        "-Xptxas",
+        "-v",
+        "-I",
+        str(KERNELS),
+    ]
     for target in TARGETS:
         command += ["-gencode", f"arch=compute_{target},code=sm_{target}"]
     command += ["-o", str(out / f"{source.stem}.o"), str(source)]
@@ -93,7 +106,10 @@ def demangle(names: list[str]) -> list[str]:
     if tool is None or not names:
         return names
     text = subprocess.run([tool], input="\n".join(names), capture_output=True, text=True).stdout
-    short = [re.sub(r"\(anonymous namespace\)::|dynaspec::cuda::|^void ", "", line) for line in text.splitlines()]
+    short = [
+        re.sub(r"\(anonymous namespace\)::|dynaspec::cuda::|^void ", "", line)
+        for line in text.splitlines()
+    ]
     return [line.split("(", 1)[0] for line in short]
 
 
@@ -105,7 +121,9 @@ def main() -> int:
     options = parser.parse_args()
     nvcc = find_nvcc()
     if nvcc is None:
-        print("cuda-check: no nvcc on this machine; the CUDA kernels are not compiled here (skipped)")
+        print(
+            "cuda-check: no nvcc on this machine; the CUDA kernels are not compiled here (skipped)"
+        )
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
     files = options.files or sorted(KERNELS.glob("*.cu"))
@@ -115,7 +133,9 @@ def main() -> int:
     resources: list[Resources] = []
     faults: list[str] = []
     with ThreadPoolExecutor(max(options.jobs, 1)) as pool:
-        for name, status, text, seconds in pool.map(lambda f: compile_file(nvcc, f, options.out), files):
+        for name, status, text, seconds in pool.map(
+            lambda f: compile_file(nvcc, f, options.out), files
+        ):
             here = parse_report(name, text)
             resources += here
             print(f"{name}: {len(here)} kernel builds, {seconds:.0f} s", flush=True)
@@ -124,7 +144,9 @@ def main() -> int:
                 continue
             missing = set(TARGETS) - {r.target for r in here}
             if missing:
-                faults.append(f"{name}: no resource report for sm_{', sm_'.join(map(str, sorted(missing)))}")
+                faults.append(
+                    f"{name}: no resource report for sm_{', sm_'.join(map(str, sorted(missing)))}"
+                )
     for entry, kernel in zip(resources, demangle([r.kernel for r in resources]), strict=True):
         entry.kernel = kernel
     faults += [fault for r in resources if (fault := r.fault())]
@@ -133,11 +155,16 @@ def main() -> int:
         rows = {r.target: r for r in resources if (r.file, r.kernel) == key}
         registers = " ".join(f"{rows[t].registers:4d}" if t in rows else "   -" for t in TARGETS)
         print(f"{key[1][:64]:64} {registers:>44} {max(r.stack_bytes for r in rows.values()):6d}")
-    (options.out / "resources.json").write_text(json.dumps([asdict(r) for r in resources], indent=1) + "\n")
+    (options.out / "resources.json").write_text(
+        json.dumps([asdict(r) for r in resources], indent=1) + "\n"
+    )
     for fault in faults:
         print(f"cuda-check: {fault}", file=sys.stderr)
     if not faults:
-        print(f"\ncuda-check: {len(files)} files, {len(resources)} kernel builds for {len(TARGETS)} targets, no spills")
+        print(
+            f"\ncuda-check: {len(files)} files, {len(resources)} kernel builds for {len(TARGETS)} "
+            "targets, no spills"
+        )
     return 1 if faults else 0
 
 

@@ -19,7 +19,7 @@ VOCAB, DIM, CLUSTERS = 512, 64, 16
 
 
 class TracedTarget(TransformersTarget):
-    """Without what loading does with real weights: the comparison with the model's own logits, the hash."""
+    """Without what loading does with real weights: the comparison of logits, the hash."""
 
     def _self_check(self) -> None:
         return None
@@ -32,9 +32,15 @@ def _target() -> TracedTarget:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
-        vocab_size=VOCAB, hidden_size=DIM, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=VOCAB,
+        hidden_size=DIM,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+    )
     with torch.device("cuda"):
         model = LlamaForCausalLM(config).to(torch.bfloat16)
     return TracedTarget(model, "traced model")
@@ -42,11 +48,28 @@ def _target() -> TracedTarget:
 
 def _drafter(target: Any) -> EagleDrafter:
     config = DrafterConfig(
-        target_name="traced model", head_hash="traced", vocab_size=VOCAB, hidden_size=DIM, num_layers=1, num_heads=4,
-        num_kv_heads=2, head_dim=16, intermediate_size=96, activation="silu", eps=1e-6, attention_scale=0.25,
-        rope_theta=10000.0, window=0, feature_scale=1.0, has_qk_norm=False, has_qkv_bias=False, has_post_norms=False,
-    )  # fmt: skip
-    tensors = {name: torch.randn(shape, device="cuda") for name, shape in expected_shapes(config).items()}
+        target_name="traced model",
+        head_hash="traced",
+        vocab_size=VOCAB,
+        hidden_size=DIM,
+        num_layers=1,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=96,
+        activation="silu",
+        eps=1e-6,
+        attention_scale=0.25,
+        rope_theta=10000.0,
+        window=0,
+        feature_scale=1.0,
+        has_qk_norm=False,
+        has_qkv_bias=False,
+        has_post_norms=False,
+    )
+    tensors = {
+        name: torch.randn(shape, device="cuda") for name, shape in expected_shapes(config).items()
+    }
     return EagleDrafter(config, tensors, target)
 
 
@@ -55,16 +78,14 @@ def _shortlist(target: Any) -> DynaSpecShortlist:
     ids = torch.arange(VOCAB, device=cuda, dtype=torch.int32)
     none = torch.empty(0, device=cuda)
     head = DraftHead(target.head_weight(), none, ids, ids.long(), VOCAB)
-    router = Router(
-        "mlp", torch.randn(32, 2 * DIM, device=cuda), torch.randn(32, device=cuda),
-        torch.randn(CLUSTERS, 32, device=cuda), torch.randn(CLUSTERS, device=cuda),
-    )  # fmt: skip
+    weights = {"w1": (32, 2 * DIM), "b1": (32,), "w2": (CLUSTERS, 32), "b2": (CLUSTERS,)}
+    router = Router("mlp", {name: torch.randn(s, device=cuda) for name, s in weights.items()}, cuda)
     offsets = torch.linspace(32, VOCAB, CLUSTERS + 1, device=cuda).int()
     return DynaSpecShortlist(head, target, router, offsets, (256, 192), 32, 0)
 
 
 def engine_steps() -> Iterator[str]:
-    """Prefill, two draft steps, verification, commit; yields the name of each step that was traced."""
+    """Prefill, two draft steps, verification; yields the name of each step that was traced."""
     target = _target()
     drafter, shortlist = _drafter(target), _shortlist(target)
     state = target.begin(128)

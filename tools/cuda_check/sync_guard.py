@@ -1,4 +1,4 @@
-"""Refuses operations that make the host wait for the device, unless they are named here with their reason."""
+"""Refuses operations that make the host wait for the device, unless they are named here."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class SyncGuard(TorchDispatchMode):
         file, function, line = _caller()
         reason = NAMED_SYNCS.get((file, function))
         if reason is None:
-            raise HostSyncError(f"{file}:{line} in {function or 'a step'}: {what} waits for the device")
+            raise HostSyncError(
+                f"{file}:{line} in {function or 'a step'}: {what} waits for the device"
+            )
         self.met[file, function] = reason
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

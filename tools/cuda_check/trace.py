@@ -1,9 +1,9 @@
 """Runs the draft and verify steps on fake CUDA tensors: no GPU is needed, nothing is computed.
 
-An operation that mixes devices, reads a value back, or has a result whose size depends on data raises, and so fails the check. Waits that
-cannot be avoided are named in sync_guard.py.
+An operation that mixes devices, reads a value back, or has a result whose size depends on data
+raises, and so fails the check. Waits that cannot be avoided are named in sync_guard.py.
 
-    python tools/cuda_check/trace.py     (in an environment with an extension built by DYNASPEC_BUILD=cuda)
+    python tools/cuda_check/trace.py     (with an extension built by DYNASPEC_BUILD=cuda)
 """
 
 from __future__ import annotations
@@ -25,20 +25,36 @@ from dynaspec_cli import ops
 from dynaspec_cli.ops.extension import EXTENSION
 
 OPS = (
-    "linear", "shortlist_union", "shortlist_topk", "shortlist_log_probs", "shortlist_log_probs_padded",
-    "draft_head", "router_clusters", "tree_mask", "greedy_walk", "stochastic_walk", "sampled_walk", "kv_commit",
-    "topk_expand", "tree_rerank",
-)  # fmt: skip
+    "linear",
+    "shortlist_union",
+    "shortlist_topk",
+    "shortlist_log_probs",
+    "shortlist_log_probs_padded",
+    "draft_head",
+    "router_clusters",
+    "tree_mask",
+    "greedy_walk",
+    "stochastic_walk",
+    "sampled_walk",
+    "kv_commit",
+    "topk_expand",
+    "tree_rerank",
+)
 
 VOCAB, DIM, CLUSTERS, WIDTH, BEST, NODES, LAYERS = 4096, 64, 128, 6, 8, 24, 2
 
 
 def expect(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype, what: str) -> None:
     if tuple(x.shape) != shape or x.dtype != dtype or x.device.type != "cuda":
-        raise AssertionError(f"{what}: expected {dtype} {shape} on cuda, got {x.dtype} {tuple(x.shape)} on {x.device}")
+        raise AssertionError(
+            f"{what}: expected {dtype} {shape} on cuda, "
+            f"got {x.dtype} {tuple(x.shape)} on {x.device}"
+        )
 
 
-def draft_step(head: Tensor, hidden: Tensor, router: list[Tensor], offsets: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+def draft_step(
+    head: Tensor, hidden: Tensor, router: list[Tensor], offsets: Tensor, context: Tensor
+) -> tuple[Tensor, Tensor]:
     """Router, selection and shortlisted head for one frontier; (log_q, ids) [w, k]."""
     empty, no_ids = head.new_empty(0, dtype=torch.float32), offsets.new_empty(0)
     scores = ops.router_clusters(hidden, hidden, *router)
@@ -50,19 +66,28 @@ def draft_step(head: Tensor, hidden: Tensor, router: list[Tensor], offsets: Tens
     expect(ids, (hidden.shape[0], BEST), torch.int64, "ids")
     expect(blocks, (CLUSTERS + context.numel() + 1, 2), torch.int32, "blocks")
     again, _ = ops.shortlist_union(scores, offsets, context, 64, 1024)
-    whole, tokens, _ = torch.ops.dynaspec.shortlist_log_probs_padded(hidden, head, empty, no_ids, again, 1200, 1.0)
+    whole, tokens, _ = torch.ops.dynaspec.shortlist_log_probs_padded(
+        hidden, head, empty, no_ids, again, 1200, 1.0
+    )
     expect(whole, (hidden.shape[0], 1200), torch.float32, "whole distribution")
     expect(tokens, (1200,), torch.int64, "its tokens")
-    expect(ops.linear(lse[:, None].expand(-1, DIM), head[:32], None, None), (hidden.shape[0], 32), torch.float32, "linear")
+    expect(
+        ops.linear(lse[:, None].expand(-1, DIM), head[:32], None, None),
+        (hidden.shape[0], 32),
+        torch.float32,
+        "linear",
+    )
     del size
     return log_q, ids
 
 
 def device_steps(dtype: torch.dtype) -> None:
-    """The whole loop on the device: EAGLE-2's tree by our ops, verification of both kinds, commit."""
+    """The loop on the device: EAGLE-2's tree by our ops, verification of both kinds, commit."""
     cuda = torch.device("cuda")
     head = torch.randn(VOCAB, DIM, device=cuda, dtype=dtype)
-    router = [torch.randn(*s, device=cuda) for s in ((32, 2 * DIM), (32,), (CLUSTERS, 32), (CLUSTERS,))]
+    router = [
+        torch.randn(*s, device=cuda) for s in ((32, 2 * DIM), (32,), (CLUSTERS, 32), (CLUSTERS,))
+    ]
     offsets = torch.arange(0, VOCAB + 1, VOCAB // CLUSTERS, device=cuda, dtype=torch.int32)
     context = torch.zeros(50, device=cuda, dtype=torch.int32)
     hidden, scores = torch.randn(1, DIM, device=cuda), torch.zeros(1, device=cuda)
@@ -92,7 +117,9 @@ def device_steps(dtype: torch.dtype) -> None:
     path, residual = ops.stochastic_walk(drafted, tree, probs, uniforms)
     expect(residual, (VOCAB,), torch.float32, "residual")
     q_rows = torch.zeros(13, device=cuda, dtype=torch.int64)
-    path, residual = ops.sampled_walk(drafted, tree, probs, uniforms, probs[:2], q_rows[:0], q_rows, False)
+    path, residual = ops.sampled_walk(
+        drafted, tree, probs, uniforms, probs[:2], q_rows[:0], q_rows, False
+    )
     expect(path, (13,), torch.int64, "sampled path")
     bonus = torch.multinomial(residual, 1)
     caches = [torch.empty(128, 2, 16, device=cuda, dtype=dtype) for _ in range(2 * LAYERS)]
@@ -119,25 +146,36 @@ def check_the_checks() -> None:
     must_fail("mixed devices", lambda: x + torch.randn(4))
     must_fail(
         "mixed devices in an op",
-        lambda: ops.linear(torch.randn(1, 4, device="cuda"), torch.randn(3, 4), None, None).add_(x[:3]),
+        lambda: ops.linear(torch.randn(1, 4, device="cuda"), torch.randn(3, 4), None, None).add_(
+            x[:3]
+        ),
     )
 
 
 def main() -> int:
     if EXTENSION.module is None or not EXTENSION.has_cuda:
-        print(f"cuda-check: expected an extension with CUDA kernels, got: {EXTENSION.reason}", file=sys.stderr)
+        print(
+            f"cuda-check: expected an extension with CUDA kernels, got: {EXTENSION.reason}",
+            file=sys.stderr,
+        )
         return 1
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     missing = [name for name in OPS if not has(f"dynaspec::{name}", "CUDA")]
     if missing:
         print(f"cuda-check: no CUDA kernel is registered for {', '.join(missing)}", file=sys.stderr)
         return 1
-    print(f"cuda-check: extension imported in torch {torch.__version__} without a GPU, {len(OPS)} CUDA ops registered")
+    print(
+        f"cuda-check: extension imported in torch {torch.__version__} without a GPU, "
+        f"{len(OPS)} CUDA ops registered"
+    )
     with FakeTensorMode(allow_non_fake_inputs=True), SyncGuard() as guard:
         check_the_checks()
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             device_steps(dtype)
-        print("cuda-check: draft and verify ops traced on fake CUDA tensors: no host sync, no data-dependent shape")
+        print(
+            "cuda-check: draft and verify ops traced on fake CUDA tensors: no host sync, "
+            "no data-dependent shape"
+        )
         for name in engine_steps():
             print(f"cuda-check: traced {name}")
     for (file, function), reason in guard.met.items():
