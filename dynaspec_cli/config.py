@@ -61,12 +61,15 @@ class TreeConfig:
     def __post_init__(self) -> None:
         _require(1 <= self.size <= 1024, f"--tree-size: expected 1 to 1024 nodes, got {self.size}")
         _require(1 <= self.depth <= 64, f"--tree-depth: expected 1 to 64 levels, got {self.depth}")
-        _require(1 <= self.width <= 64, f"--tree-width: expected 1 to 64 children, got {self.width}")
+        _require(
+            1 <= self.width <= 64, f"--tree-width: expected 1 to 64 children, got {self.width}"
+        )
 
 
 @dataclass(frozen=True)
 class ShortlistConfig:
-    """Which part of the vocabulary the drafter scores. ``size`` is in tokens; None takes the method's default."""
+    """Which part of the vocabulary the drafter scores. ``size`` is in tokens; None takes the
+    method's default."""
 
     method: str = "full"
     size: int | None = None

@@ -87,18 +87,21 @@ class Target(Protocol):
         ...
 
     def verify(self, state: Any, tree: DraftTree) -> TargetOutput:
-        """One pass over root and nodes with the tree mask; output for n+1 rows. Nothing is committed."""
+        """One pass over root and nodes with the tree mask; output for n+1 rows. Nothing is
+        committed."""
         ...
 
     def commit(self, state: Any, rows: Tensor) -> None:
-        """Keep the KV of the given rows of the last verified tree (int64, root first, a path), drop the rest."""
+        """Keep the KV of the given rows of the last verified tree (int64, root first, a path), drop
+        the rest."""
         ...
 
 
 @dataclass(frozen=True)
 class ShortlistQuery:
-    """One frontier: ``depth`` of the nodes to be proposed (1 = children of the root), the inputs that
-    exist before the drafter's layer runs: ``features`` [w, d] of the parents, ``tokens`` int64 [w]."""
+    """One frontier: ``depth`` of the nodes to be proposed (1 = children of the root), the inputs
+    that exist before the drafter's layer runs: ``features`` [w, d] of the parents, ``tokens`` int64
+    [w]."""
 
     depth: int
     features: Tensor
@@ -107,12 +110,14 @@ class ShortlistQuery:
 
 @dataclass
 class DraftHeadOutput:
-    """Best candidates per frontier row: ``log_q`` float32 [w, k] (log-softmax over the shortlist plus
-    the log of the estimated in-shortlist mass), ``ids`` int64 [w, k] target token ids, ``size``
-    the number of tokens scored.
+    """Best candidates per frontier row: ``log_q`` float32 [w, k] (log-softmax over the shortlist
+    plus the log of the estimated in-shortlist mass), ``ids`` int64 [w, k] target token ids,
+    ``size`` the number of tokens scored.
 
-    Where the whole distribution was asked for: ``log_probs`` float32 [w, S], the log-softmax over the shortlist at temperature
-    1 (no mass added), and ``all_ids`` int64 [S], the distinct token id of each column."""
+    Where the whole distribution was asked for: ``log_probs`` float32 [w, S], the log-softmax over
+    the shortlist at temperature 1 (no mass added), and ``all_ids`` int64 [S], the distinct token id
+    of each column.
+    """
 
     log_q: Tensor
     ids: Tensor
@@ -131,14 +136,15 @@ class Shortlist(Protocol):
         ...
 
     def select(self, state: Any, query: ShortlistQuery) -> Any:
-        """Choose the shortlist of this frontier (an opaque selection); may run beside the drafter's layer."""
+        """Choose the shortlist of this frontier (an opaque selection); may run beside the drafter's
+        layer."""
         ...
 
     def score(
         self, state: Any, selection: Any, hidden: Tensor, k: int, whole: bool = False
     ) -> DraftHeadOutput:
-        """GEMM + log-softmax + top-k over the selection for ``hidden`` [w, d] (already normed); with ``whole`` the whole
-        distribution too (for a policy that ``needs_distribution``)."""
+        """GEMM + log-softmax + top-k over the selection for ``hidden`` [w, d] (already normed);
+        with ``whole`` the whole distribution too (for a policy that ``needs_distribution``)."""
         ...
 
     def contains(self, state: Any, selection: Any, token_ids: Tensor) -> Tensor:
@@ -154,8 +160,8 @@ class Drafter(Protocol):
     """An EAGLE-style drafter: predicts the next feature from features and token embeddings."""
 
     def begin(self, max_length: int, first_token: int) -> Any:
-        """Request state with the drafter's own KV cache. ``first_token``: the text's first token, to which the first pair's
-        feature belongs."""
+        """Request state with the drafter's own KV cache. ``first_token``: the text's first token,
+        to which the first pair's feature belongs."""
         ...
 
     def extend(self, state: Any, features: Tensor, tokens: Tensor) -> Tensor:
@@ -164,9 +170,10 @@ class Drafter(Protocol):
         ...
 
     def step(self, state: Any, features: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
-        """One draft step over a frontier: parents' predicted features [w, d], drafted tokens int64 [w] and, for each, the
-        temporary row of its parent (-1: child of the root; otherwise an index into all rows that
-        earlier ``step`` calls of this round appended, in order). Returns predicted features [w, d]."""
+        """One draft step over a frontier: parents' predicted features [w, d], drafted tokens int64
+        [w] and, for each, the temporary row of its parent (-1: child of the root; otherwise an
+        index into all rows that earlier ``step`` calls of this round appended, in order). Returns
+        predicted features [w, d]."""
         ...
 
 
@@ -181,11 +188,12 @@ class Frontier:
 
 
 class TreePolicy(Protocol):
-    """Grows a tree from scored candidates, or stops. Its state belongs to one draft round; the policy object to one request,
-    since a policy that samples holds that request's random numbers.
+    """Grows a tree from scored candidates, or stops. Its state belongs to one draft round; the
+    policy object to one request, since a policy that samples holds that request's random numbers.
 
-    ``width``: the k of ``Shortlist.score``. ``needs_distribution``: children are sampled, so every candidate output must carry
-    the whole distribution."""
+    ``width``: the k of ``Shortlist.score``. ``needs_distribution``: children are sampled, so every
+    candidate output must carry the whole distribution.
+    """
 
     name: str
     width: int
@@ -194,7 +202,8 @@ class TreePolicy(Protocol):
     def begin(self, root: int) -> Any: ...
 
     def grow(self, state: Any, candidates: DraftHeadOutput) -> Frontier | None:
-        """Take the candidates of the last frontier (first: of the root), return the next frontier or None to stop."""
+        """Take the candidates of the last frontier (first: of the root), return the next frontier
+        or None to stop."""
         ...
 
     def finish(self, state: Any) -> DraftTree: ...
@@ -202,7 +211,8 @@ class TreePolicy(Protocol):
 
 @dataclass
 class Timings:
-    """Seconds by phase, summed over a request (contract: draft_body, router, head, tree, verify, commit, other)."""
+    """Seconds by phase, summed over a request (contract: draft_body, router, head, tree, verify,
+    commit, other)."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 

@@ -20,9 +20,12 @@ Examples:
 """
 )
 @click.option(
-    "--corpus", multiple=True, required=True, metavar="FILE",
-    help='Text (.txt), or JSON lines with "text" (.jsonl, .jsonl.gz), or a hub dataset. Repeatable.',
-)  # fmt: skip
+    "--corpus",
+    multiple=True,
+    required=True,
+    metavar="FILE",
+    help='Text (.txt), or JSON lines with "text" (.jsonl, .jsonl.gz), or a hub dataset; repeatable',
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
@@ -74,8 +77,8 @@ def train_drafter(
 ) -> None:
     """Train an EAGLE-style drafter for --model on text and on what the model writes itself.
 
-    Checkpoints go to --out; a killed run goes on with --resume and ends where it would have ended. The drafter there
-    (config.json, model.safetensors) can be used at any time.
+    Checkpoints go to --out; a killed run goes on with --resume and ends where it would have ended.
+    The drafter there (config.json, model.safetensors) can be used at any time.
     """
     from dynaspec_cli.training.run import RunConfig, train
     from dynaspec_cli.training.shards import ShardConfig

@@ -17,11 +17,11 @@ FORMAT = "dynaspec-eagle-1"
 class DrafterConfig:
     """One or more decoder layers over ``gate * f / scale + fc([norm(f); norm(e'); norm(e)])``.
 
-    f is the target's feature at position t (the residual stream before its final norm), e' the embedding of the
-    token at t+1, e that of the token at t. The last one is what lets a single attention layer copy: the key of a
-    pair carries its own token (e), its value the token that followed (e'), so a query with the same last token
-    finds what came next (an induction head in one layer). The output, times ``scale``, is the predicted feature
-    at t+1.
+    f is the target's feature at position t (the residual stream before its final norm), e' the
+    embedding of the token at t+1, e that of the token at t. The last one is what lets a single
+    attention layer copy: the key of a pair carries its own token (e), its value the token that
+    followed (e'), so a query with the same last token finds what came next (an induction head in
+    one layer). The output, times ``scale``, is the predicted feature at t+1.
     """
 
     target_name: str
@@ -49,19 +49,30 @@ class DrafterConfig:
     def __post_init__(self) -> None:
         if self.format != FORMAT:
             raise DynaSpecError(
-                f"drafter config: expected format {FORMAT!r}, got {self.format!r}; convert or retrain the drafter"
+                f"drafter config: expected format {FORMAT!r}, got {self.format!r}; convert or "
+                "retrain the drafter"
             )
-        for name in ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim"):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+        ):
             if getattr(self, name) < 1:
-                raise DynaSpecError(f"drafter config: expected {name} >= 1, got {getattr(self, name)}")
+                raise DynaSpecError(
+                    f"drafter config: expected {name} >= 1, got {getattr(self, name)}"
+                )
         if self.num_heads % self.num_kv_heads:
             raise DynaSpecError(
-                f"drafter config: num_heads {self.num_heads} is no multiple of num_kv_heads {self.num_kv_heads}"
+                f"drafter config: num_heads {self.num_heads} is no multiple of num_kv_heads "
+                f"{self.num_kv_heads}"
             )
 
     @property
     def inputs(self) -> int:
-        """Columns of ``fc``: feature, next token's embedding and, by default, the current token's."""
+        """Columns of ``fc``: feature, next token's embedding, by default the current one's."""
         return self.hidden_size * (3 if self.use_current_token else 2)
 
     @classmethod
@@ -70,16 +81,22 @@ class DrafterConfig:
         try:
             values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise DynaSpecError(f"drafter {folder}: no config.json; expected a folder made by train-drafter") from None
+            raise DynaSpecError(
+                f"drafter {folder}: no config.json; expected a folder made by train-drafter"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DynaSpecError(f"drafter {folder}: config.json is not valid JSON ({error})") from None
+            raise DynaSpecError(
+                f"drafter {folder}: config.json is not valid JSON ({error})"
+            ) from None
         if values.get("format") != FORMAT:
             raise DynaSpecError(
                 f"drafter {folder}: expected format {FORMAT!r}, got {values.get('format')!r}; "
                 "only drafters made by train-drafter load"
             )
         known = {field.name for field in dataclasses.fields(cls)}
-        missing = {f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING} - values.keys()
+        missing = {
+            f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING
+        } - values.keys()
         if missing:
             raise DynaSpecError(f"drafter {folder}: config.json lacks {', '.join(sorted(missing))}")
         return cls(**{key: value for key, value in values.items() if key in known})

@@ -1,8 +1,10 @@
-"""EAGLE-style drafter: the next feature from the last one and the new token (EAGLE-1/2, arXiv 2401.15077, 2406.16858).
+"""EAGLE-style drafter: the next feature from the last one and the new token (EAGLE-1/2, arXiv
+2401.15077, 2406.16858).
 
-It has a KV cache of its own over *pairs* (feature at t, token at t+1); pair t has position t. Committed pairs carry the target's
-features; below them lie the temporary rows of the tree under construction, which carry predicted ones and are dropped
-by the next ``extend``. The LM head and the final norm are the target's.
+It has a KV cache of its own over *pairs* (feature at t, token at t+1); pair t has position t.
+Committed pairs carry the target's features; below them lie the temporary rows of the tree under
+construction, which carry predicted ones and are dropped by the next ``extend``. The LM head and the
+final norm are the target's.
 """
 
 from __future__ import annotations
@@ -47,7 +49,8 @@ class DrafterState:
 
 
 class EagleDrafter:
-    """See ``DrafterConfig`` for the formula. Predicted features are float32, in units of ``config.feature_scale``."""
+    """See ``DrafterConfig`` for the formula. Predicted features are float32, in units of
+    ``config.feature_scale``."""
 
     def __init__(self, config: DrafterConfig, tensors: dict[str, Tensor], target: Target) -> None:
         check_fits(config, target)
@@ -59,7 +62,9 @@ class EagleDrafter:
         self.fc = tensors["fc"].to(device, self.dtype).contiguous()
         self.feature_norm = tensors["feature_norm"].float().to(device)
         self.next_norm = tensors["next_norm"].float().to(device)
-        self.current_norm = tensors["current_norm"].float().to(device) if config.use_current_token else None
+        self.current_norm = (
+            tensors["current_norm"].float().to(device) if config.use_current_token else None
+        )
         self.layers = [self._layer(tensors, i) for i in range(config.num_layers)]
         half = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
         self.inverse_frequencies = 1.0 / config.rope_theta**half
@@ -74,26 +79,34 @@ class EagleDrafter:
 
     @classmethod
     def load(cls, folder: Path, target: Target) -> EagleDrafter:
-        """A drafter folder (config.json, model.safetensors) made by train-drafter, checked against ``target``."""
+        """A drafter folder (config.json, model.safetensors) made by train-drafter, checked against
+        ``target``."""
         config = DrafterConfig.load(folder)
         check_fits(config, target)
         path = folder / WEIGHTS_FILE
         if not path.is_file():
-            pickles = [p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
+            pickles = [
+                p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt")
+            ]
             hint = f"; {pickles[0]} is a pickle and is not read" if pickles else ""
             raise DynaSpecError(f"drafter {folder}: expected {WEIGHTS_FILE}{hint}")
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise DynaSpecError(f"drafter {path}: not a readable safetensors file ({error}); copy it again") from None
+            raise DynaSpecError(
+                f"drafter {path}: not a readable safetensors file ({error}); copy it again"
+            ) from None
         check_tensors(config, tensors, folder)
         return cls(config, tensors, target)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of weights that a draft step reads."""
-        return sum(t.numel() * t.element_size() for layer in self.layers for t in layer) + self.fc.numel() * self.fc.element_size()
+        return (
+            sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+            + self.fc.numel() * self.fc.element_size()
+        )
 
     def begin(self, max_length: int, first_token: int) -> DrafterState:
         c, device = self.config, self.target.device
@@ -125,16 +138,21 @@ class EagleDrafter:
             state.last_token = int(t[-1])
         return out[-1:]
 
-    def step(self, state: DrafterState, features: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+    def step(
+        self, state: DrafterState, features: Tensor, tokens: Tensor, parents: Tensor
+    ) -> Tensor:
         n, start = tokens.numel(), state.tree_rows
         end = start + n
         if state.tree_mask is None:
             device = self.target.device
-            state.tree_mask = torch.zeros(MAX_TREE_ROWS, MAX_TREE_ROWS, dtype=torch.bool, device=device)
+            state.tree_mask = torch.zeros(
+                MAX_TREE_ROWS, MAX_TREE_ROWS, dtype=torch.bool, device=device
+            )
             state.tree_positions = torch.empty(MAX_TREE_ROWS, dtype=torch.int64, device=device)
             state.tree_tokens = torch.empty(MAX_TREE_ROWS, dtype=torch.int64)
         mask, positions, known = state.tree_mask, state.tree_positions, state.tree_tokens
-        assert positions is not None and known is not None
+        assert positions is not None
+        assert known is not None
         known[start:end] = tokens
         if start == 0:
             positions[:end] = state.length
@@ -148,7 +166,9 @@ class EagleDrafter:
         mask[rows, rows] = True
         x = self._inputs(features, tokens, current)
         state.tree_rows = end
-        return self._run(state, x, positions[start:end], positions[:end], mask[start:end, :end].contiguous())
+        return self._run(
+            state, x, positions[start:end], positions[:end], mask[start:end, :end].contiguous()
+        )
 
     def _inputs(self, features: Tensor, tokens: Tensor, current: Tensor) -> Tensor:
         eps, d = self.config.eps, (self.config.hidden_size,)
@@ -158,16 +178,34 @@ class EagleDrafter:
         ]
         if self.current_norm is not None:
             parts.append(F.rms_norm(self.target.embed(current).float(), d, self.current_norm, eps))
-        return torch.addcmul(ops.linear(torch.cat(parts, 1), self.fc, None, None), features, self.gate)
+        return torch.addcmul(
+            ops.linear(torch.cat(parts, 1), self.fc, None, None), features, self.gate
+        )
 
-    def _run(self, state: DrafterState, x: Tensor, own: Tensor, positions: Tensor, mask: Tensor) -> Tensor:
+    def _run(
+        self, state: DrafterState, x: Tensor, own: Tensor, positions: Tensor, mask: Tensor
+    ) -> Tensor:
         c = self.config
         cos, sin = state.cos[own], state.sin[own]
         for weights, k, v in zip(self.layers, state.k, state.v, strict=True):
             x = ops.decoder_layer(
-                x, weights, k, v, cos, sin, positions, mask, state.length, c.num_heads, c.num_kv_heads,
-                c.head_dim, c.eps, c.attention_scale, c.window, c.activation,
-            )  # fmt: skip
+                x,
+                weights,
+                k,
+                v,
+                cos,
+                sin,
+                positions,
+                mask,
+                state.length,
+                c.num_heads,
+                c.num_kv_heads,
+                c.head_dim,
+                c.eps,
+                c.attention_scale,
+                c.window,
+                c.activation,
+            )
         return x
 
 
@@ -180,7 +218,8 @@ def check_fits(config: DrafterConfig, target: Target) -> None:
     ):
         if ours != theirs:
             raise DynaSpecError(
-                f"the drafter was made for {config.target_name} and does not fit {target.name}: {what} {ours} against {theirs}; "
+                f"the drafter was made for {config.target_name} and does not fit {target.name}: "
+                f"{what} {ours} against {theirs}; "
                 "train one for this model with dynaspec train-drafter, or use --drafter none"
             )
 
@@ -190,10 +229,14 @@ def check_tensors(config: DrafterConfig, tensors: dict[str, Tensor], folder: Pat
     expected = expected_shapes(config)
     for name, shape in expected.items():
         if name not in tensors:
-            raise DynaSpecError(f"drafter {folder}: {WEIGHTS_FILE} lacks {name!r}; the file does not fit its config.json")
+            raise DynaSpecError(
+                f"drafter {folder}: {WEIGHTS_FILE} lacks {name!r}; the file does not fit its "
+                "config.json"
+            )
         if tuple(tensors[name].shape) != shape:
             raise DynaSpecError(
-                f"drafter {folder}: {name!r} has shape {list(tensors[name].shape)}, config.json asks for {list(shape)}"
+                f"drafter {folder}: {name!r} has shape {list(tensors[name].shape)}, config.json "
+                f"asks for {list(shape)}"
             )
     if unknown := sorted(tensors.keys() - expected.keys()):
         raise DynaSpecError(f"drafter {folder}: unexpected tensor {unknown[0]!r} in {WEIGHTS_FILE}")
@@ -203,7 +246,12 @@ def expected_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of every tensor in a drafter's safetensors file."""
     c, d = config, config.hidden_size
     q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"gate": (d,), "fc": (d, c.inputs), "feature_norm": (d,), "next_norm": (d,)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "gate": (d,),
+        "fc": (d, c.inputs),
+        "feature_norm": (d,),
+        "next_norm": (d,),
+    }
     if c.use_current_token:
         shapes["current_norm"] = (d,)
     layer: dict[str, tuple[int, ...]] = {

@@ -13,8 +13,9 @@ from dynaspec_cli.protocols import Target
 
 
 def load_drafter(value: str, target: Target) -> EagleDrafter | None:
-    """``auto``: the packaged drafter of this target's head, None where there is none. ``none``: None. Otherwise a folder
-    made by train-drafter, or the name of a hub repository that holds one."""
+    """``auto``: the packaged drafter of this target's head, None where there is none. ``none``:
+    None. Otherwise a folder made by train-drafter, or the name of a hub repository that holds one.
+    """
     if value == "none":
         return None
     if value == "auto":
@@ -24,23 +25,30 @@ def load_drafter(value: str, target: Target) -> EagleDrafter | None:
     if not folder.exists():
         folder = _from_hub(value)
     if not folder.is_dir():
-        raise DynaSpecError(f"--drafter {value}: expected a folder with config.json and model.safetensors, got a file")
+        raise DynaSpecError(
+            f"--drafter {value}: expected a folder with config.json and model.safetensors, got a "
+            "file"
+        )
     return EagleDrafter.load(folder, target)
 
 
 def packaged_drafter(target: Target) -> Path | None:
     """Folder of the drafter that ships with the package for this target's head, or None."""
     for folder, config in _packaged():
-        if (config.vocab_size, config.hidden_size) == (target.vocab_size, target.hidden_size):
-            if config.head_hash == target.head_hash():
-                return folder
+        sizes = (config.vocab_size, config.hidden_size)
+        fits = sizes == (target.vocab_size, target.hidden_size)
+        if fits and config.head_hash == target.head_hash():
+            return folder
     return None
 
 
 @lru_cache(maxsize=1)
 def _packaged() -> tuple[tuple[Path, DrafterConfig], ...]:
     root = Path(str(resources.files("dynaspec_cli"))) / "data"
-    return tuple((path.parent, DrafterConfig.load(path.parent)) for path in sorted(root.glob("*/drafter/config.json")))
+    return tuple(
+        (path.parent, DrafterConfig.load(path.parent))
+        for path in sorted(root.glob("*/drafter/config.json"))
+    )
 
 
 def _from_hub(name: str) -> Path:
@@ -51,4 +59,6 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DynaSpecError(f"--drafter {name}: no such folder, and the hub cannot provide it ({reason})") from None
+        raise DynaSpecError(
+            f"--drafter {name}: no such folder, and the hub cannot provide it ({reason})"
+        ) from None

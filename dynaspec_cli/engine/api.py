@@ -1,4 +1,4 @@
-"""The public entry: load a model once, then generate, compare, or hand the parts to the benchmark."""
+"""The public entry: load a model once, then generate, compare, or benchmark its parts."""
 
 from __future__ import annotations
 
@@ -42,12 +42,19 @@ def never() -> bool:
 
 
 class Engine:
-    """A target with its tokenizer and, where there is one, its drafter. Holds no state of a request.
+    """A target with its tokenizer and, where there is one, its drafter. Holds no state of a
+    request.
 
     ``drafter`` None: generation is plain autoregressive decoding, and every result says so.
     """
 
-    def __init__(self, target: Target, tokenizer: TextTokenizer, drafter: EagleDrafter | None, load_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        target: Target,
+        tokenizer: TextTokenizer,
+        drafter: EagleDrafter | None,
+        load_s: float = 0.0,
+    ) -> None:
         self.target = target
         self.tokenizer = tokenizer
         self.drafter = drafter
@@ -64,7 +71,8 @@ class Engine:
         drafter: str = "auto",
         progress: Callable[[Any], None] | None = None,
     ) -> Engine:
-        """Load target, tokenizer and drafter (contract: --model, --dtype, --device, --threads, --drafter)."""
+        """Load target, tokenizer and drafter (contract: --model, --dtype, --device, --threads,
+        --drafter)."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
@@ -72,7 +80,8 @@ class Engine:
         return cls(target, tokenizer, found, time.perf_counter() - begun)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
-        """The shortlist of a config, made once (its head is a copy of the target's rows in another order)."""
+        """The shortlist of a config, made once (its head is a copy of the target's rows in another
+        order)."""
         key = (config, depth)
         if key not in self._shortlists:
             self._shortlists[key] = shortlists.create(config, self.target, depth=depth)
@@ -98,21 +107,25 @@ class Engine:
     ) -> Iterator[Event]:
         """Yield ``NoticeEvent`` and ``TokensEvent`` as generation goes, then one ``DoneEvent``.
 
-        prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is asked after each step; a
-        KeyboardInterrupt inside a step ends the request too ("interrupted"), keeping what was generated.
-        Raises DynaSpecError for an empty prompt or one that does not leave room in the model's context.
+        prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is
+        asked after each step; a KeyboardInterrupt inside a step ends the request too
+        ("interrupted"), keeping what was generated. Raises DynaSpecError for an empty prompt or one
+        that does not leave room in the model's context.
         """
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         limit = self._limit(len(ids), config)
         if speculative and self.drafter is None:
             yield NoticeEvent(
-                f"no drafter for {self.target.name}: plain autoregressive decoding; train one with dynaspec train-drafter"
+                f"no drafter for {self.target.name}: plain autoregressive decoding; train one "
+                "with dynaspec train-drafter"
             )
         speculation = self._speculation(config) if speculative else None
         detokenizer = IncrementalDetokenizer.for_tokenizer(self.tokenizer, ids, config.stop)
         source = GeneratorSource(config.sampling.seed)
-        emissions = decode(self.target, torch.tensor(ids), len(ids) + limit, config.sampling, source, speculation)
+        emissions = decode(
+            self.target, torch.tensor(ids), len(ids) + limit, config.sampling, source, speculation
+        )
 
         new: list[int] = []
         steps: list[StepStats] = []
@@ -159,7 +172,9 @@ class Engine:
             )
         )
 
-    def complete(self, prompt: str | Sequence[int], config: GenerationConfig, *, speculative: bool = True) -> GenerationResult:
+    def complete(
+        self, prompt: str | Sequence[int], config: GenerationConfig, *, speculative: bool = True
+    ) -> GenerationResult:
         """``generate`` without the events."""
         result = None
         for event in self.generate(prompt, config, speculative=speculative):
@@ -168,10 +183,14 @@ class Engine:
         assert result is not None
         return result
 
-    def compare(self, prompt: str | Sequence[int], result: GenerationResult, config: GenerationConfig) -> GenerationResult:
-        """Decode the same prompt autoregressively; the speculative ``result`` with its ``comparison`` filled in.
+    def compare(
+        self, prompt: str | Sequence[int], result: GenerationResult, config: GenerationConfig
+    ) -> GenerationResult:
+        """Decode the same prompt autoregressively; the speculative ``result`` with its
+        ``comparison`` filled in.
 
-        Sampled texts of the two arms differ by chance, so that ``identical`` says something at temperature 0 only.
+        Sampled texts of the two arms differ by chance, so that ``identical`` says something at
+        temperature 0 only.
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         plain = self.complete(ids, config, speculative=False)
@@ -181,12 +200,18 @@ class Engine:
         at = first_difference(a, b)
         divergence = None if at is None else self.divergence(ids, a, b, at)
         comparison = Comparison(
-            speedup(result.tokens_per_second, plain.tokens_per_second), at is None, divergence, plain
+            speedup(result.tokens_per_second, plain.tokens_per_second),
+            at is None,
+            divergence,
+            plain,
         )
         return replace(result, comparison=comparison)
 
-    def divergence(self, prompt: Sequence[int], ours: list[int], reference: list[int], at: int) -> Divergence:
-        """What the target itself says at the first difference, in one fresh pass over the common text."""
+    def divergence(
+        self, prompt: Sequence[int], ours: list[int], reference: list[int], at: int
+    ) -> Divergence:
+        """What the target itself says at the first difference, in one fresh pass over the common
+        text."""
         a = ours[at] if at < len(ours) else -1
         b = reference[at] if at < len(reference) else -1
         common = torch.tensor([*prompt, *reference[:at]])
@@ -237,7 +262,9 @@ class Engine:
         if self.drafter is None:
             return None
         policy = create_tree(config.tree, config.sampling)
-        return Speculation(self.drafter, self.shortlist(config.shortlist, config.tree.depth), policy)
+        return Speculation(
+            self.drafter, self.shortlist(config.shortlist, config.tree.depth), policy
+        )
 
     def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""
@@ -246,12 +273,14 @@ class Engine:
         room = self.target.max_context - prompt_tokens
         if room < 1:
             raise DynaSpecError(
-                f"the prompt has {prompt_tokens} tokens, {self.target.name} takes {self.target.max_context} in all; shorten the prompt"
+                f"the prompt has {prompt_tokens} tokens, {self.target.name} takes "
+                f"{self.target.max_context} in all; shorten the prompt"
             )
         return min(config.max_new_tokens, room)
 
     def _cut(self, tokens: list[int], room: int) -> tuple[list[int], FinishReason | None]:
-        """Tokens up to an end-of-text token or the length limit, and why they end there (None: they do not)."""
+        """Tokens up to an end-of-text token or the length limit, and why they end there (None: they
+        do not)."""
         for i, token in enumerate(tokens[:room]):
             if token in self.tokenizer.eos_ids:
                 return tokens[: i + 1], "eos"

@@ -12,10 +12,12 @@ from dynaspec_cli.engine.events import PHASES
 
 
 class PhaseClock:
-    """``with clock("verify"): ...`` adds to a phase; ``lap`` returns the step's seconds, the rest as "other".
+    """``with clock("verify"): ...`` adds to a phase; ``lap`` returns the step's seconds, the rest
+    as "other".
 
-    CUDA work is asynchronous: a phase then shows when it was launched, except that the device is waited for
-    at the end of each phase if ``synchronize`` is set (which costs overlap, so it is a diagnosis, not the default).
+    CUDA work is asynchronous: a phase then shows when it was launched, except that the device is
+    waited for at the end of each phase if ``synchronize`` is set (which costs overlap, so it is a
+    diagnosis, not the default).
     """
 
     def __init__(self, device: torch.device, synchronize: bool = False) -> None:

@@ -1,7 +1,7 @@
 """The decode loop: draft, verify, commit, emit.
 
-Autoregressive decoding is the same loop with trees that consist of their root alone, so that both arms of every comparison
-run the same code.
+Autoregressive decoding is the same loop with trees that consist of their root alone, so that both
+arms of every comparison run the same code.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Speculation:
 
 @dataclass(frozen=True)
 class Emission:
-    """Tokens that one step settled (accepted path, then the bonus token). ``step`` is None for the prefill's token."""
+    """Tokens that one step settled (accepted path, then the bonus token). ``step`` is None for the
+    prefill's token."""
 
     token_ids: list[int]
     step: StepStats | None
@@ -50,7 +51,14 @@ class Emission:
 class Draft:
     """Drafting for one request: the drafter's, the shortlist's and the tree's state."""
 
-    def __init__(self, parts: Speculation, target: Target, prompt: Tensor, prefill: TargetOutput, max_length: int) -> None:
+    def __init__(
+        self,
+        parts: Speculation,
+        target: Target,
+        prompt: Tensor,
+        prefill: TargetOutput,
+        max_length: int,
+    ) -> None:
         self.parts, self.target = parts, target
         self.drafter = parts.drafter.begin(max_length, int(prompt[0]))
         self.shortlist = parts.shortlist.begin(prompt, prefill)
@@ -58,19 +66,24 @@ class Draft:
         self.sizes: list[int] = []
 
     def grow(self, features: Tensor, tokens: Tensor, clock: PhaseClock) -> DraftTree:
-        """Feed committed pairs (features [m, d], tokens int64 [m] that followed), then grow a tree under the last token."""
+        """Feed committed pairs (features [m, d], tokens int64 [m] that followed), then grow a tree
+        under the last token."""
         drafter, shortlist, policy = self.parts.drafter, self.parts.shortlist, self.parts.policy
         self.selections, self.sizes = [], []
         tree = policy.begin(int(tokens[-1]))
         with clock("router"):
-            selection = shortlist.select(self.shortlist, ShortlistQuery(1, features[-1:], tokens[-1:]))
+            selection = shortlist.select(
+                self.shortlist, ShortlistQuery(1, features[-1:], tokens[-1:])
+            )
         with clock("draft_body"):
             predicted = drafter.extend(self.drafter, features, tokens)
         depth = 1
         while True:
             with clock("head"):
                 hidden = self.target.norm(predicted)
-                scored = shortlist.score(self.shortlist, selection, hidden, policy.width, policy.needs_distribution)
+                scored = shortlist.score(
+                    self.shortlist, selection, hidden, policy.width, policy.needs_distribution
+                )
             self.selections.append(selection)
             self.sizes.append(scored.size)
             with clock("tree"):
@@ -80,19 +93,24 @@ class Draft:
             depth += 1
             parents = predicted[frontier.source]
             with clock("router"):
-                selection = shortlist.select(self.shortlist, ShortlistQuery(depth, parents, frontier.tokens))
+                selection = shortlist.select(
+                    self.shortlist, ShortlistQuery(depth, parents, frontier.tokens)
+                )
             with clock("draft_body"):
                 predicted = drafter.step(self.drafter, parents, frontier.tokens, frontier.parents)
         with clock("tree"):
             return policy.finish(tree)
 
     def covered(self, settled: Tensor) -> tuple[bool, ...]:
-        """Was each settled token (accepted ones, then the bonus token) in the shortlist of its draft step?"""
+        """Was each settled token (accepted ones, then the bonus token) in the shortlist of its
+        draft step?"""
         accepted = settled.numel() - 1
         hits = [True] * accepted  # an accepted token was proposed, so it was scored
         if accepted < len(self.selections):
             selection = self.selections[accepted]
-            hits.append(bool(self.parts.shortlist.contains(self.shortlist, selection, settled[-1:])[0]))
+            hits.append(
+                bool(self.parts.shortlist.contains(self.shortlist, selection, settled[-1:])[0])
+            )
         return tuple(hits)
 
 
@@ -105,7 +123,8 @@ def decode(
     speculation: Speculation | None,
     synchronize: bool = False,
 ) -> Iterator[Emission]:
-    """Yield emissions without end (the caller stops): prompt int64 [m], at most ``max_length`` tokens in all are valid."""
+    """Yield emissions without end (the caller stops): prompt int64 [m], at most ``max_length``
+    tokens in all are valid."""
     state = target.begin(max_length)
     output = target.prefill(state, prompt)
     last = prompt.numel() - 1
@@ -145,7 +164,9 @@ def decode(
         )
 
 
-def _first_token(output: TargetOutput, last: int, sampling: SamplingConfig, source: RandomSource) -> int:
+def _first_token(
+    output: TargetOutput, last: int, sampling: SamplingConfig, source: RandomSource
+) -> int:
     """The token after the prompt: verification of a tree without nodes."""
     row = torch.tensor([last])
     logits = output.logits(row)

@@ -15,8 +15,9 @@ from dynaspec_cli.training.shards import Shard
 
 @dataclass(frozen=True)
 class HeldOutScore:
-    """``top1``: share of draft steps 1, 2, ... whose best token is the target's choice, given the true tokens before;
-    ``chain_length``: mean tokens settled by a verified greedy chain of that depth (bonus included); by group too."""
+    """``top1``: share of draft steps 1, 2, ... whose best token is the target's choice, given the
+    true tokens before; ``chain_length``: mean tokens settled by a verified greedy chain of that
+    depth (bonus included); by group too."""
 
     top1: tuple[float, ...]
     chain_length: float
@@ -34,8 +35,9 @@ def held_out_score(
     groups: Sequence[str],
     depth: int = 4,
 ) -> HeldOutScore:
-    """Scores positions that the target continued greedily (its own text in ``shards``), or every position of corpus text,
-    where the target's choice is what its features say. The draft is chosen among ``columns``."""
+    """Scores positions that the target continued greedily (its own text in ``shards``), or every
+    position of corpus text, where the target's choice is what its features say. The draft is chosen
+    among ``columns``."""
     candidates = head[columns]
     hits = torch.zeros(depth)
     seen = torch.zeros(depth)
@@ -51,7 +53,11 @@ def held_out_score(
             for step, out in enumerate(outputs):
                 # Row t predicts the target's choice at position t + 1.
                 rows = out[:, begin - 2 + depth - 1 :]
-                best = columns[F.linear(final_norm(rows * module.config.feature_scale), candidates).argmax(-1)[0]]
+                best = columns[
+                    F.linear(final_norm(rows * module.config.feature_scale), candidates).argmax(-1)[
+                        0
+                    ]
+                ]
                 hit = best == choice[depth - 1 :][: best.numel()]
                 hits[step] += float(hit.sum())
                 seen[step] += hit.numel()
@@ -70,8 +76,9 @@ def held_out_score(
 def module_unroll(
     module: DrafterModule, features: Tensor, tokens: Tensor, embedding: nn.Module, depth: int
 ) -> list[Tensor]:
-    """Outputs [B, T-1, d] (units of ``feature_scale``) of ``depth`` unrolled draft steps over whole sequences: features
-    [B, T, d], tokens int64 [B, T]. Pair t is (feature t, token t + 1); rows below s of step s are void."""
+    """Outputs [B, T-1, d] (units of ``feature_scale``) of ``depth`` unrolled draft steps over whole
+    sequences: features [B, T, d], tokens int64 [B, T]. Pair t is (feature t, token t + 1); rows
+    below s of step s are void."""
     config = module.config
     embedded = embedding(tokens.to(features.device)).to(features.dtype)
     scaled = (features.float() / config.feature_scale).to(features.dtype)[:, :-1]

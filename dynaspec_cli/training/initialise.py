@@ -12,23 +12,33 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.training.model import DrafterModule
 
 NEXT_TOKEN_GAIN = 0.3
-"""Initial weight of the new token's (unit) embedding against the (unit) feature; found by trial, training corrects it."""
+"""Initial weight of the new token's (unit) embedding against the (unit) feature; found by trial,
+training corrects it."""
 
 
 def drafter_config(target: Any, num_layers: int, feature_scale: float) -> DrafterConfig:
     """Shape of a drafter whose layers are like the target's last ones.
 
-    target: a ``TransformersTarget``. Raises DynaSpecError for families whose layers differ from the four that are supported.
+    target: a ``TransformersTarget``. Raises DynaSpecError for families whose layers differ from the
+    four that are supported.
     """
     config = target.model.config.get_text_config()
     layer = _layers(target)[-1]
     attention, mlp = layer.self_attn, layer.mlp
-    for owner, name in ((attention, "q_proj"), (attention, "o_proj"), (mlp, "gate_proj"), (mlp, "down_proj")):
+    for owner, name in (
+        (attention, "q_proj"),
+        (attention, "o_proj"),
+        (mlp, "gate_proj"),
+        (mlp, "down_proj"),
+    ):
         if not hasattr(owner, name):
             raise DynaSpecError(
-                f"train-drafter: {target.name} ({config.model_type}) has layers without {name}; supported: Gemma 3, Llama, Qwen2, Qwen3"
+                f"train-drafter: {target.name} ({config.model_type}) has layers without {name}; "
+                "supported: Gemma 3, Llama, Qwen2, Qwen3"
             )
-    width = int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+    width = int(
+        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    )
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", "silu")
     return DrafterConfig(
         target_name=target.name,
@@ -77,8 +87,12 @@ def from_target(config: DrafterConfig, target: Any) -> DrafterModule:
         if config.has_post_norms:
             # These norms set the size of what a layer adds to the stream, so they carry its unit.
             ours.mlp_norm.copy_(norm_weight(theirs.pre_feedforward_layernorm))
-            ours.post_attention_norm.copy_(norm_weight(theirs.post_attention_layernorm) / config.feature_scale)
-            ours.post_mlp_norm.copy_(norm_weight(theirs.post_feedforward_layernorm) / config.feature_scale)
+            ours.post_attention_norm.copy_(
+                norm_weight(theirs.post_attention_layernorm) / config.feature_scale
+            )
+            ours.post_mlp_norm.copy_(
+                norm_weight(theirs.post_feedforward_layernorm) / config.feature_scale
+            )
         else:
             ours.mlp_norm.copy_(norm_weight(theirs.post_attention_layernorm))
             ours.out /= config.feature_scale
@@ -95,7 +109,10 @@ def norm_weight(norm: Any) -> Tensor:
 def _layers(target: Any) -> Any:
     layers = getattr(target._base, "layers", None)
     if layers is None:
-        raise DynaSpecError(f"train-drafter: {target.name} keeps no list of decoder layers; supported: Gemma 3, Llama, Qwen2, Qwen3")
+        raise DynaSpecError(
+            f"train-drafter: {target.name} keeps no list of decoder layers; supported: Gemma 3, "
+            "Llama, Qwen2, Qwen3"
+        )
     return layers
 
 

@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 STEP_DECAY = 0.9
-"""Weight of unrolled step s is STEP_DECAY**s: later steps matter only where earlier ones were right."""
+"""Weight of unrolled step s is STEP_DECAY**s: later steps matter only where earlier ones were
+right."""
 
 
 @dataclass(frozen=True)
 class LossConfig:
-    """``columns``: most frequent tokens in the softmax, beside the batch's own. ``gram``: weight of the logit-space term.
-    ``prompt_weight``: weight of positions inside a prompt (text that the target did not write)."""
+    """``columns``: most frequent tokens in the softmax, beside the batch's own. ``gram``: weight of
+    the logit-space term. ``prompt_weight``: weight of positions inside a prompt (text that the
+    target did not write)."""
 
     columns: int = 6144
     gram: float = 0.5
@@ -23,11 +25,12 @@ class LossConfig:
 
 
 def gram_matrix(head: Tensor, counts: Tensor, limit: int = 32768) -> Tensor:
-    """G [d, d] = sum_v pi_v (w_v - w)(w_v - w)^T over the ``limit`` most frequent tokens, pi ~ counts^0.75, w the mean row.
+    """G [d, d] = sum_v pi_v (w_v - w)(w_v - w)^T over the ``limit`` most frequent tokens, pi ~
+    counts^0.75, w the mean row.
 
-    For an error e of the normed feature, e^T G e / 2 is the variance of the logits' error under pi, half of which is
-    the second-order term of the KL divergence (logits are free up to a constant, hence the centring). So all of the
-    vocabulary speaks at the price of one d x d product.
+    For an error e of the normed feature, e^T G e / 2 is the variance of the logits' error under pi,
+    half of which is the second-order term of the KL divergence (logits are free up to a constant,
+    hence the centring). So all of the vocabulary speaks at the price of one d x d product.
     """
     top = counts.topk(min(limit, counts.numel()))
     pi = (top.values.float() + 1) ** 0.75
@@ -45,10 +48,12 @@ def unrolled_loss(
     weight: Tensor,
     config: LossConfig,
 ) -> tuple[Tensor, list[float]]:
-    """Sum over unrolled steps of soft cross-entropy plus the logit-space term; and the cross-entropy of each step.
+    """Sum over unrolled steps of soft cross-entropy plus the logit-space term; and the
+    cross-entropy of each step.
 
-    outputs: normed predictions [B, T, d] by step, whose first s rows of step s are void; truth: normed features
-    of the target [B, T, d]; columns [C, d]: head rows of the softmax; weight float32 [B, T].
+    outputs: normed predictions [B, T, d] by step, whose first s rows of step s are void; truth:
+    normed features of the target [B, T, d]; columns [C, d]: head rows of the softmax; weight
+    float32 [B, T].
     """
     width = truth.shape[-1]
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """The drafter as a trainable module, unrolled over several draft steps.
 
-Tensors are named as in the drafter's safetensors file, so that training and inference (drafters/eagle.py) share
-one set of weights. Activations are bf16, parameters and norms float32.
+Tensors are named as in the drafter's safetensors file, so that training and inference
+(drafters/eagle.py) share one set of weights. Activations are bf16, parameters and norms float32.
 """
 
 from __future__ import annotations
@@ -40,11 +40,15 @@ class DrafterLayer(nn.Module):
             self.post_attention_norm = nn.Parameter(torch.ones(c.hidden_size))
             self.post_mlp_norm = nn.Parameter(torch.ones(c.hidden_size))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, past: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """x [B, T, d] of unrolled step ``len(past)``; ``past`` holds (keys, values) of the earlier steps and is extended.
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        """x [B, T, d] of unrolled step ``len(past)``; ``past`` holds (keys, values) of the earlier
+        steps and is extended.
 
-        A row of step s at position t attends, as it will at inference, to the step-0 rows of positions up to t - s (committed
-        pairs) and to rows t - s + 1 .. t of steps 1 .. s (its own ancestors in the chain, and itself).
+        A row of step s at position t attends, as it will at inference, to the step-0 rows of
+        positions up to t - s (committed pairs) and to rows t - s + 1 .. t of steps 1 .. s (its own
+        ancestors in the chain, and itself).
         """
         c, (batch, length, _) = self.config, x.shape
         h = rms_norm(x, self.input_norm, c.eps)
@@ -61,7 +65,9 @@ class DrafterLayer(nn.Module):
         step = len(past)
         past.append((k, v))
         if step == 0 and (c.window == 0 or c.window >= length):
-            o = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=c.attention_scale, enable_gqa=True)
+            o = F.scaled_dot_product_attention(
+                q, k, v, is_causal=True, scale=c.attention_scale, enable_gqa=True
+            )
         else:
             mask = unrolled_mask(length, step, c.window, x.device)
             keys = torch.cat([pair[0] for pair in past], 2)
@@ -73,7 +79,9 @@ class DrafterLayer(nn.Module):
         if c.has_post_norms:
             o = rms_norm(o, self.post_attention_norm, c.eps)
         x = x + o
-        gate, up = F.linear(rms_norm(x, self.mlp_norm, c.eps), self.gate_up.to(x.dtype)).chunk(2, -1)
+        gate, up = F.linear(rms_norm(x, self.mlp_norm, c.eps), self.gate_up.to(x.dtype)).chunk(
+            2, -1
+        )
         gate = F.silu(gate) if c.activation == "silu" else F.gelu(gate, approximate="tanh")
         m = F.linear(gate * up, self.down.to(x.dtype))
         if c.has_post_norms:
@@ -89,7 +97,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def unrolled_mask(length: int, step: int, window: int, device: torch.device) -> Tensor:
-    """bool [T, (step+1) T]: columns are step-0 keys, then step-1 keys, ... (see DrafterLayer.forward)."""
+    """bool [T, (step+1) T]: columns are step-0 keys, then step-1 keys, ... (see
+    DrafterLayer.forward)."""
     row = torch.arange(length, device=device)[:, None]
     column = torch.arange(length, device=device)[None, :]
     committed = column <= row - step
@@ -117,7 +126,9 @@ class DrafterModule(nn.Module):
 
     def rope(self, length: int, offset: int, device: torch.device) -> tuple[Tensor, Tensor]:
         c = self.config
-        inverse = 1.0 / c.rope_theta ** (torch.arange(0, c.head_dim, 2, device=device).float() / c.head_dim)
+        inverse = 1.0 / c.rope_theta ** (
+            torch.arange(0, c.head_dim, 2, device=device).float() / c.head_dim
+        )
         angle = (torch.arange(length, device=device).float() + offset)[:, None] * inverse
         angle = torch.cat([angle, angle], 1)
         return angle.cos(), angle.sin()
@@ -130,13 +141,19 @@ class DrafterModule(nn.Module):
         past: list[list[tuple[Tensor, Tensor]]],
         rope: tuple[Tensor, Tensor],
     ) -> Tensor:
-        """features [B, T, d] in units of ``feature_scale`` (the target's, or this module's own output of the step before);
-        embeddings [B, T, d]; returns the predicted features of the following position, same units."""
+        """features [B, T, d] in units of ``feature_scale`` (the target's, or this module's own
+        output of the step before); embeddings [B, T, d]; returns the predicted features of the
+        following position, same units."""
         c = self.config
-        parts = [rms_norm(features, self.feature_norm, c.eps), rms_norm(next_embedding, self.next_norm, c.eps)]
+        parts = [
+            rms_norm(features, self.feature_norm, c.eps),
+            rms_norm(next_embedding, self.next_norm, c.eps),
+        ]
         if c.use_current_token:
             parts.append(rms_norm(current_embedding, self.current_norm, c.eps))
-        x = features * self.gate.to(features.dtype) + F.linear(torch.cat(parts, -1), self.fc.to(features.dtype))
+        x = features * self.gate.to(features.dtype) + F.linear(
+            torch.cat(parts, -1), self.fc.to(features.dtype)
+        )
         for layer, layer_past in zip(self.layers, past, strict=True):
             x = layer(x, *rope, layer_past)
         return x

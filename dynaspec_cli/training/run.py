@@ -30,7 +30,8 @@ MAX_TEXT_TOKENS = 4096
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Where from and where to. ``minutes`` overrides the step count of ``train``; ``start``: a drafter folder to go on from."""
+    """Where from and where to. ``minutes`` overrides the step count of ``train``; ``start``: a
+    drafter folder to go on from."""
 
     model: str | None
     corpus: tuple[str, ...]
@@ -52,23 +53,35 @@ class RunConfig:
         if self.layers < 1:
             raise UsageError(f"--layers: expected at least 1, got {self.layers}")
         if self.resume and self.start is not None:
-            raise UsageError("--resume continues the run in --out; it cannot be combined with --start")
+            raise UsageError(
+                "--resume continues the run in --out; it cannot be combined with --start"
+            )
         if not self.resume and (self.out / CHECKPOINT).exists():
-            raise UsageError(f"--out {self.out}: holds a run already; add --resume to continue it, or choose another folder")
+            raise UsageError(
+                f"--out {self.out}: holds a run already; add --resume to continue it, or choose "
+                "another folder"
+            )
 
 
-def train(config: RunConfig, progress: ProgressCallback = ignore_progress) -> Iterator[TrainProgress]:
-    """Run it, yielding progress after every step; every ``score_every`` steps with the held-out score. The drafter is
-    saved with each score and at the end, also when the caller stops early."""
+def train(
+    config: RunConfig, progress: ProgressCallback = ignore_progress
+) -> Iterator[TrainProgress]:
+    """Run it, yielding progress after every step; every ``score_every`` steps with the held-out
+    score. The drafter is saved with each score and at the end, also when the caller stops early."""
     trainer, held_out, names = _prepare(config, progress)
     seconds = None if config.minutes is None else config.minutes * 60
     try:
         for state in trainer.run(seconds):
             if state.step % config.score_every == 0 or state.step == state.steps:
                 score = held_out_score(
-                    trainer.module, held_out, trainer.maker.teacher.head, trainer.embedding, trainer.norm,
-                    trainer.maker.columns, names,
-                )  # fmt: skip
+                    trainer.module,
+                    held_out,
+                    trainer.maker.teacher.head,
+                    trainer.embedding,
+                    trainer.norm,
+                    trainer.maker.columns,
+                    names,
+                )
                 state = dataclasses.replace(state, score=score)
                 trainer.save_drafter()
             yield state
@@ -77,7 +90,9 @@ def train(config: RunConfig, progress: ProgressCallback = ignore_progress) -> It
         trainer.save_drafter()
 
 
-def _prepare(config: RunConfig, progress: ProgressCallback) -> tuple[Trainer, list[Shard], list[str]]:
+def _prepare(
+    config: RunConfig, progress: ProgressCallback
+) -> tuple[Trainer, list[Shard], list[str]]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     place = choose_device(config.device)
@@ -96,7 +111,9 @@ def _prepare(config: RunConfig, progress: ProgressCallback) -> tuple[Trainer, li
     return trainer, _held_out(teacher, held_texts, held_groups, maker.columns), names
 
 
-def _encode(corpus: Sequence[str], tokenizer: TextTokenizer) -> tuple[list[Tensor], list[int], list[Tensor], list[int], list[str]]:
+def _encode(
+    corpus: Sequence[str], tokenizer: TextTokenizer
+) -> tuple[list[Tensor], list[int], list[Tensor], list[int], list[str]]:
     """Token ids of the texts and their groups, training and held-out apart."""
     names: list[str] = []
     texts: list[Tensor] = []
@@ -121,7 +138,9 @@ def _encode(corpus: Sequence[str], tokenizer: TextTokenizer) -> tuple[list[Tenso
     return texts, groups, held, held_groups, names
 
 
-def _held_out(teacher: Teacher, texts: list[Tensor], groups: list[int], columns: Tensor) -> list[Shard]:
+def _held_out(
+    teacher: Teacher, texts: list[Tensor], groups: list[int], columns: Tensor
+) -> list[Shard]:
     """Greedy continuations of held-out beginnings: what decoding will look like."""
     prompt, new = 48, 80
     keep = [i for i, ids in enumerate(texts) if ids.numel() >= prompt][:64]
@@ -130,7 +149,9 @@ def _held_out(teacher: Teacher, texts: list[Tensor], groups: list[int], columns:
     device = teacher.head.device
     prompts = torch.stack([texts[i][:prompt] for i in keep]).long().to(device)
     zero = torch.zeros(len(keep), device=device)
-    tokens, features = teacher.write(prompts, new, zero, torch.Generator(device=device), columns.to(device))
+    tokens, features = teacher.write(
+        prompts, new, zero, torch.Generator(device=device), columns.to(device)
+    )
     return [Shard(tokens.cpu(), features, prompt, torch.tensor([groups[i] for i in keep]))]
 
 
@@ -147,6 +168,7 @@ def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
                 module.get_parameter(name).copy_(tensor.float())
         return module
     features = maker.get(0).features.float()
-    # Features are measured in the root mean square of their median dimension: some families have a few huge ones.
+    # Features are measured in the root mean square of their median dimension: some families have a
+    # few huge ones.
     scale = float(features.pow(2).mean((0, 1)).sqrt().median())
     return from_target(drafter_config(target, config.layers, scale), target)

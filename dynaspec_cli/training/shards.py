@@ -1,7 +1,9 @@
-"""Training sequences with their features, made shard by shard and kept on disk until they are used up.
+"""Training sequences with their features, made shard by shard and kept on disk until they are used
+up.
 
-Shard r is a function of the corpus, the settings and r alone, so a resumed run that finds one missing makes the same again.
-Even shards are corpus text as it stands; odd ones are short pieces of it continued by the target.
+Shard r is a function of the corpus, the settings and r alone, so a resumed run that finds one
+missing makes the same again. Even shards are corpus text as it stands; odd ones are short pieces of
+it continued by the target.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ WRITTEN_SHAPES = ((16, 128), (32, 112), (64, 112), (160, 96), (24, 120), (336, 1
 
 @dataclass(frozen=True)
 class ShardConfig:
-    """``tokens`` a shard, ``length`` of corpus sequences, ``columns``: frequent tokens generation chooses among."""
+    """``tokens`` a shard, ``length`` of corpus sequences, ``columns``: frequent tokens generation
+    chooses among."""
 
     tokens: int = 24576
     length: int = 256
@@ -36,13 +39,16 @@ class ShardConfig:
 
     def __post_init__(self) -> None:
         if self.length < 16 or self.tokens < self.length:
-            raise UsageError(f"shards: expected 16 <= length <= tokens, got length {self.length}, tokens {self.tokens}")
+            raise UsageError(
+                f"shards: expected 16 <= length <= tokens, got length {self.length}, tokens "
+                f"{self.tokens}"
+            )
 
 
 @dataclass(frozen=True)
 class Shard:
-    """tokens int64 [N, T], features [N, T, d], ``prompt``: leading tokens the target did not write (T for corpus text);
-    ``groups``: per sequence, the corpus group it began in (index)."""
+    """tokens int64 [N, T], features [N, T, d], ``prompt``: leading tokens the target did not write
+    (T for corpus text); ``groups``: per sequence, the corpus group it began in (index)."""
 
     tokens: Tensor
     features: Tensor
@@ -51,9 +57,17 @@ class Shard:
 
 
 class ShardMaker:
-    """``texts``: token ids of each text (BOS first where the model wants one), ``groups``: a small integer for each."""
+    """``texts``: token ids of each text (BOS first where the model wants one), ``groups``: a small
+    integer for each."""
 
-    def __init__(self, teacher: Teacher, texts: Sequence[Tensor], groups: Sequence[int], config: ShardConfig, folder: Path) -> None:
+    def __init__(
+        self,
+        teacher: Teacher,
+        texts: Sequence[Tensor],
+        groups: Sequence[int],
+        config: ShardConfig,
+        folder: Path,
+    ) -> None:
         if not texts:
             raise DynaSpecError("train-drafter: the corpus holds no text to train on")
         self.teacher, self.config, self.folder = teacher, config, folder
@@ -70,13 +84,22 @@ class ShardMaker:
             try:
                 with safe_open(path, "pt") as file:
                     prompt = int(file.metadata()["prompt"])
-                    return Shard(file.get_tensor("tokens").long(), file.get_tensor("features"), prompt, file.get_tensor("groups"))
+                    return Shard(
+                        file.get_tensor("tokens").long(),
+                        file.get_tensor("features"),
+                        prompt,
+                        file.get_tensor("groups"),
+                    )
             except (SafetensorError, OSError, KeyError):
                 path.unlink(missing_ok=True)
         shard = self.make(index)
         self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
-        tensors = {"tokens": shard.tokens.to(torch.int32), "features": shard.features.cpu().contiguous(), "groups": shard.groups}
+        tensors = {
+            "tokens": shard.tokens.to(torch.int32),
+            "features": shard.features.cpu().contiguous(),
+            "groups": shard.groups,
+        }
         save_file(tensors, part, metadata={"prompt": str(shard.prompt)})
         part.replace(path)
         return shard
@@ -100,7 +123,9 @@ class ShardMaker:
         count = max(1, self.config.tokens // self.length)
         generator = self._generator(index)
         rows, groups = [], []
-        pool = iter(torch.randint(len(self.texts), (count * 64 + 64,), generator=generator).tolist())
+        pool = iter(
+            torch.randint(len(self.texts), (count * 64 + 64,), generator=generator).tolist()
+        )
         buffer: list[Tensor] = []
         held, group = 0, 0
         while len(rows) < count:
@@ -118,9 +143,14 @@ class ShardMaker:
                 buffer, held = [joined[self.length :]], joined.numel() - self.length
                 group = self.groups[text]
         if not rows:
-            raise DynaSpecError(f"train-drafter: the corpus is too small for one sequence of {self.length} tokens; add text")
+            raise DynaSpecError(
+                f"train-drafter: the corpus is too small for one sequence of {self.length} "
+                "tokens; add text"
+            )
         tokens = torch.stack(rows).long()
-        pieces = [self.teacher.read(part.to(self.teacher.head.device)).cpu() for part in tokens.split(16)]
+        pieces = [
+            self.teacher.read(part.to(self.teacher.head.device)).cpu() for part in tokens.split(16)
+        ]
         return Shard(tokens, torch.cat(pieces), self.length, torch.tensor(groups))
 
     def _write(self, index: int) -> Shard:
@@ -151,6 +181,10 @@ class ShardMaker:
         kinds = torch.tensor([TEMPERATURES[i % len(TEMPERATURES)] for i in range(len(prompts))])
         drawn = torch.Generator(device=device).manual_seed(self.config.seed * 1_000_003 + index)
         tokens, features = self.teacher.write(
-            torch.stack(prompts).long().to(device), new, kinds.to(device), drawn, self.columns.to(device)
+            torch.stack(prompts).long().to(device),
+            new,
+            kinds.to(device),
+            drawn,
+            self.columns.to(device),
         )
         return Shard(tokens.cpu(), features.cpu(), prompt, torch.tensor(groups))

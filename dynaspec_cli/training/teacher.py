@@ -1,7 +1,7 @@
 """The target as a teacher: features of whole batches, and text that it writes itself.
 
-Text written by the target is what the drafter will meet, and costs about as much as reading text: the features of a generated
-token fall out of generating it.
+Text written by the target is what the drafter will meet, and costs about as much as reading text:
+the features of a generated token fall out of generating it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ ATTENTION = "dynaspec_teacher"
 
 
 def _attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None, **_: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """query [B, H, Q, D], key and value [B, G, T, D]. One new token a sequence (Q = 1) turns the query heads of a group into
-    query rows, so that keys and values are read once a group and not copied once a head."""
+    """query [B, H, Q, D], key and value [B, G, T, D]. One new token a sequence (Q = 1) turns the
+    query heads of a group into query rows, so that keys and values are read once a group and not
+    copied once a head."""
     batch, heads, rows, width = query.shape
     groups = key.shape[1]
     if rows == 1:
@@ -27,19 +34,27 @@ def _attention(
         out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
         return out.reshape(batch, 1, heads, width), None
     out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=groups != heads
+        query,
+        key,
+        value,
+        attn_mask=mask,
+        is_causal=mask is None,
+        scale=scaling,
+        enable_gqa=groups != heads,
     )
     return out.transpose(1, 2), None
 
 
 class BatchCache:
-    """Keys and values of a batch of equally long sequences; stands in for a ``transformers`` cache."""
+    """Keys and values of a batch of equally long sequences; stands in for transformers' own."""
 
     def __init__(self, batch: int, length: int) -> None:
         self.batch, self.capacity, self.length = batch, length, 0
         self._keys: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(
+        self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
         if layer not in self._keys:
             shape = (self.batch, key.shape[1], self.capacity, key.shape[3])
             self._keys[layer] = (key.new_empty(shape), value.new_empty(shape))
@@ -54,7 +69,8 @@ class BatchCache:
 
 
 class Teacher:
-    """``target``: a ``TransformersTarget``. Sequences may not be longer than its sliding window, if it has one."""
+    """``target``: a ``TransformersTarget``. Sequences may not be longer than its sliding window, if
+    it has one."""
 
     def __init__(self, target: Any) -> None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -70,14 +86,18 @@ class Teacher:
         kinds = getattr(config, "layer_types", None)
         self._mask: Any = dict.fromkeys(kinds) if kinds and "sliding_attention" in kinds else None
         windowed = bool(kinds) and "sliding_attention" in kinds
-        self.max_length = int(config.sliding_window) if windowed else int(config.max_position_embeddings)
+        self.max_length = (
+            int(config.sliding_window) if windowed else int(config.max_position_embeddings)
+        )
         self.head = target.head_weight()
 
     def _pass(self, tokens: Tensor, cache: BatchCache) -> tuple[Tensor, Tensor]:
         """(features [B, n, d], normed [B, n, d]) of new tokens [B, n]."""
         captured: list[Tensor] = []
         hook = self.final_norm.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
-        positions = torch.arange(cache.length, cache.length + tokens.shape[1], device=tokens.device)[None]
+        positions = torch.arange(
+            cache.length, cache.length + tokens.shape[1], device=tokens.device
+        )[None]
         mask = self._mask if self._mask is not None else {"full_attention": None}
         try:
             normed = self.base(
@@ -98,11 +118,19 @@ class Teacher:
         return self._pass(tokens, BatchCache(*tokens.shape))[0]
 
     @torch.inference_mode()
-    def write(self, prompts: Tensor, new: int, temperature: Tensor, generator: torch.Generator, ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Continue prompts [B, P] by ``new`` tokens each: (tokens [B, P + new], features [B, P + new, d]).
+    def write(
+        self,
+        prompts: Tensor,
+        new: int,
+        temperature: Tensor,
+        generator: torch.Generator,
+        ids: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Continue prompts [B, P] by ``new`` tokens each: (tokens [B, P + new], features [B, P +
+        new, d]).
 
-        temperature float32 [B], 0 is greedy. Tokens are chosen among ``ids`` int64 (sorted; a part of the vocabulary is enough to
-        train on, and the head is most of a step's cost).
+        temperature float32 [B], 0 is greedy. Tokens are chosen among ``ids`` int64 (sorted; a part
+        of the vocabulary is enough to train on, and the head is most of a step's cost).
         """
         batch, prompt = prompts.shape
         cache = BatchCache(batch, prompt + new)

@@ -1,7 +1,7 @@
 """Trains a drafter: rounds of one new shard and the minibatches drawn from the latest shards.
 
-Everything a step does follows from the settings and the step's number, and a checkpoint holds the rest (weights and
-optimiser), so that a killed run ends where an unbroken one does.
+Everything a step does follows from the settings and the step's number, and a checkpoint holds the
+rest (weights and optimiser), so that a killed run ends where an unbroken one does.
 """
 
 from __future__ import annotations
@@ -31,8 +31,9 @@ STATE = "state.json"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """``steps`` in all; ``batch_tokens`` a step; ``unroll``: draft steps a loss looks ahead; ``passes``: how often a
-    token is trained on, on average; ``window``: shards minibatches are drawn from."""
+    """``steps`` in all; ``batch_tokens`` a step; ``unroll``: draft steps a loss looks ahead;
+    ``passes``: how often a token is trained on, on average; ``window``: shards minibatches are
+    drawn from."""
 
     steps: int = 20000
     batch_tokens: int = 1024
@@ -49,12 +50,19 @@ class TrainConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_tokens < 16 or self.unroll < 1 or self.window < 1 or self.passes <= 0:
+        if (
+            self.steps < 1
+            or self.batch_tokens < 16
+            or self.unroll < 1
+            or self.window < 1
+            or self.passes <= 0
+        ):
             raise UsageError(f"train-drafter: impossible settings: {self}")
 
     def rate(self, step: int, progress: float) -> float:
-        """Learning rate of 1-based ``step``: linear warm-up, constant, then linear to ``floor`` over the last ``decay_share``
-        of ``progress`` (the share of the run that is over, in [0, 1])."""
+        """Learning rate of 1-based ``step``: linear warm-up, constant, then linear to ``floor``
+        over the last ``decay_share`` of ``progress`` (the share of the run that is over, in [0,
+        1])."""
         rise = min(1.0, step / self.warmup)
         left = 1.0 - progress
         fall = 1.0 if left > self.decay_share else max(self.floor, left / self.decay_share)
@@ -63,7 +71,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """After a step: tokens trained on so far, cross-entropy of each unrolled step, tokens a second of this run."""
+    """After a step: tokens trained on so far, cross-entropy of each unrolled step, tokens a second
+    of this run."""
 
     step: int
     steps: int
@@ -74,9 +83,12 @@ class TrainProgress:
 
 
 class Trainer:
-    """One run in one folder: checkpoint.safetensors, state.json, shards/, and the drafter itself when saved."""
+    """One run in one folder: checkpoint.safetensors, state.json, shards/, and the drafter itself
+    when saved."""
 
-    def __init__(self, module: DrafterModule, maker: ShardMaker, config: TrainConfig, folder: Path) -> None:
+    def __init__(
+        self, module: DrafterModule, maker: ShardMaker, config: TrainConfig, folder: Path
+    ) -> None:
         self.module, self.maker, self.config, self.folder = module, maker, config, folder
         teacher = maker.teacher
         self.device = teacher.head.device
@@ -89,7 +101,10 @@ class Trainer:
         matrices = [p for p in module.parameters() if p.dim() > 1]
         vectors = [p for p in module.parameters() if p.dim() == 1]
         self.optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            [
+                {"params": matrices, "weight_decay": config.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
             lr=config.learning_rate,
             betas=(0.9, 0.95),
             fused=True,
@@ -101,7 +116,8 @@ class Trainer:
     # -- the run ----------------------------------------------------------------------------------
 
     def run(self, seconds: float | None = None) -> Iterator[TrainProgress]:
-        """Train to ``config.steps``, or for ``seconds`` of wall-clock (the learning rate then follows the clock)."""
+        """Train to ``config.steps``, or for ``seconds`` of wall-clock (the learning rate then
+        follows the clock)."""
         begun, first = time.perf_counter(), self.tokens
         while self.step < self.config.steps:
             progress = (self.step + 1) / self.config.steps
@@ -118,8 +134,11 @@ class Trainer:
                 return
 
     def _round(self, step: int) -> tuple[int, random.Random]:
-        """(newest shard, random numbers) of a step: a shard feeds tokens * passes / batch_tokens steps."""
-        per_shard = max(1, round(self.maker.config.tokens * self.config.passes / self.config.batch_tokens))
+        """(newest shard, random numbers) of a step: a shard feeds tokens * passes / batch_tokens
+        steps."""
+        per_shard = max(
+            1, round(self.maker.config.tokens * self.config.passes / self.config.batch_tokens)
+        )
         return (step - 1) // per_shard, random.Random(self.config.seed * 7_919 + step)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, int]:
@@ -127,11 +146,14 @@ class Trainer:
         oldest = max(0, newest - self.config.window + 1)
         if oldest:
             self.maker.forget(oldest - 1)
-        # The newest shard must exist before it is one of many, or its making would depend on the draw.
+        # The newest shard must exist before it is one of many, or its making would depend on the
+        # draw.
         index = newest if draw.random() < 0.5 else draw.randint(oldest, newest)
         shard: Shard = self.maker.get(index)
         count, length = shard.tokens.shape
-        rows = draw.sample(range(count), min(count, max(1, round(self.config.batch_tokens / length))))
+        rows = draw.sample(
+            range(count), min(count, max(1, round(self.config.batch_tokens / length)))
+        )
         return shard.tokens[rows], shard.features[rows], shard.prompt
 
     def _update(self, batch: tuple[Tensor, Tensor, int], rate: float) -> list[float]:
@@ -147,9 +169,14 @@ class Trainer:
         weight = torch.ones(truth.shape[:2], device=self.device)
         if prompt < tokens.shape[1]:
             weight[:, : max(prompt - 2, 0)] = self.config.loss.prompt_weight
-        loss, values = unrolled_loss(normed, truth, self.maker.teacher.head[ids], self.gram, weight, self.config.loss)
+        loss, values = unrolled_loss(
+            normed, truth, self.maker.teacher.head[ids], self.gram, weight, self.config.loss
+        )
         if not torch.isfinite(loss):
-            raise DynaSpecError(f"train-drafter: the loss became {float(loss)} at step {self.step}; lower --learning-rate and --resume")
+            raise DynaSpecError(
+                f"train-drafter: the loss became {float(loss)} at step {self.step}; lower "
+                "--learning-rate and --resume"
+            )
         self.optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -170,23 +197,33 @@ class Trainer:
                     tensors[f"{moment}.{name}"] = state[moment].cpu().contiguous()
         self.folder.mkdir(parents=True, exist_ok=True)
         part = self.folder / (CHECKPOINT + ".part")
-        metadata = {"step": str(self.step), "tokens": str(self.tokens), "config": json.dumps(self._identity())}
+        metadata = {
+            "step": str(self.step),
+            "tokens": str(self.tokens),
+            "config": json.dumps(self._identity()),
+        }
         save_file(tensors, part, metadata=metadata)
         part.replace(self.folder / CHECKPOINT)
 
     def resume(self) -> None:
-        """Continue from the folder's checkpoint. Raises DynaSpecError where the settings differ from the run's."""
+        """Continue from the folder's checkpoint. Raises DynaSpecError where the settings differ
+        from the run's."""
         from safetensors import safe_open
 
         path = self.folder / CHECKPOINT
         if not path.is_file():
-            raise DynaSpecError(f"--resume: {self.folder} holds no {CHECKPOINT}; leave --resume out to begin")
+            raise DynaSpecError(
+                f"--resume: {self.folder} holds no {CHECKPOINT}; leave --resume out to begin"
+            )
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         saved, own = json.loads(metadata["config"]), self._identity()
         for key in own:
             if saved.get(key) != own[key]:
-                raise DynaSpecError(f"--resume: {self.folder} was made with {key} {saved.get(key)}, now {own[key]}; use the same settings")
+                raise DynaSpecError(
+                    f"--resume: {self.folder} was made with {key} {saved.get(key)}, now "
+                    f"{own[key]}; use the same settings"
+                )
         tensors = load_file(path)
         for name, parameter in self.module.named_parameters():
             with torch.no_grad():
@@ -200,15 +237,24 @@ class Trainer:
         self.step, self.tokens = int(metadata["step"]), int(metadata["tokens"])
 
     def _identity(self) -> dict[str, str]:
-        """What must not change between the parts of a run (``steps`` may: a run can be prolonged)."""
+        """What must not change between the parts of a run (``steps`` may: runs can be prolonged)."""
         settings = dataclasses.replace(self.config, steps=1, save_every=1)
         drafter = dataclasses.replace(self.module.config, trained_tokens=0)
-        return {"settings": str(settings), "drafter": drafter.to_json(), "shards": str(self.maker.config)}
+        return {
+            "settings": str(settings),
+            "drafter": drafter.to_json(),
+            "shards": str(self.maker.config),
+        }
 
     def save_drafter(self) -> None:
         """The drafter's own folder: config.json and model.safetensors (bf16)."""
-        config: DrafterConfig = dataclasses.replace(self.module.config, trained_tokens=self.base_tokens + self.tokens)
-        tensors = {name: p.detach().to(torch.bfloat16).cpu().contiguous() for name, p in self.module.named_parameters()}
+        config: DrafterConfig = dataclasses.replace(
+            self.module.config, trained_tokens=self.base_tokens + self.tokens
+        )
+        tensors = {
+            name: p.detach().to(torch.bfloat16).cpu().contiguous()
+            for name, p in self.module.named_parameters()
+        }
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, write in (
             ("model.safetensors", lambda path: save_file(tensors, path)),

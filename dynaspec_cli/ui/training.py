@@ -41,8 +41,10 @@ class TrainingView:
             score = state.score
             groups = "  ".join(f"{name} {value:.2f}" for name, value in score.by_group.items())
             line = (
-                f"step {state.step}  {state.tokens / 1e6:.2f} M tokens  {state.tokens_per_second:.0f} tok/s  "
-                f"loss {' '.join(f'{x:.2f}' for x in state.losses)}  held-out top-1 {' '.join(f'{x:.0%}' for x in score.top1)}  "
+                f"step {state.step}  {state.tokens / 1e6:.2f} M tokens  "
+                f"{state.tokens_per_second:.0f} tok/s  "
+                f"loss {' '.join(f'{x:.2f}' for x in state.losses)}  held-out top-1 "
+                f"{' '.join(f'{x:.0%}' for x in score.top1)}  "
                 f"chain {score.chain_length:.2f}  ({groups})"
             )
             if self._bar is not None:
@@ -56,9 +58,13 @@ class TrainingView:
             from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
             self._bar = Progress(
-                TextColumn("training"), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn(),
-                console=stderr_console(), transient=True,
-            )  # fmt: skip
+                TextColumn("training"),
+                BarColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+                console=stderr_console(),
+                transient=True,
+            )
             self._task = self._bar.add_task("", total=1.0)
             self._bar.start()
         done = state.step / state.steps

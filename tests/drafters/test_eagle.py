@@ -36,11 +36,25 @@ class FakeTarget:
 
 def make_config(**changes) -> DrafterConfig:
     base = DrafterConfig(
-        target_name="fake", head_hash="h", vocab_size=V, hidden_size=D, num_layers=2, num_heads=4,
-        num_kv_heads=2, head_dim=8, intermediate_size=24, activation="gelu_tanh", eps=1e-6,
-        attention_scale=8**-0.5, rope_theta=10000.0, window=0, feature_scale=4.0, has_qk_norm=True,
-        has_qkv_bias=False, has_post_norms=True,
-    )  # fmt: skip
+        target_name="fake",
+        head_hash="h",
+        vocab_size=V,
+        hidden_size=D,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=24,
+        activation="gelu_tanh",
+        eps=1e-6,
+        attention_scale=8**-0.5,
+        rope_theta=10000.0,
+        window=0,
+        feature_scale=4.0,
+        has_qk_norm=True,
+        has_qkv_bias=False,
+        has_post_norms=True,
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -87,7 +101,9 @@ def test_chain_of_draft_steps_equals_unrolled_training(changes):
                 parent = torch.tensor([-1 if s == 1 else s - 2])
                 token = tokens[root + s + 1 : root + s + 2]
                 predicted = drafter.step(state, predicted, token, parent)
-                torch.testing.assert_close(predicted[0], outputs[s][0, root + s], rtol=1e-4, atol=1e-5)
+                torch.testing.assert_close(
+                    predicted[0], outputs[s][0, root + s], rtol=1e-4, atol=1e-5
+                )
 
 
 def test_tree_rows_equal_their_own_chains_and_extend_forgets_them():
@@ -103,7 +119,9 @@ def test_tree_rows_equal_their_own_chains_and_extend_forgets_them():
         return state, drafter.extend(state, features[:5], tokens[1:6])
 
     state, root = start()
-    level1 = drafter.step(state, root.expand(3, -1), torch.tensor([4, 7, 9]), torch.tensor([-1, -1, -1]))
+    level1 = drafter.step(
+        state, root.expand(3, -1), torch.tensor([4, 7, 9]), torch.tensor([-1, -1, -1])
+    )
     level2 = drafter.step(state, level1[[2, 0]], torch.tensor([1, 2]), torch.tensor([2, 0]))
     for row, path in ((0, (9, 1)), (1, (4, 2))):
         chain, out = start()
@@ -112,13 +130,17 @@ def test_tree_rows_equal_their_own_chains_and_extend_forgets_them():
         torch.testing.assert_close(out[0], level2[row], rtol=1e-5, atol=1e-6)
     after = drafter.extend(state, features[5:], tokens[6:])
     fresh = drafter.begin(32, int(tokens[0]))
-    torch.testing.assert_close(after, drafter.extend(fresh, features, tokens[1:]), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        after, drafter.extend(fresh, features, tokens[1:]), rtol=1e-5, atol=1e-6
+    )
 
 
 def save(folder: Path, config: DrafterConfig, module: DrafterModule) -> None:
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(config.to_json())
-    save_file({k: v.contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in module.state_dict().items()}, folder / "model.safetensors"
+    )
 
 
 def test_load_round_trip_and_shapes(tmp_path):
@@ -131,7 +153,11 @@ def test_load_round_trip_and_shapes(tmp_path):
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"head_hash": "other"}, "LM head hash"), ({"vocab_size": 51}, "vocabulary size"), ({"hidden_size": 32}, "hidden size")],
+    [
+        ({"head_hash": "other"}, "LM head hash"),
+        ({"vocab_size": 51}, "vocabulary size"),
+        ({"hidden_size": 32}, "hidden size"),
+    ],
 )
 def test_a_drafter_for_another_target_is_refused(tmp_path, changes, says):
     config = make_config(**changes)
