@@ -47,8 +47,8 @@ class TargetOutput(Protocol):
         """int64 [n]; the lowest id wins an exact tie."""
         ...
 
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first."""
+    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first (or of the given rows)."""
         ...
 
 

@@ -54,18 +54,13 @@ class WalkOutput:
     top: Tensor
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
-        """Stand-in logits whose order is the stored one: only the stored top tokens differ from the
-        rest."""
-        top = self.top if rows is None else self.top[rows]
-        values = torch.zeros(top.shape[0], int(self.top.max()) + 1)
-        ranks = torch.arange(top.shape[1], 0, -1).float()
-        return values.scatter_(1, top, ranks.expand(top.shape[0], -1))
+        raise NotImplementedError("a stored walk holds the top tokens only")
 
     def argmax(self) -> Tensor:
         return self.top[:, 0]
 
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        ids = self.top[:, :k]
+    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        ids = (self.top if rows is None else self.top[rows])[:, :k]
         return torch.zeros(ids.shape), ids
 
 

@@ -25,7 +25,6 @@ TARGET_TOP = 3
 PREFILL_POSITIONS = 128
 """Prompt positions, counted from the end, whose top tokens are kept. Each costs a full-vocabulary
 row."""
-_PREFILL_CHUNK = 32
 
 
 @dataclass
@@ -38,19 +37,13 @@ class ContextState(RequestState):
 
 
 def prefill_tokens(prefill: TargetOutput, positions: int) -> Tensor:
-    """The target's top tokens int64 [r] at the last ``positions`` prompt positions, earliest first.
-
-    The head is passed in chunks, so that no [m, V] logits are held.
-    """
+    """The target's top tokens int64 [r] at the last ``positions`` prompt positions, earliest
+    first."""
     total = int(prefill.features.shape[0])
-    found = []
-    for lo in range(max(0, total - positions), total, _PREFILL_CHUNK):
-        rows = torch.arange(lo, min(lo + _PREFILL_CHUNK, total), device=prefill.features.device)
-        logits = prefill.logits(rows)
-        found.append(torch.topk(logits, min(TARGET_TOP, logits.shape[1])).indices.reshape(-1))
-    if not found:
-        return torch.empty(0, dtype=torch.int64, device=prefill.features.device)
-    return torch.cat(found)
+    rows = torch.arange(max(0, total - positions), total, device=prefill.features.device)
+    if rows.numel() == 0:
+        return rows
+    return prefill.topk(TARGET_TOP, rows)[1].reshape(-1)
 
 
 def observe_context(context: ContextTokens, tree: DraftTree, output: TargetOutput) -> None:

@@ -154,7 +154,9 @@ class HeadOutput:
         return self.topk(1)[1][:, 0].contiguous()
 
     @torch.inference_mode()
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if rows is not None:
+            return self._head.topk(self.hidden[rows], k)
         if self._best is None or self._best[1].shape[1] < k:
             wanted = min(max(k, KEPT_LEADERS), self._head.weight.shape[0])
             self._best = self._head.topk(self.hidden, wanted)

@@ -29,7 +29,7 @@ class ArgmaxOutput:
     def logits(self, rows: Tensor | None = None) -> Tensor:
         raise AssertionError("greedy verification needs no logits")
 
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
+    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise AssertionError("greedy verification needs no top k")
 
 

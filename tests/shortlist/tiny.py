@@ -28,8 +28,8 @@ class TinyOutput:
     def argmax(self) -> Tensor:
         return self.values.argmax(-1)
 
-    def topk(self, k: int) -> tuple[Tensor, Tensor]:
-        found = torch.topk(torch.log_softmax(self.values, -1), k)
+    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        found = torch.topk(torch.log_softmax(self.logits(rows), -1), k)
         return found.values, found.indices
 
 
