@@ -19,6 +19,8 @@ FLAGS = ["-O1", "-g0", "-std=c++20", "-fPIC", "-Wall", "-Wno-unused-function", "
 # memory one element at a time, so that a granule's owner is known.
 TRACED = ["-fsanitize=thread", "-fno-tree-loop-distribute-patterns", "-fno-tree-vectorize"]
 
+_HEADERS = [(HERE, "*.h"), (HERE / "include", "*.h"), (KERNELS, "*.cuh"), (KERNELS, "launch.h")]
+
 FLOAT32, BFLOAT16, FLOAT16, INT8 = range(4)
 
 
@@ -33,52 +35,39 @@ def build(folder: Path, sources: list[Path] | None = None) -> Path:
     assert compiler is not None
     units = sorted(KERNELS.glob("*.cu")) if sources is None else sources
     machine = [HERE / "simt.cpp", HERE / "recorder.cpp"]
-    headers = [
-        *HERE.glob("*.h"),
-        *HERE.glob("include/*.h"),
-        *KERNELS.glob("*.cuh"),
-        *KERNELS.glob("*.h"),
-    ]
-    digest = hashlib.sha256(" ".join([compiler, *FLAGS, *TRACED]).encode())
-    for path in sorted([*units, *machine, *headers]):
-        digest.update(path.name.encode() + path.read_bytes())
-    library = folder / f"simt-{digest.hexdigest()[:16]}.so"
-    if library.exists():
-        return library
-    work = folder / f"work-{os.getpid()}"
-    work.mkdir(parents=True, exist_ok=True)
+    headers = [p for f, g in _HEADERS for p in f.glob(g)]
+    shared = hashlib.sha256(" ".join([compiler, *FLAGS, *TRACED]).encode())
+    for path in sorted(headers):
+        shared.update(path.name.encode() + path.read_bytes())
+    folder.mkdir(parents=True, exist_ok=True)
 
-    def compile_one(path: Path) -> str:
+    def compile_one(path: Path) -> Path:
+        """Object file of one source, cached by its content and that of all headers."""
+        digest = shared.copy()
+        digest.update(path.name.encode() + path.read_bytes())
+        out = folder / f"{path.stem}-{digest.hexdigest()[:16]}.o"
+        if out.exists():
+            return out
         traced = TRACED if path in units else ["-O2"]
-        out = work / f"{path.stem}.o"
         include = [f"-I{HERE / 'include'}", f"-I{HERE}", f"-I{KERNELS}"]
-        command = [
-            compiler,
-            *FLAGS,
-            *traced,
-            *include,
-            "-x",
-            "c++",
-            "-c",
-            str(path),
-            "-o",
-            str(out),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, (
-            f"{path.name} does not compile for the SIMT machine:\n{done.stderr[-4000:]}"
-        )
-        return str(out)
+        partial = out.with_suffix(f".{os.getpid()}")
+        command = [compiler, *FLAGS, *traced, *include, "-x", "c++", "-c", str(path)]
+        done = subprocess.run([*command, "-o", str(partial)], capture_output=True, text=True)
+        assert done.returncode == 0, f"{path.name} does not compile here:\n{done.stderr[-4000:]}"
+        partial.replace(out)
+        return out
 
     with ThreadPoolExecutor(2) as pool:
         objects = list(pool.map(compile_one, [*units, *machine]))
-    partial = work / library.name
-    # The objects are instrumented, but the sanitizer's own library is not linked.
-    link = [compiler, "-shared", "-o", str(partial), *objects]
-    done = subprocess.run(link, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-4000:]
-    partial.replace(library)
-    shutil.rmtree(work)
+    name = hashlib.sha256("".join(o.name for o in objects).encode()).hexdigest()[:16]
+    library = folder / f"simt-{name}.so"
+    if not library.exists():
+        # The objects are instrumented, but the sanitizer's own library is not linked.
+        partial = library.with_suffix(f".{os.getpid()}")
+        link = [compiler, "-shared", "-o", str(partial), *map(str, objects)]
+        done = subprocess.run(link, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        partial.replace(library)
     return library
 
 
@@ -149,7 +138,7 @@ class Machine:
         return int(call(*map(_argument, arguments)))
 
     def launch(self, function: str, *arguments: object) -> int:
-        """Runs a launcher, fails on findings of the access checks; returns the launcher's status."""
+        """Runs a launcher, fails on findings of the access checks, returns the status."""
         call = getattr(self.library, function)
         call.restype = ctypes.c_int
         status = int(call(*map(_argument, arguments)))

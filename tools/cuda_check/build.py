@@ -70,6 +70,16 @@ def cuda_include(python: Path) -> str:
     ).stdout.strip()
 
 
+def toolkit() -> Path:
+    """The toolkit's folder; nvcc itself may be a wrapper that lies elsewhere."""
+    named = os.environ.get("CUDA_HOME")
+    nvcc = Path(find_nvcc() or "nvcc").resolve()
+    for place in (Path(named) if named else None, nvcc.parents[1], Path("/usr/local/cuda")):
+        if place is not None and (place / "include" / "crt" / "host_defines.h").exists():
+            return place
+    raise SystemExit("cuda-check: expected a CUDA toolkit with headers; set CUDA_HOME to its folder")
+
+
 def copy_tree(to: Path) -> None:
     """The parts that a build and a trace need; files keep their times, so that a second build is
     incremental."""
@@ -102,12 +112,11 @@ def main() -> int:
         return 0
     python, tree = prepare(Path(named)), ROOT / "build" / "cuda-check" / "tree"
     copy_tree(tree)
-    nvcc = Path(find_nvcc() or "").resolve()
     env = os.environ | {
         "DYNASPEC_BUILD": "cuda",
         "DYNASPEC_CUDA_ARCHS": options.archs,
         "DYNASPEC_CUDA_INCLUDE": cuda_include(python),
-        "CUDA_HOME": os.environ.get("CUDA_HOME", str(nvcc.parents[1])),
+        "CUDA_HOME": str(toolkit()),
         "MAX_JOBS": str(options.jobs),
         "PATH": f"{python.parent}:{os.environ['PATH']}",
     }
