@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -32,12 +32,14 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Show:
-    """What to run and print beside the request itself. ``speculative`` False: --drafter none."""
+    """What to run and print beside the request itself. ``speculative`` False: --drafter none;
+    ``settings``: options that the engine does not see, for the result's settings."""
 
     stream: bool
     compare: bool
     speculative: bool
     notices: tuple[str, ...]
+    settings: Mapping[str, Any]
 
 
 @click.command(
@@ -128,7 +130,8 @@ def generate(
                 f"no shortlist bundle for {engine.target.name} is shipped, so --shortlist {method} "
                 "is used; dynaspec build-clusters makes one"
             )
-    show = Show(stream, compare, speculative=drafter != "none", notices=tuple(notices))
+    seen = {"chat": chat, "system": system, "stream": stream, "compare": compare}
+    show = Show(stream, compare, drafter != "none", tuple(notices), seen)
     result, interrupted = _run(engine, ids, config, common, show)
     if interrupted:
         click.get_current_context().exit(INTERRUPTED)
@@ -183,6 +186,7 @@ def _run(
                     result = event.result
         if result is None:
             raise DynaSpecError("generation ended without a result")
+        result = replace(result, settings={**result.settings, **show.settings})
         interrupted = result.finish_reason == "interrupted"
         if show.compare and not interrupted:
             view.note("decoding autoregressively for comparison")

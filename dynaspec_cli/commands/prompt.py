@@ -25,7 +25,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
         text = _decode(_read(Path(prompt_file)), f"--prompt-file {prompt_file}")
     elif prompt is not None:
         text = _argument(prompt)
-    elif not sys.stdin.isatty():
+    elif sys.stdin is not None and not sys.stdin.isatty():
         text = _decode(_stdin(), "standard input")
     else:
         raise UsageError(
@@ -46,6 +46,8 @@ def _argument(prompt: str) -> str:
 
 
 def _stdin() -> bytes:
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; expected a prompt there")
     return sys.stdin.buffer.read()
 
 

@@ -90,7 +90,14 @@ def _model_facts(
         return {**out, "note": "not measured (--no-measure)"}
     if out["memory"]["fits"] is False:
         return {**out, "note": "not measured: the model does not fit in the memory available"}
-    engine = _load(model, system, drafter, progress)
+    try:
+        engine = _load(model, system, drafter, progress)
+    except DynaSpecError as error:
+        if explicit is None:
+            raise
+        # A drafter of another format or target is still worth a verdict; it cannot be timed.
+        engine = _load(model, system, "none", progress)
+        out["note"] = f"the drafter was not timed: {error}"
     if explicit is None:
         shipped = packaged_drafter(engine.target) if drafter == "auto" else None
         out["drafter"] = None if shipped is None else inspect_drafter(shipped)

@@ -167,8 +167,10 @@ def test_no_drafter_asks_for_no_speculation(run: Callable[..., Any], engine: Fak
 def test_chat(run: Callable[..., Any], engine: FakeEngine) -> None:
     assert run("generate", "hello", "--chat", "--system", "you").exit_code == 0
     assert engine.prompt == [3, 5]
-    assert run("generate", "hello", "--chat").exit_code == 0
+    result = run("generate", "hello", "--chat", "--json")
     assert engine.prompt == [5]
+    settings = json.loads(result.stdout)["settings"]
+    assert (settings["chat"], settings["system"]) == (True, None)
 
 
 def test_an_error_after_some_text_starts_on_its_own_line(

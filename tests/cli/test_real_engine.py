@@ -380,6 +380,18 @@ def test_doctor_json(
     assert "What runs where" in shown.stdout
 
 
+def test_doctor_judges_a_drafter_that_it_cannot_load(
+    tiny: Callable[..., Any], tiny_drafter_dir: Path, tmp_path: Path
+) -> None:
+    folder = altered(tiny_drafter_dir, tmp_path, format="other", draft_vocab_size=30)
+    result = tiny("doctor", "--drafter", folder, "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert data["drafter"]["can_raise_coverage"] is False
+    assert "not timed" in data["note"]
+    assert data["head_share"]["draft_body_source"].startswith("one target layer")
+
+
 def test_doctor_refuses_what_it_cannot_read(tiny: Callable[..., Any], tmp_path: Path) -> None:
     one_line(tiny("doctor", model=tmp_path / "none"), 1, "no such file or folder")
     one_line(tiny("doctor", "--drafter", tmp_path), 1, "no config.json")
