@@ -241,3 +241,32 @@ def test_bfloat16_is_close(
     got = rounded.prefill(rounded.begin(32), ids).logits()
     assert float((want - got).norm() / want.norm()) < 0.05
     assert rounded.head_hash() == exact.head_hash()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_has_the_same_bits_in_a_tree(
+    family: str, dtype: torch.dtype, family_dir: Callable[[str], Any]
+) -> None:
+    """With the compiled kernels speculation repeats plain decoding exactly, ties and all: a node's
+    features and logits are bit for bit those of decoding its path token by token."""
+    from dynaspec_cli.ops import backend
+    from dynaspec_cli.target.load import load_target
+
+    if backend() == "torch":
+        pytest.skip("the PyTorch fallback adds up in an order that depends on the shape")
+    target: Any = load_target(family_dir(family), family, dtype, torch.device("cpu"))
+    ids, tree = random_ids(19, 70), random_tree(37, 71)
+    state = target.begin(64)
+    target.prefill(state, torch.tensor(ids))
+    output = target.verify(state, tree)
+    logits, best = output.logits(), output.argmax()
+    for leaf in (37, 30, 22):
+        plain = target.begin(64)
+        target.prefill(plain, torch.tensor(ids))
+        for row in path_to(tree, leaf):
+            step = target.verify(plain, DraftTree(tree.tokens[row : row + 1], torch.tensor([-1])))
+            target.commit(plain, torch.tensor([0]))
+            assert torch.equal(step.features[0], output.features[row])
+            assert torch.equal(step.logits()[0], logits[row])
+            assert int(step.argmax()[0]) == int(best[row])
