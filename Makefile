@@ -33,3 +33,5 @@ sanitize:
 	cd build/sanitize && LD_PRELOAD=$(ASAN) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
 	  DYNASPEC_FUZZ_SECONDS=60 PYTHONPATH=$(CURDIR)/build/sanitize \
 	  $(PYTHON) -m pytest -q -m "not model" tests/kernels
+
+-include cuda.mk
