@@ -11,6 +11,7 @@ import pytest
 import torch
 from head_cases import DTYPES, assert_same_topk, make_case
 
+import dynaspec_cli
 from dynaspec_cli.ops import reference
 from dynaspec_cli.ops.extension import EXTENSION
 
@@ -43,7 +44,8 @@ torch.save({"backend": ops.backend(), "outputs": outputs}, sys.argv[1])
 
 
 def run_child(level: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    paths = [str(HERE), str(HERE.parent.parent), os.environ.get("PYTHONPATH", "")]
+    package = Path(dynaspec_cli.__file__).resolve().parent.parent
+    paths = [str(HERE), str(package), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "DYNASPEC_CPU_ISA": level, "PYTHONPATH": os.pathsep.join(paths)}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from head_cases import DTYPES, EMPTY, make_case
 
+import dynaspec_cli
 from dynaspec_cli import ops
 from dynaspec_cli.ops import extension
 from dynaspec_cli.ops.extension import EXTENSION, torch_mismatch
@@ -47,7 +48,7 @@ def test_opcheck_router() -> None:
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    root = str(Path(__file__).resolve().parents[2])
+    root = str(Path(dynaspec_cli.__file__).resolve().parent.parent)
     paths = os.pathsep.join([root, os.environ.get("PYTHONPATH", "")])
     env = {**os.environ, "PYTHONPATH": paths, **environment}
     env.pop("DYNASPEC_CPU_ISA", None)
