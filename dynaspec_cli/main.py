@@ -14,11 +14,10 @@ from typing import Any, NoReturn, TextIO
 import click
 
 from dynaspec_cli import __version__
-from dynaspec_cli.commands.registry import COMMANDS
+from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.errors import DynaSpecError
 
 INTERRUPTED = 130
-DEBUG_KEY = "dynaspec.debug"
 
 
 class LazyGroup(click.Group):

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import click
 
 from dynaspec_cli import settings_file
-from dynaspec_cli.commands.registry import COMMANDS
+from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.shortlist import registry as shortlists
@@ -23,8 +23,6 @@ from dynaspec_cli.tree.names import tree_names
 F = TypeVar("F", bound=Callable[..., Any])
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-DEBUG_KEY = "dynaspec.debug"
-"""Where ``--debug`` is kept in the context, so that an error can be shown with its traceback."""
 
 
 @dataclass(frozen=True)

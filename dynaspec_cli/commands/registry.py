@@ -8,6 +8,10 @@ from dataclasses import dataclass
 import click
 
 
+DEBUG_KEY = "dynaspec.debug"
+"""Where ``--debug`` is kept in the context, so that an error can be shown with its traceback."""
+
+
 @dataclass(frozen=True)
 class CommandEntry:
     """``module`` below dynaspec_cli.commands holds a command named like itself; ``summary`` is the

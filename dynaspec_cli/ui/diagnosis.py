@@ -145,4 +145,6 @@ def _head_rows(head: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _gb(size: int | None) -> str:
     if size is None:
         return "unknown"
-    return f"{size / 1e9:.2f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+    if size >= 1e8:
+        return f"{size / 1e9:.2f} GB"
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
