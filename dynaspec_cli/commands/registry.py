@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import click
 
-
 DEBUG_KEY = "dynaspec.debug"
 """Where ``--debug`` is kept in the context, so that an error can be shown with its traceback."""
 
