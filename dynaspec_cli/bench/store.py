@@ -63,9 +63,6 @@ class SampleStore:
             present.setdefault((sample.suite, sample.id, sample.repeat), set()).add(sample.method)
         return {key for key, names in present.items() if names >= set(methods)}
 
-    def has(self, suite: str, prompt_id: str, repeat: int) -> bool:
-        return any((s.suite, s.id, s.repeat) == (suite, prompt_id, repeat) for s in self.samples)
-
     def append(self, samples: Sequence[Sample]) -> None:
         """Add a prompt's rows in one write, on disk before the next prompt starts."""
         self.samples.extend(samples)

@@ -179,3 +179,44 @@ def test_assisted_peer_needs_an_assistant(engine: Engine, tiny_model_dir: Path) 
     setting = peer_setting(engine, tiny_model_dir)
     with pytest.raises(UsageError, match="--assistant"):
         TransformersPeer("transformers-assisted", setting, TransformersModel(setting))
+
+
+def test_llama_cpp_answers_from_the_same_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("llama_cpp")
+    import sys
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "target"))
+    monkeypatch.setenv("DYNASPEC_CACHE_DIR", str(tmp_path / "cache"))
+    from tiny_gguf import write_tiny_gguf
+
+    from dynaspec_cli.bench.peers import LlamaCppPeer
+
+    file = tmp_path / "tiny.gguf"
+    write_tiny_gguf(file)
+    engine = Engine.load(str(file), dtype="float32", drafter="none")
+    peer = LlamaCppPeer(peer_setting(engine, file, context=128))
+    peer.prepare()
+    own = EngineMethod(parse_spec("ar"), engine, SamplingConfig(), TreeConfig())
+    for ids in ([0, 40, 50, 60], [0, 40, 50, 61, 62]):
+        theirs, ours = peer.run(ids, 12, 0), own.run(ids, 12, 0)
+        assert theirs.token_ids == ours.token_ids
+        assert theirs.decode_tokens == len(theirs.token_ids) - 1
+    with pytest.raises(DynaSpecError, match="--max-prompt-tokens"):
+        peer.run([5] * 120, 12, 0)
+    sys.modules.pop("tiny_gguf")
+
+
+def test_llama_cpp_is_refused_where_it_cannot_run(
+    engine: Engine, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dynaspec_cli.bench import peers
+
+    setting = peer_setting(engine, tiny_model_dir)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DynaSpecError, match=r"dynaspec\[peers\]"):
+        peers.LlamaCppPeer(setting)
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(DynaSpecError, match="GGUF file"):
+        peers.LlamaCppPeer(setting)
