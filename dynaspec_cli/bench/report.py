@@ -60,6 +60,7 @@ def describe_run(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("model", s.get("model")),
         ("dtype, device, threads", _joined(s.get("dtype"), s.get("device"), s.get("threads"))),
+        ("drafter", _trained(s.get("drafter_trained_tokens"))),
         ("processor", s.get("cpu")),
         ("suites", ", ".join(f"{x['name']} ({x['prompts']} prompts)" for x in s.get("suites", []))),
         ("new tokens a turn", _per_suite(s.get("max_new_tokens"))),
@@ -82,6 +83,10 @@ _TREE_KEYS = ("depth", "width", "size")
 
 def _joined(*values: Any) -> str | None:
     return None if all(v is None for v in values) else ", ".join(str(v) for v in values)
+
+
+def _trained(tokens: int | None) -> str | None:
+    return None if tokens is None else f"trained on {tokens:,} tokens"
 
 
 def _per_suite(value: Mapping[str, int] | None) -> str | None:

@@ -405,3 +405,13 @@ def test_a_process_killed_by_signal_9_loses_at_most_the_prompt_in_flight(tmp_pat
     assert len(again.methods[0].calls) == 4 - kept  # type: ignore[attr-defined]
     assert finished.summary["overall"][0]["prompts"] == 4
     assert not finished.interrupted
+
+
+def test_resuming_a_finished_run_only_writes_the_reports_anew(tmp_path: Path) -> None:
+    first = execute(options(out=tmp_path), honest())
+    (tmp_path / "report.md").unlink()
+    again = honest()
+    second = execute(options(out=tmp_path, resume=True), again)
+    assert not again.methods[0].calls  # type: ignore[attr-defined]
+    assert second.summary["rows"] == first.summary["rows"]
+    assert (tmp_path / "report.md").exists()
