@@ -12,7 +12,10 @@ namespace dynaspec::cpu {
 namespace {
 
 constexpr int64_t kLine = 64;
-constexpr int64_t kTasksPerThread = 4;  // a thread that is held up leaves its share to the others
+// A block of weight rows: small, so that a thread that is held up leaves its share to the others.
+constexpr int64_t kBlockBytes = 64 << 10;
+// What the first tile needs before dot_rows' own prefetches arrive.
+constexpr int64_t kWarmBytes = 24 << 10;
 // Rows of x that pass over a block of weight rows together, both in the L2 cache.
 constexpr int64_t kRowsInCache = 96;
 
@@ -34,22 +37,30 @@ enum Phase {
 
 // A linear map cut into blocks of weight rows.
 struct Blocks {
-  Blocks(int64_t m, int threads)
-      : rows(std::max<int64_t>(
-            16, round_up((m + threads * kTasksPerThread - 1) / (threads * kTasksPerThread), 16))),
-        count((m + rows - 1) / rows),
-        m(m) {}
+  Blocks(const Weight& weight, int64_t m)
+      : weight(weight),
+        m(m),
+        rows(round_up(std::max<int64_t>(kBlockBytes / weight.row_bytes(), 1), 16)),
+        count((m + rows - 1) / rows) {}
 
-  void run(int64_t task, const Weight& weight, const PackedRows& x, float* out) const {
-    const int64_t first = task * rows;
+  void run(int64_t task, const PackedRows& x, float* out) const {
+    const int64_t first = task * rows, here = std::min(rows, m - first);
+    const RowSet chosen{nullptr, first, here, m - first - here};
     for (int64_t i = 0; i < x.n; i += kRowsInCache) {
       const PackedRows part{x.data + i * x.stride, x.stride, std::min(kRowsInCache, x.n - i)};
-      kernels().dot_rows(weight, {nullptr, first, std::min(rows, m - first)}, part,
-                         out + i * m + first, m);
+      kernels().dot_rows(weight, chosen, part, out + i * m + first, m);
     }
   }
 
-  int64_t rows, count, m;
+  // Fetches the first rows of a task before it may begin.
+  void prefetch(int64_t task) const {
+    const int64_t first = task * rows * weight.row_bytes();
+    const int64_t end = std::min(first + kWarmBytes, m * weight.row_bytes());
+    for (int64_t at = first; at < end; at += kLine) __builtin_prefetch(weight.data + at, 0, 2);
+  }
+
+  const Weight weight;
+  const int64_t m, rows, count;
 };
 
 }  // namespace
@@ -67,10 +78,11 @@ struct LayerPass::Impl {
         table(kernels()),
         layer(*kernels().layer),
         attention(shape, cache, rows, threads),
-        in(shape.qkv_size(), threads),
-        out(shape.hidden, threads),
-        expand(2 * shape.intermediate, threads),
-        contract(shape.hidden, threads) {
+        in(weights.qkv, shape.qkv_size()),
+        out(weights.out, shape.hidden),
+        expand(weights.gate_up, 2 * shape.intermediate),
+        contract(weights.down, shape.hidden),
+        phases(threads) {
     const int64_t n = rows.n;
     for (const int64_t tasks :
          {n, in.count, n, attention.tasks(), n, out.count, n, expand.count, n, contract.count, n}) {
@@ -163,7 +175,7 @@ struct LayerPass::Impl {
         attention.find_keys(task);
         break;
       case kProjectIn:
-        in.run(task, w.qkv, input(w.qkv), wide);
+        in.run(task, input(w.qkv), wide);
         break;
       case kPlaceHeads:
         place_heads(task, row);
@@ -175,7 +187,7 @@ struct LayerPass::Impl {
         pack(w.out, task, narrow + task * s.q_size());
         break;
       case kProjectOut:
-        out.run(task, w.out, input(w.out), narrow);
+        out.run(task, input(w.out), narrow);
         break;
       case kAddAttention:
         add(task, x, w.post_attention_norm, row);
@@ -183,7 +195,7 @@ struct LayerPass::Impl {
         pack(w.gate_up, task, row);
         break;
       case kExpand:
-        expand.run(task, w.gate_up, input(w.gate_up), wide);
+        expand.run(task, input(w.gate_up), wide);
         break;
       case kGate: {
         const float* const gates = wide + task * 2 * s.intermediate;
@@ -192,11 +204,24 @@ struct LayerPass::Impl {
         break;
       }
       case kContract:
-        contract.run(task, w.down, input(w.down), narrow);
+        contract.run(task, input(w.down), narrow);
         break;
       case kAddMlp:
         add(task, y, w.post_mlp_norm, row);
         break;
+    }
+  }
+
+  // Between the linear maps the memory is idle: fetch the beginning of this worker's next portion.
+  void prefetch(int phase, int worker) const {
+    const Blocks* const next = phase == kNormInput      ? &in
+                               : phase == kPlaceHeads   ? &out
+                               : phase == kAddAttention ? &expand
+                               : phase == kGate         ? &contract
+                                                        : nullptr;
+    if (next != nullptr) {
+      const int linear = phase == kPlaceHeads ? kProjectOut : phase + 1;
+      next->prefetch(std::min(phases.first(linear, worker), next->count - 1));
     }
   }
 
@@ -235,7 +260,9 @@ void LayerPass::work() {
   const int worker = impl.arrived.fetch_add(1);
   if (worker >= impl.threads) return;
   char* const scratch = impl.workers + worker * impl.worker_bytes;
-  impl.phases.work([&](int phase, int64_t task) { impl.run(phase, task, scratch); });
+  impl.phases.work(
+      worker, [&](int phase, int64_t task) { impl.run(phase, task, scratch); },
+      [&](int phase) { impl.prefetch(phase, worker); });
 }
 
 }  // namespace dynaspec::cpu

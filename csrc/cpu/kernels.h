@@ -35,6 +35,7 @@ struct RowSet {
   const int32_t* list;
   int64_t first;
   int64_t count;
+  int64_t ahead = 0;  // rows after these that may be prefetched (without a list)
 
   int64_t operator[](int64_t i) const { return list != nullptr ? list[i] : first + i; }
 };

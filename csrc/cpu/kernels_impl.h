@@ -178,8 +178,8 @@ void dot_rows_of(const Weight& weight, RowSet rows, const PackedRows& x, float* 
   for (int64_t j0 = 0; j0 < rows.count; j0 += block) {
     const int64_t here = smaller(block, rows.count - j0);
     const int64_t first_ahead = j0 + here + distance;
-    const int64_t num_ahead =
-        first_ahead < rows.count ? smaller(block, rows.count - first_ahead) : 0;
+    const int64_t known = rows.count + rows.ahead;
+    const int64_t num_ahead = first_ahead < known ? smaller(block, known - first_ahead) : 0;
     const int64_t padded = round_up(here, kTileRows);
     // A short block repeats its last row; the copies' results are dropped.
     for (int64_t r = 0; r < padded; ++r) pointer[r] = row_at(j0 + smaller(r, here - 1));
