@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class DynaSpecError(Exception):
-    """A failure the user can act on; the command line prints ``Error: <message>`` and exits with 1."""
+    """A failure the user can act on; the command line prints ``Error: <message>`` and exits with 1.
+    """
 
     exit_code = 1
 
@@ -16,6 +17,7 @@ class UsageError(DynaSpecError):
 
 
 class ExactnessError(DynaSpecError):
-    """Speculative output differs from the target's own, and the difference is no numerical tie; exit code 3."""
+    """Speculative output differs from the target's own, and the difference is no numerical tie;
+    exit code 3."""
 
     exit_code = 3

@@ -149,7 +149,7 @@ class HeadOutput:
 
     @torch.inference_mode()
     def argmax(self) -> Tensor:
-        """From ``topk``: a pass over the head costs the same for one leader as for a few, and context
+        """From ``topk``: a pass over the head costs the same for one leader as for a few; context
         shortlists ask for the others after verification."""
         return self.topk(1)[1][:, 0].contiguous()
 

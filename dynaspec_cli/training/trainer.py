@@ -237,7 +237,7 @@ class Trainer:
         self.step, self.tokens = int(metadata["step"]), int(metadata["tokens"])
 
     def _identity(self) -> dict[str, str]:
-        """What must not change between the parts of a run (``steps`` may: runs can be prolonged)."""
+        """What must not change between the parts of a run (``steps`` may: a run can go on)."""
         settings = dataclasses.replace(self.config, steps=1, save_every=1)
         drafter = dataclasses.replace(self.module.config, trained_tokens=0)
         return {
