@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.shortlist.registry import NAMES as SHORTLISTS
@@ -119,8 +120,6 @@ def parse_specs(texts: list[str]) -> list[MethodSpec]:
 
 
 def _looks_like_path(text: str) -> bool:
-    return (
-        "/" in text
-        or text.startswith(".")
-        or text.endswith((".json", ".pt", ".safetensors", ".txt"))
-    )
+    """A folder or file; one that does not exist is told when it is opened."""
+    suffixes = (".json", ".pt", ".safetensors", ".txt")
+    return "/" in text or text.startswith(".") or text.endswith(suffixes) or Path(text).exists()

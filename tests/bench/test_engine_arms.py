@@ -37,9 +37,11 @@ def results(
     suite.write_text(
         "\n".join(json.dumps(p, ensure_ascii=False) for p in PROMPTS), encoding="utf-8"
     )
+    (folder / "map.json").write_text(json.dumps(list(range(2, 202))))
+    specs = (*SPECS, f"{folder}/map.json@100+eagle2@4")
     args = ["bench", "--model", str(tiny_model_dir), "--drafter", str(tiny_drafter_dir)]
     args += ["--dtype", "float32", "--suite", str(suite), "--limit", "2", "--max-new-tokens", "12"]
-    args += [word for spec in SPECS for word in ("--method", spec)]
+    args += [word for spec in specs for word in ("--method", spec)]
     args += ["--check-exact", "--json", "--out", str(folder / "out"), "--threads", "1"]
     result = CliRunner().invoke(cli, args, catch_exceptions=False)
     assert result.exit_code == 0, result.stderr
@@ -62,6 +64,11 @@ def test_traces_reach_the_summary(results: Any) -> None:
     assert (full["coverage"], full["mean_shortlist_size"]) == (1.0, 400.0)
     assert nano["mean_shortlist_size"] <= 48
     assert 0 < nano["coverage"] < 1
+    fixed = next(row for name, row in rows.items() if "map.json" in name)
+    assert fixed["mean_shortlist_size"] == 100
+    assert 0 < fixed["coverage"] < 1
+    assert 0 < fixed["recovery"] <= 1.5
+    assert nano["recovery"] is None
     assert full["num_draft_tokens"] == 4 * full["num_spec_steps"]
     assert full["phase_ms"]["verify"] > 0
     assert full["coverage_by_script"]["code"]["positions"] > 0
