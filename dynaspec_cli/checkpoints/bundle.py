@@ -14,6 +14,7 @@ Nothing is pickled. A bundle is bound to a head by its hash and refused for anot
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from dataclasses import asdict, dataclass, field
@@ -196,7 +197,9 @@ class ShortlistBundle:
                 )
             (staging / CARD_FILE).write_text(model_card(self.config), encoding="utf-8")
             folder.mkdir(exist_ok=True)
+            mode = 0o666 & ~_umask()  # safetensors writes for the owner alone
             for path in staging.iterdir():
+                path.chmod(mode)
                 path.replace(folder / path.name)
             if self.router is None:
                 (folder / ROUTER_FILE).unlink(missing_ok=True)
@@ -221,6 +224,12 @@ class ShortlistBundle:
             router=router,
             source=f"bundle {name}",
         )
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def is_bundle(folder: str | Path) -> bool:

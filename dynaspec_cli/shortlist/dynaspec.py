@@ -47,7 +47,7 @@ class Split:
 
     core: float = 0.25
     context: float = 0.25
-    decay: float = 0.9
+    decay: float = 0.8
 
     def __post_init__(self) -> None:
         if not (self.core >= 0 and self.context >= 0 and self.core + self.context <= 1):

@@ -33,6 +33,7 @@ class Options:
     mass: str = "none"
     int8: bool = False
     prefill_positions: int | None = None
+    use_router: bool = True
 
     @property
     def positions(self) -> int:
@@ -113,6 +114,9 @@ def _dynaspec(
             f"{bundle.source}: holds no token clusters; build it with --method dynaspec"
         )
     split = Split(**bundle.config.split)
+    routed = bundle.router is not None and options.use_router
+    if not routed:
+        split = Split(core=1.0 - split.context, context=split.context, decay=1.0)
     budgets = BudgetSchedule(size, target.vocab_size, split.decay, options.depth).table()
     core = min(max(1, int(size * split.core)), bundle.frequency.numel())  # never an empty shortlist
     order, offsets = cluster_order(
@@ -120,7 +124,7 @@ def _dynaspec(
     )
     head = build_head(target.head_weight(), order, options.int8)
     router = None
-    if bundle.router is not None:
+    if routed and bundle.router is not None:
         router = Router(bundle.config.router, bundle.router, head.device)
     return DynaSpecShortlist(
         head,

@@ -22,7 +22,7 @@ from dynaspec_cli.shortlist.mass import MassEstimate
 
 TARGET_TOP = 3
 """The target's best tokens kept a position."""
-PREFILL_POSITIONS = 128
+PREFILL_POSITIONS = 32
 """Prompt positions, counted from the end, whose top tokens are kept. Each costs a full-vocabulary
 row."""
 

@@ -19,7 +19,7 @@ DEFAULT_SIZES = {
     "vocabtrim": 32768,
     "pa-fr": 32768,
     "nanospec": 3072,
-    "dynaspec": 4096,
+    "dynaspec": 2048,
 }
 """Tokens where ``--shortlist-size`` is not given: the papers' own, except ``dynaspec``, which was
 chosen by measurement (docs/shortlists.md)."""
@@ -54,6 +54,7 @@ def create(
     mass: str = "none",
     int8: bool = False,
     prefill_positions: int | None = None,
+    use_router: bool = True,
 ) -> Shortlist:
     """The shortlist that ``config`` names, for ``target``.
 
@@ -61,12 +62,13 @@ def create(
     packaged one where it fits the target. ``depth``: draft steps a round, over which the mean
     budget of position-aware methods is taken. ``mass``: shortlist/mass.py. ``int8``: the draft head
     in 8 bits. ``prefill_positions``: prompt positions whose top tokens enter the context (None: the
-    method's default).
+    method's default). ``use_router`` False: the frequent tokens take the share of ``dynaspec``'s
+    budget that the routed clusters would have.
     """
     from dynaspec_cli.shortlist import factory
 
     check_name(config.method)
-    options = factory.Options(depth, mass, int8, prefill_positions)
+    options = factory.Options(depth, mass, int8, prefill_positions, use_router)
     if config.method not in NAMES:
         path = Path(config.method)
         if path.is_file():

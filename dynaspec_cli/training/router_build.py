@@ -105,6 +105,7 @@ def build(
     encode: Callable[[str], list[int]],
     progress: Progress,
     drafter: Drafter | None = None,
+    specials: Sequence[int] = (),
 ) -> BuildResult:
     """Build the bundle of ``target`` (a ``TransformersTarget``) and save it in ``config.out``.
 
@@ -126,10 +127,10 @@ def build(
     teacher = Teacher(target)
     shard_config = ShardConfig(tokens=config.shard_tokens, seed=config.seed)
     maker = ShardMaker(teacher, corpus.texts, corpus.groups, shard_config, work.folder / "shards")
-    frequency = _ranked(maker.counts, torch.arange(target.vocab_size))
+    frequency = _first(specials, _ranked(maker.counts, torch.arange(target.vocab_size)))
     needs_text = config.method in ("dynaspec", "vocabtrim")
     count = _shards(config, maker, progress) if needs_text else 0
-    generated = _generated(maker, count, frequency) if count else None
+    generated = _first(specials, _generated(maker, count, frequency)) if count else None
     clusters, router, router_kind = None, None, "none"
     facts: dict[str, Any] = {
         "corpus_texts": len(corpus.texts),
@@ -245,6 +246,13 @@ def _ranked(counts: Tensor, fallback: Tensor) -> Tensor:
     """All token ids by count, ties and uncounted ones in the order of ``fallback``."""
     order = torch.argsort(counts[fallback], descending=True, stable=True)
     return fallback[order]
+
+
+def _first(specials: Sequence[int], order: Tensor) -> Tensor:
+    """``order`` with the special tokens (end of text, ...) moved to its front: a shortlist that
+    lacks the end can never propose it."""
+    front = torch.tensor(sorted(set(specials)), dtype=torch.int64)
+    return torch.cat([front, order[~torch.isin(order, front)]])
 
 
 def _shards(config: BuildConfig, maker: ShardMaker, progress: Progress) -> int:

@@ -74,7 +74,8 @@ def test_frequency_is_the_corpus_order_and_held_out_texts_do_not_count(
     assert len(kept) < 120
     counts = torch.bincount(torch.tensor([i for t in kept for i in encode(t.text)]), minlength=400)
     order = result.bundle.frequency.long()
-    assert torch.equal(counts[order], counts.sort(descending=True).values)
+    assert order[:2].tolist() == [0, 1]  # BOS and EOS lead, however rare
+    assert torch.equal(counts[order[2:]], counts[2:].sort(descending=True).values)
     assert {r.policy for r in result.coverage} == {"nanospec", "fr-spec", "pa-fr"}
 
 

@@ -231,3 +231,16 @@ def test_schedule_keeps_the_mean_and_refuses_nonsense():
     ):
         with pytest.raises(UsageError):
             BudgetSchedule(*bad)
+
+
+def test_without_the_router_the_frequent_tokens_take_its_share():
+    target = TinyTarget(97)
+    shortlist = tiny_shortlist("dynaspec", target, 40, use_router=False)
+    assert shortlist.router is None
+    assert shortlist.core == 30
+    assert set(shortlist.budgets) == {40}
+
+    def visit(state, selection, hidden, output):
+        assert 30 <= output.size <= 40
+
+    drive(shortlist, target, seed=11, visit=visit)
