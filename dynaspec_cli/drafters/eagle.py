@@ -149,14 +149,14 @@ class EagleDrafter:
                 MAX_TREE_ROWS, MAX_TREE_ROWS, dtype=torch.bool, device=device
             )
             state.tree_positions = torch.empty(MAX_TREE_ROWS, dtype=torch.int64, device=device)
-            state.tree_tokens = torch.empty(MAX_TREE_ROWS, dtype=torch.int64)
+            state.tree_tokens = torch.empty(MAX_TREE_ROWS, dtype=torch.int64, device=device)
         mask, positions, known = state.tree_mask, state.tree_positions, state.tree_tokens
         assert positions is not None
         assert known is not None
         known[start:end] = tokens
         if start == 0:
             positions[:end] = state.length
-            current = torch.full((n,), state.last_token)
+            current = torch.full((n,), state.last_token, device=mask.device)
             mask[:n, :n] = False
         else:
             positions[start:end] = positions[parents] + 1

@@ -7,6 +7,7 @@ Top-k ops are taken to be given at least k rows.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -110,6 +111,26 @@ def _router(
     return features.new_empty((features.shape[0], w2.shape[0]), dtype=torch.float32)
 
 
+def on_one_device(name: str, function: Callable[..., object]) -> Callable[..., object]:
+    """The fake kernel, refusing tensors of several devices as the kernels do (empty ones may lie
+    anywhere)."""
+
+    @functools.wraps(function)
+    def checked(*args: object, **kwargs: object) -> object:
+        tensors: list[Tensor] = []
+        for value in (*args, *kwargs.values()):
+            several = value if isinstance(value, list | tuple) else [value]
+            tensors += [t for t in several if isinstance(t, Tensor)]
+        if len({t.device for t in tensors}) > 1:
+            devices = sorted({str(t.device) for t in tensors if t.numel()})
+            if len(devices) > 1:
+                got = " and ".join(devices)
+                raise RuntimeError(f"{name}: expected tensors on one device, got {got}")
+        return function(*args, **kwargs)
+
+    return checked
+
+
 def register() -> None:
     """Registers the fake kernels; the ops must have been loaded."""
     fakes: dict[str, Callable[..., object]] = {
@@ -123,4 +144,4 @@ def register() -> None:
     if hasattr(torch.ops.dynaspec, "shortlist_log_probs_padded"):  # builds with CUDA
         fakes["shortlist_log_probs_padded"] = _log_probs_padded
     for name, function in fakes.items():
-        torch.library.register_fake(f"dynaspec::{name}", function)
+        torch.library.register_fake(f"dynaspec::{name}", on_one_device(name, function))

@@ -13,6 +13,7 @@ from torch import Tensor
 from dynaspec_cli.ops import reference_tree as reference
 from dynaspec_cli.ops import tree_checks as checks
 from dynaspec_cli.ops.extension import EXTENSION, compiled
+from dynaspec_cli.ops.fakes import on_one_device
 
 _ops = torch.ops.dynaspec
 
@@ -137,4 +138,4 @@ _FAKES: dict[str, Callable[..., object]] = {
 }
 if EXTENSION.module is not None:
     for _name, _function in _FAKES.items():
-        torch.library.register_fake(f"dynaspec::{_name}", _function)
+        torch.library.register_fake(f"dynaspec::{_name}", on_one_device(_name, _function))

@@ -77,7 +77,9 @@ def toolkit() -> Path:
     for place in (Path(named) if named else None, nvcc.parents[1], Path("/usr/local/cuda")):
         if place is not None and (place / "include" / "crt" / "host_defines.h").exists():
             return place
-    raise SystemExit("cuda-check: expected a CUDA toolkit with headers; set CUDA_HOME to its folder")
+    raise SystemExit(
+        "cuda-check: expected a CUDA toolkit with headers; set CUDA_HOME to its folder"
+    )
 
 
 def copy_tree(to: Path) -> None:

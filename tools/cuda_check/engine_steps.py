@@ -41,8 +41,13 @@ def _target() -> TracedTarget:
         max_position_embeddings=256,
         tie_word_embeddings=True,
     )
-    with torch.device("cuda"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # a fake model cannot be converted in place
+    try:
+        with torch.device("cuda"):
+            model = LlamaForCausalLM(config)
+    finally:
+        torch.set_default_dtype(default)
     return TracedTarget(model, "traced model")
 
 
@@ -85,11 +90,11 @@ def _shortlist(target: Any) -> DynaSpecShortlist:
 
 
 def engine_steps() -> Iterator[str]:
-    """Prefill, two draft steps, verification; yields the name of each step that was traced."""
+    """Prefill, two draft steps, verification, commit; yields the name of each step that was traced."""
     target = _target()
     drafter, shortlist = _drafter(target), _shortlist(target)
     state = target.begin(128)
-    prompt = torch.arange(12, device="cuda")
+    prompt = torch.arange(12)  # of the host, as a tokenizer gives it
     output = target.prefill(state, prompt)
     yield "prefill"
     draft = drafter.begin(128, 1)
@@ -110,3 +115,5 @@ def engine_steps() -> Iterator[str]:
     output = target.verify(state, tree)
     output.argmax()
     yield "verification"
+    state.cache.keep(torch.arange(3, device="cuda"))
+    yield "commit"

@@ -9,16 +9,20 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Every wait on the hot path, in one place: (file, function) -> why it cannot be avoided.
+# Every wait on the hot path, in one place: (file, function) -> why it cannot be avoided. The last two
+# need values, which fake tensors lack, so the trace does not reach them.
 NAMED_SYNCS = {
     ("shortlist/dynaspec.py", "score"): "the statistics want the shortlist's size; read beside the "
     "candidates, which the tree policy reads next",
+    ("tree/base.py", "take"): "policies grow trees on the host: one small copy a draft step",
     ("sampling/verify.py", "verify_greedy"): "the accepted tokens are printed: one small copy a "
     "verification",
 }
 
 _aten = torch.ops.aten
-_VALUE_OF = (_aten._local_scalar_dense.default, _aten.equal.default, _aten.is_nonzero.default)
+# In inference mode composite operations arrive whole, hence both forms.
+_SCALAR_OF = (_aten._local_scalar_dense.default, _aten.item.default)
+_TRUTH_OF = (_aten.equal.default, _aten.is_nonzero.default)
 _SHAPE_OF = (
     _aten.nonzero.default,
     _aten.masked_select.default,
@@ -62,9 +66,11 @@ class SyncGuard(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         on_device = [a for a in args if isinstance(a, torch.Tensor) and a.device.type == "cuda"]
-        if on_device and func in _VALUE_OF:
-            self._judge("reading a value")
-            return 1 if func is _aten._local_scalar_dense.default else True
+        if func in _SCALAR_OF + _TRUTH_OF:
+            if on_device:
+                self._judge("reading a value")
+            # A tensor of the host costs nothing to read, but it has no value here either.
+            return 1 if func in _SCALAR_OF else True
         if on_device and func in _SHAPE_OF:
             self._judge(f"{func} (its result's size depends on data)")
         if func is _aten.index.Tensor and any(
@@ -73,9 +79,9 @@ class SyncGuard(TorchDispatchMode):
         ):
             self._judge("indexing by a boolean tensor")
         out = func(*args, **kwargs)
-        if on_device and func in (_aten._to_copy.default, _aten.copy_.default):
-            leaves = isinstance(out, torch.Tensor) and out.device.type == "cpu"
-            from_device = args[0 if func is _aten._to_copy.default else 1].device.type == "cuda"
-            if leaves and from_device:
-                self._judge("a copy to the host")
+        results = out if isinstance(out, tuple | list) else (out,)
+        if on_device and any(
+            isinstance(r, torch.Tensor) and r.device.type == "cpu" for r in results
+        ):
+            self._judge("a copy to the host")
         return out

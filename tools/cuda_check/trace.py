@@ -141,6 +141,9 @@ def check_the_checks() -> None:
     must_fail("a value read back", lambda: x.sum().item())
     must_fail("a list read back", lambda: x.tolist())
     must_fail("a copy to the host", lambda: x.cpu())
+    with torch.inference_mode():
+        must_fail("a value read back in inference mode", lambda: x.sum().item())
+        must_fail("a copy to the host in inference mode", lambda: x.to("cpu"))
     must_fail("nonzero", lambda: x.nonzero())
     must_fail("indexing by a mask", lambda: x[x > 0])
     must_fail("mixed devices", lambda: x + torch.randn(4))
