@@ -1,7 +1,8 @@
 # Developer targets. Everything that a user needs is `pip install .`.
 PYTHON ?= python
 CPP_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
-ASAN := $(shell $(CXX) -print-file-name=libasan.so 2>/dev/null)
+# The sanitizer's runtime, and libstdc++ behind it: it looks up the functions that throw when it starts.
+ASAN := $(foreach lib,libasan.so libstdc++.so.6,$(shell $(CXX) -print-file-name=$(lib) 2>/dev/null))
 FUZZ_SECONDS ?= 600
 
 .PHONY: build style check test fuzz sanitize
@@ -30,7 +31,7 @@ sanitize:
 	rm -rf build/sanitize && mkdir -p build/sanitize
 	git ls-files -z | xargs -0 cp --parents -t build/sanitize
 	cd build/sanitize && DYNASPEC_SANITIZE=1 DYNASPEC_BUILD=cpu $(PYTHON) setup.py -q build_ext --inplace
-	cd build/sanitize && LD_PRELOAD=$(ASAN) ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 \
+	cd build/sanitize && LD_PRELOAD="$(ASAN)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	  DYNASPEC_FUZZ_SECONDS=60 PYTHONPATH=$(CURDIR)/build/sanitize \
 	  $(PYTHON) -m pytest -q -m "not model" tests/kernels
 

@@ -27,7 +27,7 @@ import sys
 import torch
 from head_cases import DTYPES, make_case
 from dynaspec_cli import ops
-from test_isa import SHAPES
+from test_isa import SHAPES, speculative_tokens
 outputs = {}
 for name, dtype in DTYPES.items():
     for n, d, vocab in SHAPES:
@@ -39,8 +39,37 @@ for name, dtype in DTYPES.items():
             alone = ops.linear(case.hidden[i : i + 1], case.head, None, scale)
             assert torch.equal(alone, linear[i : i + 1])
         outputs[f"{name} {n}"] = (linear, ops.shortlist_topk(*case.dense, blocks, 8, 0.9))
-torch.save({"backend": ops.backend(), "outputs": outputs}, sys.argv[1])
+tokens = speculative_tokens(sys.argv[2], sys.argv[3])
+torch.save({"backend": ops.backend(), "outputs": outputs, "tokens": tokens}, sys.argv[1])
 """
+
+
+def speculative_tokens(model: str, drafter: str) -> list[list[int]]:
+    """Greedy float32 decoding of a tiny model with drafts, shortlist and tree, end to end."""
+    from dynaspec_cli.config import GenerationConfig, ShortlistConfig, TreeConfig
+    from dynaspec_cli.drafters.eagle import EagleDrafter
+    from dynaspec_cli.engine.api import Engine
+    from dynaspec_cli.target.load import load
+
+    target, tokenizer = load(model, dtype="float32", device="cpu")
+    engine = Engine(target, tokenizer, EagleDrafter.load(Path(drafter), target))
+    config = GenerationConfig(
+        max_new_tokens=40,
+        tree=TreeConfig(policy="eagle2", size=7, depth=3, width=3),
+        shortlist=ShortlistConfig("nanospec", 32),
+    )
+    prompts = ("The capital of France is", "def add(a, b):", "Это просто")
+    return [list(engine.complete(prompt, config).token_ids) for prompt in prompts]
+
+
+@pytest.fixture(scope="module")
+def model_and_drafter(tiny_model_dir: Path, tiny_drafter_dir: Path) -> tuple[str, str]:
+    return str(tiny_model_dir), str(tiny_drafter_dir)
+
+
+@pytest.fixture(scope="module")
+def tokens_here(model_and_drafter: tuple[str, str]) -> list[list[int]]:
+    return speculative_tokens(*model_and_drafter)
 
 
 def run_child(level: str, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -52,14 +81,21 @@ def run_child(level: str, code: str, *arguments: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("level", LEVELS)
-def test_level(level: str, tmp_path: Path) -> None:
+def test_level(
+    level: str,
+    tmp_path: Path,
+    model_and_drafter: tuple[str, str],
+    tokens_here: list[list[int]],
+) -> None:
+    """Ops against the references, and the same tokens end to end as at this process's level."""
     if level not in EXTENSION.module.available_isas().split(","):
         pytest.skip(f"this processor lacks {level}")
     saved = tmp_path / "outputs.pt"
-    child = run_child(level, CHILD, str(saved))
+    child = run_child(level, CHILD, str(saved), *model_and_drafter)
     assert child.returncode == 0, child.stderr
     result = torch.load(saved)
     assert result["backend"] == f"cpu-{level}"
+    assert result["tokens"] == tokens_here
     for name, dtype in DTYPES.items():
         for n, d, vocab in SHAPES:
             case = make_case(n, n, d, vocab, dtype)

@@ -40,9 +40,8 @@ def test_by_hand() -> None:
 
 
 def test_without_clusters() -> None:
-    blocks, size = ops.shortlist_union(
-        torch.empty(0, 0), NONE, torch.tensor([70, 3], dtype=torch.int32), 2, 0
-    )
+    extra = torch.tensor([70, 3], dtype=torch.int32)
+    blocks, size = ops.shortlist_union(torch.empty(0, 0), NONE, extra, 2, 0)
     assert blocks.tolist() == [[0, 2], [3, 4], [70, 71]]
     assert int(size) == 4
     blocks, size = ops.shortlist_union(torch.empty(0, 4), OFFSETS, NONE, 0, 100)
@@ -52,8 +51,17 @@ def test_without_clusters() -> None:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_against_the_reference(seed: int) -> None:
-    case = make_case(seed, 1 + seed % 5, 1, 64 * (1 + seed % 7) + seed, torch.float32, clusters=1 + seed * 3,
-                     extra=seed * 2, core=seed * 5, budget=seed * 20)  # fmt: skip
+    case = make_case(
+        seed,
+        n=1 + seed % 5,
+        d=1,
+        vocab=64 * (1 + seed % 7) + seed,
+        dtype=torch.float32,
+        clusters=1 + seed * 3,
+        extra=seed * 2,
+        core=seed * 5,
+        budget=seed * 20,
+    )
     blocks, size = ops.shortlist_union(*case.union)
     want, want_size = reference.shortlist_union(*case.union)
     assert torch.equal(blocks, want)
