@@ -8,6 +8,8 @@ holds exactly what ``from_pretrained(..., gguf_file=...)`` yields.
 from __future__ import annotations
 
 import contextlib
+import functools
+import importlib
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -42,7 +44,7 @@ def convert_gguf(
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     place, file = str(source.parent), source.name
-    with _quiet(), _bars(progress, "de-quantising weights"):
+    with _quiet(), _one_reader(), _bars(progress, "de-quantising weights"):
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 place,
@@ -50,9 +52,9 @@ def convert_gguf(
                 quantization_config=GgufConfig(dequantize=True),
                 dtype=torch.float32,
             )
-        except OSError:
-            raise
         except Exception as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
             raise DynaSpecError(
                 f"{name}: transformers cannot read this GGUF file as a causal language model "
                 f"({_first_line(error)})"
@@ -102,6 +104,19 @@ def _quiet() -> Iterator[None]:
         hf_logging.set_verbosity(level)
         if bars:
             hf_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _one_reader() -> Iterator[None]:
+    """Parse the file's header once: ``transformers`` does so for the config, the weights and the
+    tokenizer, and a vocabulary of 262,144 tokens takes many seconds each time."""
+    module: Any = importlib.import_module("gguf")
+    original = module.GGUFReader
+    module.GGUFReader = functools.cache(original)
+    try:
+        yield
+    finally:
+        module.GGUFReader = original
 
 
 @contextlib.contextmanager

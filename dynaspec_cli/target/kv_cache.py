@@ -87,10 +87,12 @@ class PreallocatedCache(Cache):
         for layer in self._own:
             layer.length += count
 
-    def keep(self, rows: Tensor) -> None:
-        """Commit the given rows int64 [a] of the tree written last."""
+    def keep(self, rows: Tensor, device: torch.device | None = None) -> None:
+        """Commit the given rows int64 [a] of the tree written last. ``rows`` of the host are
+        compared there and moved to ``device`` only then, so that nothing waits for it."""
         if torch.equal(rows, torch.arange(rows.numel(), device=rows.device)):
             self.append(rows.numel())
             return
+        rows = rows if device is None else rows.to(device)
         for layer in self._own:
             layer.keep(rows)

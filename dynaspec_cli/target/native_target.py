@@ -33,7 +33,7 @@ from dynaspec_cli.target.state import (
 )
 from dynaspec_cli.target.weights import WeightFiles
 
-PREFILL_ROWS = 64
+PREFILL_ROWS = 128
 """Prompt tokens a pass."""
 
 

@@ -151,7 +151,7 @@ class TransformersTarget:
     @torch.inference_mode()
     def commit(self, state: TransformersState, rows: Tensor) -> None:
         check_rows(state, rows)
-        state.cache.keep(rows.to(self.device))
+        state.cache.keep(rows, self.device)
         state.length += rows.numel()
         state.pending = 0
 
