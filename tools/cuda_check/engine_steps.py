@@ -90,7 +90,7 @@ def _shortlist(target: Any) -> DynaSpecShortlist:
 
 
 def engine_steps() -> Iterator[str]:
-    """Prefill, two draft steps, verification, commit; yields the name of each step that was traced."""
+    """Prefill, two draft steps, verification, commit; yields each step that was traced."""
     target = _target()
     drafter, shortlist = _drafter(target), _shortlist(target)
     state = target.begin(128)
@@ -115,5 +115,6 @@ def engine_steps() -> Iterator[str]:
     output = target.verify(state, tree)
     output.argmax()
     yield "verification"
-    state.cache.keep(torch.arange(3, device="cuda"))
+    state.cache._own[0].keep(torch.tensor([0, 2], device="cuda"))
+    state.cache.keep(torch.tensor([0, 2]), target.device)
     yield "commit"

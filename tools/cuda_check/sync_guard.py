@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-# Every wait on the hot path, in one place: (file, function) -> why it cannot be avoided. The last two
-# need values, which fake tensors lack, so the trace does not reach them.
+# Every wait on the hot path, in one place: (file, function) -> why it cannot be avoided. The last
+# two need values, which fake tensors lack, so the trace does not reach them.
 NAMED_SYNCS = {
     ("shortlist/dynaspec.py", "score"): "the statistics want the shortlist's size; read beside the "
     "candidates, which the tree policy reads next",
