@@ -31,12 +31,15 @@ from dynaspec_cli.shortlist.context import ContextTokens
 from dynaspec_cli.shortlist.head import DraftHead
 from dynaspec_cli.shortlist.mass import MassEstimate
 from dynaspec_cli.shortlist.nanospec import (
-    PREFILL_POSITIONS,
     ContextState,
     observe_context,
     prefill_tokens,
 )
 from dynaspec_cli.shortlist.router import Router
+
+PREFILL_POSITIONS = 16
+"""As for nanospec, but few: one pass over the head serves them all, and more gained little
+(docs/shortlists.md)."""
 
 
 @dataclass(frozen=True)

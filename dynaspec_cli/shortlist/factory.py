@@ -14,12 +14,12 @@ from dynaspec_cli.checkpoints.bundle import CONFIG_FILE, ShortlistBundle, is_bun
 from dynaspec_cli.checkpoints.token_map import load_token_map
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Target
+from dynaspec_cli.shortlist import dynaspec, nanospec
 from dynaspec_cli.shortlist.base import BlockShortlist
 from dynaspec_cli.shortlist.dynaspec import DynaSpecShortlist, Split, cluster_order
 from dynaspec_cli.shortlist.frequency import FrequencyShortlist
 from dynaspec_cli.shortlist.full import FullShortlist
 from dynaspec_cli.shortlist.head import build_head
-from dynaspec_cli.shortlist.nanospec import PREFILL_POSITIONS, NanoSpecShortlist
 from dynaspec_cli.shortlist.registry import DEFAULT_SIZES, PA_FR_DECAY
 from dynaspec_cli.shortlist.router import Router
 from dynaspec_cli.shortlist.schedule import BudgetSchedule
@@ -30,14 +30,10 @@ class Options:
     """See ``registry.create``."""
 
     depth: int = 6
-    mass: str = "none"
+    mass: str = "constant"
     int8: bool = False
     prefill_positions: int | None = None
     use_router: bool = True
-
-    @property
-    def positions(self) -> int:
-        return PREFILL_POSITIONS if self.prefill_positions is None else self.prefill_positions
 
 
 def resolve_size(method: str, size: int | None, target: Target) -> int:
@@ -52,6 +48,10 @@ def resolve_size(method: str, size: int | None, target: Target) -> int:
     return size
 
 
+def _given(value: int | None, default: int) -> int:
+    return default if value is None else value
+
+
 def untrained(method: str, size: int | None, target: Target, options: Options) -> BlockShortlist:
     """``full`` and ``nanospec``: both share the target's own head."""
     head = build_head(target.head_weight(), None, options.int8)
@@ -60,7 +60,8 @@ def untrained(method: str, size: int | None, target: Target, options: Options) -
             raise UsageError("--shortlist-size: full has no size; choose another --shortlist")
         return FullShortlist(head)
     size = resolve_size(method, size, target)
-    return NanoSpecShortlist(head, size, options.mass, options.positions)
+    positions = _given(options.prefill_positions, nanospec.PREFILL_POSITIONS)
+    return nanospec.NanoSpecShortlist(head, size, options.mass, positions)
 
 
 def from_token_map(
@@ -135,7 +136,7 @@ def _dynaspec(
         core,
         int(size * split.context),
         options.mass,
-        options.positions,
+        _given(options.prefill_positions, dynaspec.PREFILL_POSITIONS),
     )
 
 

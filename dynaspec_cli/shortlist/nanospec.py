@@ -22,9 +22,9 @@ from dynaspec_cli.shortlist.mass import MassEstimate
 
 TARGET_TOP = 3
 """The target's best tokens kept a position."""
-PREFILL_POSITIONS = 32
+PREFILL_POSITIONS = 256
 """Prompt positions, counted from the end, whose top tokens are kept. Each costs a full-vocabulary
-row."""
+row; the published method takes all."""
 
 
 @dataclass

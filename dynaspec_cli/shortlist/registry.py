@@ -51,7 +51,7 @@ def create(
     bundle: ShortlistBundle | None = None,
     *,
     depth: int = 6,
-    mass: str = "none",
+    mass: str = "constant",
     int8: bool = False,
     prefill_positions: int | None = None,
     use_router: bool = True,

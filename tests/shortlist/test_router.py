@@ -39,7 +39,7 @@ def learnable(kind, count=4000, seed=0):
 @pytest.mark.parametrize("kind", ["mlp", "output", "token"])
 def test_each_kind_learns_from_its_own_input(kind):
     examples = learnable(kind)
-    settings = RouterTraining(kind, hidden=32, steps=300, batch=256, lr=1e-2)
+    settings = RouterTraining(kind, hidden=32, steps=300, batch=256, lr=1e-2, max_epochs=99)
     centers = torch.zeros(CLUSTERS, 16)
     weights, facts = train_router(settings, examples, torch.arange(CLUSTERS), centers)
     assert facts["router_steps"] == 300
@@ -164,3 +164,10 @@ def test_coverage_of_the_full_vocabulary_is_one_and_context_learns_from_verified
     found = measure(tiny_shortlist("nanospec", target, 50), target, [text], depth=1, advance=1)
     # The prompt shows 1 and 2, the first verification 3 and so on: only the first 3 is a surprise.
     assert found.hits[("a", 1)] == found.seen[("a", 1)] - 1
+
+
+def test_passes_over_few_examples_are_bounded():
+    examples = learnable("output", 100)
+    settings = RouterTraining("output", steps=1000, batch=25, max_epochs=3)
+    _, facts = train_router(settings, examples, torch.arange(CLUSTERS), torch.zeros(CLUSTERS, 16))
+    assert facts["router_steps"] == 12

@@ -108,6 +108,7 @@ def tiny_shortlist(
     if size is None and policy != "full":
         size = max(1, vocab // 3)
     router = str(options.pop("router", "mlp"))
+    options.setdefault("mass", "none")
     return registry.create(
         ShortlistConfig(policy, size if policy != "full" else None),
         target,  # type: ignore[arg-type]
