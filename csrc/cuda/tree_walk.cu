@@ -205,7 +205,6 @@ __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
     if (!(dx > 0)) {  // cannot have been drawn: its later siblings are not tried
       draft.alive = false;
     } else if (s.uniforms[child] * (dx / draft.mass) < a.residual[x] / mass) {
-      __syncthreads();  // R has been read by all
       if (threadIdx.x == 0) a.path[steps] = child;
       ++steps;
       node = child;

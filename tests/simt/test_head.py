@@ -280,6 +280,11 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(machine: Machine, dtype: in
             np.testing.assert_array_equal(a[0], b[i])
 
 
+def test_more_thread_blocks_than_a_merge_takes_at_once(machine: Machine) -> None:
+    case = make_case(9, FLOAT32, 2, 8, 5300, [(0, 2600), (2700, 5300)])
+    check_topk(case, 5, topk(machine, case, 5, grid=80))
+
+
 def test_no_rows_selected(machine: Machine) -> None:
     case = make_case(1, BFLOAT16, 2, 64, 70, [])
     log_q, ids, lse = topk(machine, case, 3)
