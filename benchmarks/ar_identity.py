@@ -168,7 +168,8 @@ output = target.prefill(target.begin(300), torch.tensor(ids)); mark("prefill")
 token = int(output.logits(torch.tensor([-1])).argmax()); mark("LM head")
 import json, resource
 print(json.dumps({"stages_s": {k: round(v, 3) for k, v in stages.items()},
-    "sum_s": round(sum(stages.values()), 3), "transformers_imported": "transformers" in sys.modules,
+    "sum_s": round(sum(stages.values()), 3), "cpu_s": round(time.process_time(), 3),
+    "transformers_imported": "transformers" in sys.modules,
     "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024}))
 """
 
