@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,11 +43,18 @@ def clock(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def read_bandwidth(repeats: int = 15) -> float:
-    """Bytes per second of a sum over 256 MiB on all threads."""
-    buffer = torch.ones(64 << 20, dtype=torch.float32)
-    buffer.sum()
-    return buffer.numel() * 4 / min(clock(buffer.sum) for _ in range(repeats))
+class Reader:
+    """Reads 256 MiB by a sum on all threads; ``best`` is the highest bytes per second so far."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.ones(64 << 20, dtype=torch.float32)
+        self.best = 0.0
+
+    def sample(self) -> None:
+        self.best = max(self.best, self._buffer.numel() * 4 / clock(self._buffer.sum))
+
+
+READER = Reader()
 
 
 def select_clusters(rows: int, cluster: int, generator: torch.Generator) -> Tensor:
@@ -75,6 +83,7 @@ def measure(
     for i in range(repeats + 2):
         a = clock(lambda: ops.shortlist_topk(hidden, head, scale, ids, blocks, TOP, 1.0))
         b = clock(lambda: torch_path(x, plain, rows))
+        READER.sample()
         if i >= 2:
             ours.append(a)
             theirs.append(b)
@@ -113,7 +122,7 @@ def head_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
                     ours, theirs = measure(hidden, head, scale, blocks, plain, args.repeats)
                     shape = {"d": d, "n": n, "rows": size, "dtype": name, "cluster": args.cluster}
                     read = size * d * head.element_size()
-                    add_row(table, args, "shortlist_topk", shape, ours, theirs, read)
+                    add_row(table, "shortlist_topk", shape, ours, theirs, read)
             del head, scale, plain
     return table
 
@@ -136,14 +145,14 @@ def linear_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
                     linear(x.bfloat16(), weight)
                 ours.append((middle - start) / len(copies))
                 theirs.append((time.perf_counter() - middle) / len(copies))
+                READER.sample()
             shape = {"d": k, "n": n, "rows": m, "dtype": "bfloat16", "cluster": 0}
-            add_row(table, args, "linear", shape, ours, theirs, m * k * 2)
+            add_row(table, "linear", shape, ours, theirs, m * k * 2)
     return table
 
 
 def add_row(
     table: list[dict[str, Any]],
-    args: argparse.Namespace,
     op: str,
     shape: dict[str, Any],
     our_times: list[float],
@@ -151,14 +160,24 @@ def add_row(
     read: int,
 ) -> None:
     ours, theirs = min(our_times), min(their_times)
-    share = read / ours / args.bandwidth
     times = {"ms": ours * 1e3, "torch_ms": theirs * 1e3, "ratio": theirs / ours}
     times["ms_median"] = statistics.median(our_times) * 1e3
     times["torch_ms_median"] = statistics.median(their_times) * 1e3
-    table.append({"op": op, **shape, **times, "bytes": read, "share_of_read": share})
-    cells = [op, shape["d"], shape["n"], shape["rows"], shape["cluster"] or "-", shape["dtype"]]
-    cells += [f"{ours * 1e3:.3f}", f"{read / 1e6:.1f}", f"{share:.0%}", f"{theirs * 1e3:.3f}"]
-    print("| " + " | ".join(map(str, [*cells, f"{theirs / ours:.1f}"])) + " |", flush=True)
+    table.append({"op": op, **shape, **times, "bytes": read})
+    print(op, *shape.values(), f"{ours * 1e3:.3f} ms", file=sys.stderr, flush=True)
+
+
+def print_table(table: list[dict[str, Any]], bandwidth: float) -> None:
+    print(
+        "| op | d | x rows | weight rows | cluster | dtype | ms | MB | of read | torch ms | ratio |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for row in table:
+        share = row["share_of_read"] = row["bytes"] / (row["ms"] / 1e3) / bandwidth
+        cells = [row["op"], row["d"], row["n"], row["rows"], row["cluster"] or "-", row["dtype"]]
+        cells += [f"{row['ms']:.3f}", f"{row['bytes'] / 1e6:.1f}", f"{share:.0%}"]
+        cells += [f"{row['torch_ms']:.3f}", f"{row['ratio']:.1f}"]
+        print("| " + " | ".join(map(str, cells)) + " |")
 
 
 def main() -> None:
@@ -178,20 +197,15 @@ def main() -> None:
     if args.quick:
         args.widths, args.dtypes = [640], ["bfloat16", "int8"]
     load = os.getloadavg()[0]
-    args.bandwidth = read_bandwidth()
-    print(
-        f"{ops.backend()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-        f"read bandwidth {args.bandwidth / 1e9:.1f} GB/s, load {load:.1f} before the run\n"
-    )
-    print(
-        "| op | d | x rows | weight rows | cluster | dtype | ms | MB | of read | torch ms | ratio |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
     table = linear_rows(args) + head_rows(args)
-    after = read_bandwidth()
-    print(f"\nread bandwidth after the run {after / 1e9:.1f} GB/s, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{ops.backend()}, {torch.get_num_threads()} threads, torch {torch.__version__}, read "
+        f"bandwidth {READER.best / 1e9:.1f} GB/s, load {load:.1f} before and "
+        f"{os.getloadavg()[0]:.1f} after\n"
+    )
+    print_table(table, READER.best)
     if args.json:
-        facts = {"backend": ops.backend(), "bandwidth": args.bandwidth, "bandwidth_after": after}
+        facts = {"backend": ops.backend(), "read_bandwidth": READER.best}
         args.json.write_text(json.dumps({**facts, "rows": table}, indent=1) + "\n")
 
 

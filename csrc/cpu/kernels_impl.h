@@ -273,7 +273,7 @@ void pack_row(WeightType type, const float* x, int64_t k, char* packed) {
     for (int64_t i = 0; i < k; ++i) out[i] = bf16_bits(x[i]) << 16;
     std::memset(packed + 4 * k, 0, stride - 4 * k);
   } else {
-    std::memcpy(packed, x, 4 * k);
+    if (k > 0) std::memcpy(packed, x, 4 * k);  // x of no values may be null
     std::memset(packed + 4 * k, 0, stride - 4 * k);
   }
 }
