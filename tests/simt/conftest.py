@@ -8,12 +8,17 @@ from . import machine as simt
 
 
 @pytest.fixture(scope="session")
-def simt_library(request: pytest.FixtureRequest) -> Path:
+def simt_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled objects are kept: pytest's cache, or a temporary folder without one."""
     if simt.find_compiler() is None:
         pytest.skip("no C++ compiler: the CUDA kernels cannot be emulated")
     cache = getattr(request.config, "cache", None)
-    assert cache is not None
-    return simt.build(Path(cache.mkdir("simt")))
+    return Path(cache.mkdir("simt")) if cache is not None else tmp_path_factory.mktemp("simt")
+
+
+@pytest.fixture(scope="session")
+def simt_library(simt_folder: Path) -> Path:
+    return simt.build(simt_folder)
 
 
 @pytest.fixture

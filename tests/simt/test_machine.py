@@ -28,11 +28,8 @@ FAULTS = {
 
 
 @pytest.fixture(scope="module")
-def faulty(request: pytest.FixtureRequest) -> simt.Machine:
-    if simt.find_compiler() is None:
-        pytest.skip("no C++ compiler: the CUDA kernels cannot be emulated")
-    folder = Path(request.config.cache.mkdir("simt"))  # type: ignore[union-attr]
-    return simt.Machine(simt.build(folder, [simt.HERE / "faulty_kernels.cu"]))
+def faulty(simt_folder: Path) -> simt.Machine:
+    return simt.Machine(simt.build(simt_folder, [simt.HERE / "faulty_kernels.cu"]))
 
 
 def run(machine: simt.Machine, number: int, threads: int, blocks: int) -> tuple[int, simt.Buffer]:
