@@ -87,13 +87,13 @@ def test_a_killed_build_goes_on_to_the_same_result(tiny_model_dir, corpus, tmp_p
 
     def save_and_die(path, module, optimizer, step):
         saved(path, module, optimizer, step)
-        if step == 10:
+        if step == 3:
             raise KeyboardInterrupt
 
     killed = settings(corpus, tmp_path / "killed")
     with monkeypatch.context() as patch:
         patch.setattr(training, "_save", save_and_die)
-        patch.setattr(training, "SAVE_EVERY", 10)
+        patch.setattr(training, "SAVE_EVERY", 3)
         with pytest.raises(KeyboardInterrupt):
             built(killed, tiny_model_dir)
     resumed = built(dataclasses.replace(killed, resume=True), tiny_model_dir)
