@@ -48,7 +48,7 @@ class TargetOutput(Protocol):
         ...
 
     def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first, of all or the given rows."""
+        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first (or of given rows)."""
         ...
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from dynaspec_cli import ops
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.pages import on_huge_pages
 from dynaspec_cli.ops.reference import LAYER_WEIGHTS
 from dynaspec_cli.protocols import Target
 
@@ -75,7 +76,7 @@ class EagleDrafter:
             tensor = tensors.get(f"layers.{index}.{name}", torch.empty(0))
             kind = torch.float32 if name in NORMS or name == "qkv_bias" else self.dtype
             weights.append(tensor.to(self.target.device, kind).contiguous())
-        return weights
+        return on_huge_pages(weights) if self.target.device.type == "cpu" else weights
 
     @classmethod
     def load(cls, folder: Path, target: Target) -> EagleDrafter:

@@ -72,7 +72,7 @@ class IncrementalDetokenizer:
         """For a ``TextTokenizer`` or one of ``transformers`` or ``tokenizers``. With ``prompt_ids``
         the text continues the prompt (a leading space stays); without, it is a text of its own, as
         for a chat reply."""
-        backend = getattr(tokenizer, "backend", None)  # the name of TextTokenizer
+        backend: Any = getattr(tokenizer, "backend", None)  # the name of TextTokenizer
         if not hasattr(backend, "get_added_tokens_decoder"):
             backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # that of transformers
         if hasattr(backend, "get_added_tokens_decoder"):

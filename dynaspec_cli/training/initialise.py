@@ -72,32 +72,37 @@ def from_target(config: DrafterConfig, target: Any) -> DrafterModule:
     module.feature_norm.copy_(final / final.mean())
     module.fc[:, d : 2 * d] = torch.eye(d) * NEXT_TOKEN_GAIN
     for ours, theirs in zip(module.layers, _layers(target)[-config.num_layers :], strict=True):
-        attention, mlp = theirs.self_attn, theirs.mlp
-        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
-        ours.input_norm.copy_(norm_weight(theirs.input_layernorm))
-        ours.qkv.copy_(torch.cat([p.weight.float() for p in projections]))
-        ours.out.copy_(attention.o_proj.weight.float())
-        ours.gate_up.copy_(torch.cat([mlp.gate_proj.weight.float(), mlp.up_proj.weight.float()]))
-        ours.down.copy_(mlp.down_proj.weight.float())
-        if config.has_qkv_bias:
-            ours.qkv_bias.copy_(torch.cat([p.bias.float() for p in projections]))
-        if config.has_qk_norm:
-            ours.q_norm.copy_(norm_weight(attention.q_norm))
-            ours.k_norm.copy_(norm_weight(attention.k_norm))
-        if config.has_post_norms:
-            # These norms set the size of what a layer adds to the stream, so they carry its unit.
-            ours.mlp_norm.copy_(norm_weight(theirs.pre_feedforward_layernorm))
-            ours.post_attention_norm.copy_(
-                norm_weight(theirs.post_attention_layernorm) / config.feature_scale
-            )
-            ours.post_mlp_norm.copy_(
-                norm_weight(theirs.post_feedforward_layernorm) / config.feature_scale
-            )
-        else:
-            ours.mlp_norm.copy_(norm_weight(theirs.post_attention_layernorm))
-            ours.out /= config.feature_scale
-            ours.down /= config.feature_scale
+        _copy_layer(ours, theirs, config)
     return module
+
+
+def _copy_layer(ours: Any, theirs: Any, config: DrafterConfig) -> None:
+    """The tensors of ops.reference.LAYER_WEIGHTS from a ``transformers`` decoder layer."""
+    attention, mlp = theirs.self_attn, theirs.mlp
+    projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+    ours.input_norm.copy_(norm_weight(theirs.input_layernorm))
+    ours.qkv.copy_(torch.cat([p.weight.float() for p in projections]))
+    ours.out.copy_(attention.o_proj.weight.float())
+    ours.gate_up.copy_(torch.cat([mlp.gate_proj.weight.float(), mlp.up_proj.weight.float()]))
+    ours.down.copy_(mlp.down_proj.weight.float())
+    if config.has_qkv_bias:
+        ours.qkv_bias.copy_(torch.cat([p.bias.float() for p in projections]))
+    if config.has_qk_norm:
+        ours.q_norm.copy_(norm_weight(attention.q_norm))
+        ours.k_norm.copy_(norm_weight(attention.k_norm))
+    if config.has_post_norms:
+        # These norms set the size of what a layer adds to the stream, so they carry its unit.
+        ours.mlp_norm.copy_(norm_weight(theirs.pre_feedforward_layernorm))
+        ours.post_attention_norm.copy_(
+            norm_weight(theirs.post_attention_layernorm) / config.feature_scale
+        )
+        ours.post_mlp_norm.copy_(
+            norm_weight(theirs.post_feedforward_layernorm) / config.feature_scale
+        )
+    else:
+        ours.mlp_norm.copy_(norm_weight(theirs.post_attention_layernorm))
+        ours.out /= config.feature_scale
+        ours.down /= config.feature_scale
 
 
 def norm_weight(norm: Any) -> Tensor:

@@ -122,7 +122,8 @@ class ShardMaker:
         """Packed corpus text: pieces of texts in a random order, end to end."""
         count = max(1, self.config.tokens // self.length)
         generator = self._generator(index)
-        rows, groups = [], []
+        rows: list[Tensor] = []
+        groups: list[int] = []
         pool = iter(
             torch.randint(len(self.texts), (count * 64 + 64,), generator=generator).tolist()
         )

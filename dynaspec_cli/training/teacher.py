@@ -83,9 +83,9 @@ class Teacher:
         self.base, self.final_norm = target._base, target._norm
         self.base.config._attn_implementation = ATTENTION
         config = self.model.config.get_text_config()
-        kinds = getattr(config, "layer_types", None)
-        self._mask: Any = dict.fromkeys(kinds) if kinds and "sliding_attention" in kinds else None
-        windowed = bool(kinds) and "sliding_attention" in kinds
+        kinds: list[str] = getattr(config, "layer_types", None) or []
+        self._mask: Any = dict.fromkeys(kinds) if "sliding_attention" in kinds else None
+        windowed = "sliding_attention" in kinds
         self.max_length = (
             int(config.sliding_window) if windowed else int(config.max_position_embeddings)
         )
