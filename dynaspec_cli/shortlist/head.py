@@ -13,6 +13,7 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.pages import huge_empty
 
 _CHUNK_ROWS = 16384  # rows permuted or quantised at a time: bounds the temporary copy
 
@@ -99,8 +100,16 @@ def build_head(weight: Tensor, order: Tensor | None = None, int8: bool = False) 
     if int8:
         rows, scale = _quantised(weight, order)
     else:
-        rows, scale = weight.index_select(0, order), empty_scale
+        rows, scale = _permuted(weight, order), empty_scale
     return DraftHead(rows, scale, order.to(torch.int32), rank, vocab_size)
+
+
+def _permuted(weight: Tensor, order: Tensor) -> Tensor:
+    """``weight[order]``, on the CPU straight onto huge pages: every draft step streams from it."""
+    if weight.device.type != "cpu":
+        return weight.index_select(0, order)
+    rows = huge_empty((order.numel(), weight.shape[1]), weight.dtype)
+    return torch.index_select(weight, 0, order, out=rows)
 
 
 def _is_identity(order: Tensor, vocab_size: int) -> bool:
