@@ -10,7 +10,8 @@ Two ways to the same result take turns, so that a drift of the machine touches b
 Times are the best of the repetitions, ours, PyTorch's and the read's alike: what the machine does
 when nothing else disturbs it (medians stand in the JSON). Bytes are the selected rows', once. "of
 read" is bytes / time over the read bandwidth measured in the same run for a buffer beyond the
-last-level cache; selections that fit the cache exceed 100 %.
+last-level cache. Each repetition starts after such a read: caches are cold, as they are for the
+first draft step after a verification. All weights lie on huge pages.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.ops import reference
+from dynaspec_cli.ops.pages import huge_empty, on_huge_pages
 
 VOCAB = 262_144
 TOP = 10
@@ -81,9 +83,10 @@ def measure(
     ours: list[float] = []
     theirs: list[float] = []
     for i in range(repeats + 2):
-        a = clock(lambda: ops.shortlist_topk(hidden, head, scale, ids, blocks, TOP, 1.0))
-        b = clock(lambda: torch_path(x, plain, rows))
         READER.sample()
+        a = clock(lambda: ops.shortlist_topk(hidden, head, scale, ids, blocks, TOP, 1.0))
+        READER.sample()
+        b = clock(lambda: torch_path(x, plain, rows))
         if i >= 2:
             ours.append(a)
             theirs.append(b)
@@ -93,7 +96,7 @@ def measure(
 def make_head(d: int, name: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random (head [VOCAB, d], scale float32 [VOCAB] or empty), made in parts to save memory."""
     dtype = getattr(torch, name)
-    head = torch.empty(VOCAB, d, dtype=dtype)
+    head = huge_empty((VOCAB, d), dtype)
     scale = torch.empty(VOCAB if dtype == torch.int8 else 0)
     for lo in range(0, VOCAB, 8192):
         part = torch.randn(8192, d, generator=generator) / d**0.5
@@ -132,7 +135,8 @@ def linear_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = []
     linear = torch.nn.functional.linear
     for m, k in ((1536, 640), (640, 1024), (4096, 640), (640, 2048)):
-        copies = [torch.randn(m, k).bfloat16() for _ in range(max(2, CACHE_BYTES // (m * k * 2)))]
+        count = max(2, CACHE_BYTES // (m * k * 2))
+        copies = on_huge_pages([torch.randn(m, k).bfloat16() for _ in range(count)])
         for n in (1, 8, 17):
             x = torch.randn(n, k)
             ours, theirs = [], []
