@@ -68,8 +68,9 @@ def cpu_flags() -> list[str]:
     # -ffp-contract=off: a multiplication and an addition are fused only where the source says so,
     # so that every tile shape rounds alike.
     # -fopenmp: at::parallel_for, a header, runs on one thread without it.
-    flags = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden", "-Wall"]
-    # gcc 12 takes the undefined operands of its own AVX-512 intrinsics for uninitialised variables.
+    flags = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden"]
+    flags += ["-Wall"]
+    # gcc 12 takes undefined operands of its own AVX-512 intrinsics for uninitialised variables.
     flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
     if os.environ.get("DYNASPEC_SANITIZE") == "1":
         flags += ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-omit-frame-pointer"]

@@ -32,7 +32,8 @@ TORCH_LIBRARY(dynaspec, m) {
       "Tensor b2)"
       " -> Tensor");
   m.def(
-      "decoder_layer(Tensor x, Tensor[] weights, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor cos,"
+      "decoder_layer(Tensor x, Tensor[] weights, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor "
+      "cos,"
       " Tensor sin, Tensor positions, Tensor mask, int cache_len, int num_heads, int num_kv_heads,"
       " int head_dim, float eps, float scale, int window, str activation) -> Tensor");
   m.def("tree_mask(Tensor parents) -> (Tensor mask, Tensor depth)");
@@ -44,8 +45,10 @@ TORCH_LIBRARY(dynaspec, m) {
       "sampled_walk(Tensor tokens, Tensor parents, Tensor probs, Tensor uniforms, Tensor q,"
       " Tensor q_ids, Tensor q_rows, bool replacement) -> (Tensor path, Tensor residual)");
   m.def("kv_commit(Tensor(a!)[] caches, int base_len, Tensor rows) -> ()");
-  m.def("topk_expand(Tensor parent_scores, Tensor log_q, int width) -> (Tensor index, Tensor score)");
-  m.def("tree_rerank(Tensor scores, Tensor parents, int size) -> (Tensor index, Tensor new_parents)");
+  m.def(
+      "topk_expand(Tensor parent_scores, Tensor log_q, int width) -> (Tensor index, Tensor score)");
+  m.def(
+      "tree_rerank(Tensor scores, Tensor parents, int size) -> (Tensor index, Tensor new_parents)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -6,7 +6,12 @@ namespace dynaspec::cpu::DYNASPEC_LEVEL {
 const Kernels& table();
 const Kernels& table() {
   static const Kernels all = {
-      DYNASPEC_STRING(DYNASPEC_LEVEL), packed_stride, pack_row, dot_rows, softmax_part, offer,
+      DYNASPEC_STRING(DYNASPEC_LEVEL),
+      packed_stride,
+      pack_row,
+      dot_rows,
+      softmax_part,
+      offer,
       &kLayerKernels,
   };
   return all;
