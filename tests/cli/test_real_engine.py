@@ -373,8 +373,8 @@ def test_doctor_json(
     assert 0 < head["head_share_full"] <= 1
     assert head["draft_body_source"] == "measured"
     assert data["drafter"]["can_raise_coverage"] is True
-    # 2 (K, V) x 2 layers x 2 heads x 8 x 4 bytes x (100 tokens + 16 nodes + 1)
-    assert data["memory"]["parts_bytes"]["kv_cache"] == 2 * 2 * 2 * 8 * 4 * 117
+    # 2 (K, V) x 2 layers x 2 heads x 8 x 4 bytes x (100 tokens + 8 nodes + 1)
+    assert data["memory"]["parts_bytes"]["kv_cache"] == 2 * 2 * 2 * 8 * 4 * 109
     shown = tiny("doctor", "--no-measure")
     assert "not run on a GPU" in " ".join(shown.stdout.split())
     assert "What runs where" in shown.stdout
