@@ -10,7 +10,7 @@ exist yet; rows 1..n are drafted nodes in an order in which a parent precedes it
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -207,14 +207,3 @@ class TreePolicy(Protocol):
         ...
 
     def finish(self, state: Any) -> DraftTree: ...
-
-
-@dataclass
-class Timings:
-    """Seconds by phase, summed over a request (contract: draft_body, router, head, tree, verify,
-    commit, other)."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def add(self, phase: str, seconds: float) -> None:
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -83,6 +82,7 @@ def train_drafter(
     from dynaspec_cli.training.run import RunConfig, train
     from dynaspec_cli.training.shards import ShardConfig
     from dynaspec_cli.training.trainer import TrainConfig
+    from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.progress import LoadBar
     from dynaspec_cli.ui.training import TrainingView
 
@@ -130,6 +130,6 @@ def train_drafter(
             "held_out_chain_length": None if score is None else score.chain_length,
             "held_out_chain_length_by_group": None if score is None else score.by_group,
         }
-        sys.stdout.write(json.dumps(result) + "\n")
+        print_json(result)
     else:
         sys.stdout.write(f"{out}\n")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynaspec_cli.drafters.eagle import WEIGHTS_FILE, EagleDrafter, check_fits
+from dynaspec_cli.drafters.eagle import WEIGHTS_FILE, EagleDrafter
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.target.events import ProgressCallback, ignore_progress
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
@@ -159,7 +159,6 @@ def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
     """A module initialised from the target, or from an earlier drafter (``start``)."""
     if config.start is not None:
         earlier = EagleDrafter.load(config.start, target)
-        check_fits(earlier.config, target)
         module = from_target(earlier.config, target)
         from safetensors.torch import load_file
 
