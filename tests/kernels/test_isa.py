@@ -76,7 +76,8 @@ def run_child(level: str, code: str, *arguments: str) -> subprocess.CompletedPro
     package = Path(dynaspec_cli.__file__).resolve().parent.parent
     paths = [str(HERE), str(package), os.environ.get("PYTHONPATH", "")]
     env = {**os.environ, "DYNASPEC_CPU_ISA": level, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-c", code, *arguments]
+    # -P: the working directory may hold the sources, which are not the package under test.
+    command = [sys.executable, "-P", "-c", code, *arguments]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
