@@ -26,6 +26,12 @@ Examples:
     help='Text (.txt), or JSON lines with "text" (.jsonl, .jsonl.gz), or a hub dataset; repeatable',
 )
 @click.option(
+    "--prompts",
+    multiple=True,
+    metavar="FILE",
+    help="Prompts, one a text: train on the model's answers, not on the corpus; repeatable.",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
@@ -51,6 +57,9 @@ Examples:
     "--unroll", type=int, metavar="N", default=3, help="Draft steps that a loss looks ahead."
 )
 @click.option("--batch-tokens", type=int, metavar="N", default=1024, help="Tokens of a step.")
+@click.option(
+    "--passes", type=float, metavar="X", default=2.0, help="Times that a token is trained on."
+)
 @click.option("--learning-rate", type=float, metavar="R", default=1e-3, help="Peak learning rate.")
 @click.option(
     "--save-every",
@@ -63,6 +72,7 @@ Examples:
 def train_drafter(
     common: CommonOptions,
     corpus: tuple[str, ...],
+    prompts: tuple[str, ...],
     out: Path,
     steps: int,
     minutes: float | None,
@@ -71,6 +81,7 @@ def train_drafter(
     layers: int,
     unroll: int,
     batch_tokens: int,
+    passes: float,
     learning_rate: float,
     save_every: int,
 ) -> None:
@@ -89,6 +100,7 @@ def train_drafter(
     config = RunConfig(
         model=common.model,
         corpus=corpus,
+        prompts=prompts,
         out=out,
         dtype=common.dtype,
         device=common.device,
@@ -101,6 +113,7 @@ def train_drafter(
         train=TrainConfig(
             steps=steps,
             batch_tokens=batch_tokens,
+            passes=passes,
             unroll=unroll,
             learning_rate=learning_rate,
             save_every=save_every,

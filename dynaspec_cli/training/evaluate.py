@@ -24,10 +24,31 @@ class HeldOutScore:
     by_group: dict[str, float]
 
 
+@dataclass(frozen=True)
+class HeldOut:
+    """Sequences to score on, and the target's ``choice`` int64 [N, T - begin + 1] after each row
+    from ``begin`` - 1 on. Positions that the target continued count, or every position of corpus
+    text, where the target's choice is what its features say."""
+
+    shard: Shard
+    begin: int
+    choice: Tensor
+
+    @classmethod
+    def of(cls, shard: Shard, head: Tensor, final_norm: nn.Module) -> HeldOut:
+        begin = shard.prompt if shard.prompt < shard.tokens.shape[1] else 2
+        with torch.no_grad():
+            choice = [
+                F.linear(final_norm(features[begin - 1 :]), head).argmax(-1)
+                for features in shard.features
+            ]
+        return cls(shard, begin, torch.stack(choice))
+
+
 @torch.no_grad()
 def held_out_score(
     module: DrafterModule,
-    shards: Sequence[Shard],
+    held: Sequence[HeldOut],
     head: Tensor,
     embedding: nn.Module,
     final_norm: nn.Module,
@@ -35,18 +56,16 @@ def held_out_score(
     groups: Sequence[str],
     depth: int = 4,
 ) -> HeldOutScore:
-    """Scores positions that the target continued greedily (its own text in ``shards``), or every
-    position of corpus text, where the target's choice is what its features say. The draft is chosen
-    among ``columns``."""
+    """Would drafts chosen among ``columns`` have been accepted?"""
     candidates = head[columns]
     hits = torch.zeros(depth)
     seen = torch.zeros(depth)
     sums: dict[str, list[float]] = {}
-    for shard in shards:
+    for case in held:
+        shard, begin = case.shard, case.begin
         for i in range(shard.tokens.shape[0]):
             tokens, features = shard.tokens[i : i + 1], shard.features[i : i + 1]
-            begin = shard.prompt if shard.prompt < tokens.shape[1] else 2
-            choice = F.linear(final_norm(features[:, begin - 1 :]), head).argmax(-1)[0]
+            choice = case.choice[i]
             outputs = module_unroll(module, features, tokens, embedding, depth)
             accepted: Tensor | None = None
             chain = 1.0
@@ -74,19 +93,26 @@ def held_out_score(
 
 
 def module_unroll(
-    module: DrafterModule, features: Tensor, tokens: Tensor, embedding: nn.Module, depth: int
+    module: DrafterModule,
+    features: Tensor,
+    tokens: Tensor,
+    embedding: nn.Module,
+    depth: int,
+    begin: int = 0,
 ) -> list[Tensor]:
-    """Outputs [B, T-1, d] (units of ``feature_scale``) of ``depth`` unrolled draft steps over whole
-    sequences: features [B, T, d], tokens int64 [B, T]. Pair t is (feature t, token t + 1); rows
-    below s of step s are void."""
+    """Outputs [B, T - 1 - begin, d] (units of ``feature_scale``) of ``depth`` unrolled draft steps
+    over whole sequences: features [B, T, d], tokens int64 [B, T]. Pair t is (feature t, token
+    t + 1); output i belongs to pair ``begin`` + i, pairs before are context; rows below s of step s
+    are void."""
     config = module.config
     embedded = embedding(tokens.to(features.device)).to(features.dtype)
+    following, current = embedded[:, 1:], embedded[:, :-1]
     scaled = (features.float() / config.feature_scale).to(features.dtype)[:, :-1]
     past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in module.layers]
     rope = module.rope(scaled.shape[1], 0, scaled.device)
-    outputs, x = [], scaled
-    for _ in range(depth):
-        out = module(x, embedded[:, 1:], embedded[:, :-1], past, rope)
-        outputs.append(out)
-        x = torch.cat([scaled[:, :1], out[:, :-1]], 1)
+    outputs = [module(scaled, following, current, past, rope, begin)]
+    following, current, first = following[:, begin:], current[:, begin:], scaled[:, begin:][:, :1]
+    while len(outputs) < depth:
+        x = torch.cat([first, outputs[-1][:, :-1]], 1)
+        outputs.append(module(x, following, current, past, rope, begin))
     return outputs

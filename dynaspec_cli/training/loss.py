@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ class LossConfig:
 
     columns: int = 6144
     gram: float = 0.5
-    prompt_weight: float = 0.5
+    prompt_weight: float = 0.0
 
 
 def gram_matrix(head: Tensor, counts: Tensor, limit: int = 32768) -> Tensor:
@@ -38,6 +39,34 @@ def gram_matrix(head: Tensor, counts: Tensor, limit: int = 32768) -> Tensor:
     rows = head[top.indices.to(head.device)].float()
     rows = (rows - (pi[:, None].to(rows.device) * rows).sum(0)) * pi[:, None].to(rows.device).sqrt()
     return rows.t() @ rows
+
+
+class _SoftCrossEntropy(torch.autograd.Function):
+    """sum_i w_i H(p_i, softmax(h_i W^T)) with the gradient written down: dL/dlogits = w (q sum(p) -
+    p) = w (q - p). Saves the float32 matrices [N, C] that automatic differentiation would keep and
+    read again."""
+
+    @staticmethod
+    def forward(context: Any, h: Tensor, columns: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+        logits = F.linear(h, columns).float()
+        norm = torch.logsumexp(logits, -1)
+        # H(p, q) = log Z - <p, logits>, since p sums to one.
+        entropy = norm - torch.einsum("nc,nc->n", p, logits)
+        gradient = logits.sub_(norm[:, None]).exp_().sub_(p).mul_(weight[:, None]).to(h.dtype)
+        context.save_for_backward(gradient @ columns)
+        return (entropy * weight).sum()
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> Any:
+        (gradient,) = context.saved_tensors
+        return gradient * grad, None, None, None
+
+
+def soft_cross_entropy(h: Tensor, columns: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+    """Scalar: h [N, d] (float32 or bf16, differentiated), columns [C, d] of its dtype, p float32
+    [N, C] with rows that sum to one, weight float32 [N]."""
+    loss: Tensor = _SoftCrossEntropy.apply(h, columns, p, weight)
+    return loss
 
 
 def unrolled_loss(
@@ -64,8 +93,7 @@ def unrolled_loss(
         h, t = predicted[:, step:].reshape(-1, width), truth[:, step:].reshape(-1, width)
         w = weight[:, step:].reshape(-1)
         w = w / w.sum()
-        log_q = F.log_softmax(F.linear(h, columns).float(), -1)
-        entropy = -(p[:, step:].reshape(-1, p.shape[-1]) * log_q).sum(-1).mul(w).sum()
+        entropy = soft_cross_entropy(h, columns, p[:, step:].reshape(-1, p.shape[-1]), w)
         values.append(float(entropy.detach()))
         loss = entropy
         if gram is not None:

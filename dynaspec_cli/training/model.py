@@ -41,41 +41,51 @@ class DrafterLayer(nn.Module):
             self.post_mlp_norm = nn.Parameter(torch.ones(c.hidden_size))
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, past: list[tuple[Tensor, Tensor]]
+        self, x: Tensor, cos: Tensor, sin: Tensor, past: list[tuple[Tensor, Tensor]], begin: int = 0
     ) -> Tensor:
         """x [B, T, d] of unrolled step ``len(past)``; ``past`` holds (keys, values) of the earlier
-        steps and is extended.
+        steps and is extended. Returns the rows from ``begin`` on; those before are context, of
+        which step 0 computes keys and values alone. Later steps get the rows from ``begin`` on
+        only, as x [B, T - begin, d].
 
         A row of step s at position t attends, as it will at inference, to the step-0 rows of
         positions up to t - s (committed pairs) and to rows t - s + 1 .. t of steps 1 .. s (its own
         ancestors in the chain, and itself).
         """
-        c, (batch, length, _) = self.config, x.shape
+        c, step = self.config, len(past)
+        context = begin if step == 0 else 0
+        q_width, kv_width = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
         h = rms_norm(x, self.input_norm, c.eps)
+        x = x[:, context:]
+        batch, rows, _ = x.shape
+        weight = self.qkv.to(x.dtype)
         bias = self.qkv_bias.to(x.dtype) if c.has_qkv_bias else None
-        q, k, v = F.linear(h, self.qkv.to(x.dtype), bias).split(
-            [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim], -1
-        )
-        q = q.view(batch, length, c.num_heads, c.head_dim)
-        k = k.view(batch, length, c.num_kv_heads, c.head_dim)
-        v = v.view(batch, length, c.num_kv_heads, c.head_dim).transpose(1, 2)
+        if context:
+            q = F.linear(h[:, context:], weight[:q_width], None if bias is None else bias[:q_width])
+            kv = F.linear(h, weight[q_width:], None if bias is None else bias[q_width:])
+            k, v = kv.split([kv_width, kv_width], -1)
+        else:
+            q, k, v = F.linear(h, weight, bias).split([q_width, kv_width, kv_width], -1)
+        q = q.view(batch, rows, c.num_heads, c.head_dim)
+        k = k.view(batch, -1, c.num_kv_heads, c.head_dim)
+        v = v.view(batch, -1, c.num_kv_heads, c.head_dim).transpose(1, 2)
         if c.has_qk_norm:
             q, k = rms_norm(q, self.q_norm, c.eps), rms_norm(k, self.k_norm, c.eps)
-        q, k = rotate(q, cos, sin).transpose(1, 2), rotate(k, cos, sin).transpose(1, 2)
-        step = len(past)
+        q = rotate(q, cos[begin:], sin[begin:]).transpose(1, 2)
+        k = rotate(k, cos[begin - context :], sin[begin - context :]).transpose(1, 2)
         past.append((k, v))
-        if step == 0 and (c.window == 0 or c.window >= length):
+        if step == 0 and begin == 0 and (c.window == 0 or c.window >= rows):
             o = F.scaled_dot_product_attention(
                 q, k, v, is_causal=True, scale=c.attention_scale, enable_gqa=True
             )
         else:
-            mask = unrolled_mask(length, step, c.window, x.device)
+            mask = unrolled_mask(begin + rows, begin, step, c.window, x.device)
             keys = torch.cat([pair[0] for pair in past], 2)
             values = torch.cat([pair[1] for pair in past], 2)
             o = F.scaled_dot_product_attention(
                 q, keys, values, attn_mask=mask, scale=c.attention_scale, enable_gqa=True
             )
-        o = F.linear(o.transpose(1, 2).reshape(batch, length, -1), self.out.to(x.dtype))
+        o = F.linear(o.transpose(1, 2).reshape(batch, rows, -1), self.out.to(x.dtype))
         if c.has_post_norms:
             o = rms_norm(o, self.post_attention_norm, c.eps)
         x = x + o
@@ -96,16 +106,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None].to(x.dtype) + turned * sin[:, None].to(x.dtype)
 
 
-def unrolled_mask(length: int, step: int, window: int, device: torch.device) -> Tensor:
-    """bool [T, (step+1) T]: columns are step-0 keys, then step-1 keys, ... (see
+def unrolled_mask(length: int, begin: int, step: int, window: int, device: torch.device) -> Tensor:
+    """bool [T - begin, T + step (T - begin)] for the rows from ``begin`` on: columns are the T keys
+    of step 0, then those that step 1, ... has, of the rows from ``begin`` on (see
     DrafterLayer.forward)."""
-    row = torch.arange(length, device=device)[:, None]
+    row = torch.arange(begin, length, device=device)[:, None]
     column = torch.arange(length, device=device)[None, :]
     committed = column <= row - step
     if window:
         committed &= row - column < window
     # A row too near the start has no committed pair left; its own key always remains.
-    chain = [column == row - step + s for s in range(1, step + 1)]
+    chain = [column[:, begin:] == row - step + s for s in range(1, step + 1)]
     return torch.cat([committed, *chain], 1)
 
 
@@ -140,10 +151,12 @@ class DrafterModule(nn.Module):
         current_embedding: Tensor,
         past: list[list[tuple[Tensor, Tensor]]],
         rope: tuple[Tensor, Tensor],
+        begin: int = 0,
     ) -> Tensor:
         """features [B, T, d] in units of ``feature_scale`` (the target's, or this module's own
         output of the step before); embeddings [B, T, d]; returns the predicted features of the
-        following position, same units."""
+        following position, same units. Rows before ``begin`` are context: step 0 gets them and
+        returns the others, later steps get and return the others alone [B, T - begin, d]."""
         c = self.config
         parts = [
             rms_norm(features, self.feature_norm, c.eps),
@@ -155,5 +168,8 @@ class DrafterModule(nn.Module):
             torch.cat(parts, -1), self.fc.to(features.dtype)
         )
         for layer, layer_past in zip(self.layers, past, strict=True):
-            x = layer(x, *rope, layer_past)
+            # In step 0 the layers below the last one compute the context as well: the next layer
+            # takes its keys and values from there.
+            whole = not layer_past and layer is not self.layers[-1]
+            x = layer(x, *rope, layer_past, 0 if whole else begin)
         return x

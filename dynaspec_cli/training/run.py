@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +19,24 @@ from dynaspec_cli.target.load import choose_device, choose_dtype, load_transform
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.training.corpus import read_corpus
-from dynaspec_cli.training.evaluate import held_out_score
+from dynaspec_cli.training.evaluate import HeldOut, held_out_score
 from dynaspec_cli.training.initialise import drafter_config, from_target
+from dynaspec_cli.training.prompts import PromptBatch, prompt_batches
 from dynaspec_cli.training.shards import Shard, ShardConfig, ShardMaker
 from dynaspec_cli.training.teacher import Teacher
 from dynaspec_cli.training.trainer import CHECKPOINT, TrainConfig, Trainer, TrainProgress
 
 HELD_OUT_TEXTS = 200
 MAX_TEXT_TOKENS = 4096
+MAX_PROMPTED_TOKENS = 768
+"""Of a prompt and its continuation."""
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Where from and where to. ``minutes`` overrides the step count of ``train``; ``start``: a
-    drafter folder to go on from."""
+    drafter folder to go on from. ``prompts``: files like the corpus', each text a whole prompt for
+    the target to continue."""
 
     model: str | None
     corpus: tuple[str, ...]
@@ -43,6 +48,7 @@ class RunConfig:
     minutes: float | None = None
     resume: bool = False
     start: Path | None = None
+    prompts: tuple[str, ...] = ()
     score_every: int = 200
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     shards: ShardConfig = dataclasses.field(default_factory=ShardConfig)
@@ -92,7 +98,7 @@ def train(
 
 def _prepare(
     config: RunConfig, progress: ProgressCallback
-) -> tuple[Trainer, list[Shard], list[str]]:
+) -> tuple[Trainer, list[HeldOut], list[str]]:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     place = choose_device(config.device)
@@ -103,12 +109,20 @@ def _prepare(
     tokenizer = load_tokenizer(folder)
     texts, groups, held_texts, held_groups, names = _encode(config.corpus, tokenizer)
     teacher = Teacher(target)
-    maker = ShardMaker(teacher, texts, groups, config.shards, config.out / "shards")
+    batches: list[PromptBatch] = []
+    if config.prompts:
+        asked, asked_groups, held_texts, held_groups, names = _encode(config.prompts, tokenizer)
+        longest = min(MAX_PROMPTED_TOKENS, teacher.max_length)
+        batches = prompt_batches(
+            asked, asked_groups, config.shards.tokens, longest, config.shards.seed
+        )
+    maker = ShardMaker(teacher, texts, groups, config.shards, config.out / "shards", batches)
     module = _module(config, target, maker)
     trainer = Trainer(module, maker, config.train, config.out)
     if config.resume:
         trainer.resume()
-    return trainer, _held_out(teacher, held_texts, held_groups, maker.columns), names
+    held = _held_out(teacher, held_texts, held_groups, maker.columns, bool(config.prompts))
+    return trainer, held, names
 
 
 def _encode(
@@ -139,20 +153,33 @@ def _encode(
 
 
 def _held_out(
-    teacher: Teacher, texts: list[Tensor], groups: list[int], columns: Tensor
-) -> list[Shard]:
-    """Greedy continuations of held-out beginnings: what decoding will look like."""
-    prompt, new = 48, 80
-    keep = [i for i, ids in enumerate(texts) if ids.numel() >= prompt][:64]
-    if not keep or teacher.max_length < prompt + new:
-        return []
+    teacher: Teacher, texts: list[Tensor], groups: list[int], columns: Tensor, whole: bool
+) -> list[HeldOut]:
+    """Greedy continuations of held-out beginnings, or of ``whole`` prompts of the lengths that most
+    have: what decoding will look like."""
+    new = 80
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, ids in enumerate(texts):
+        length = ids.numel() if whole else min(ids.numel(), 48)
+        if length + new <= teacher.max_length and (length == 48 or whole):
+            by_length[length].append(index)
     device = teacher.head.device
-    prompts = torch.stack([texts[i][:prompt] for i in keep]).long().to(device)
-    zero = torch.zeros(len(keep), device=device)
-    tokens, features = teacher.write(
-        prompts, new, zero, torch.Generator(device=device), columns.to(device)
-    )
-    return [Shard(tokens.cpu(), features, prompt, torch.tensor([groups[i] for i in keep]))]
+    held: list[HeldOut] = []
+    left = 64
+    for length, members in sorted(by_length.items(), key=lambda item: (-len(item[1]), item[0])):
+        chosen = members[:left]
+        left -= len(chosen)
+        if not chosen:
+            break
+        prompts = torch.stack([texts[i][:length] for i in chosen]).long().to(device)
+        zero = torch.zeros(len(chosen), device=device)
+        tokens, features = teacher.write(
+            prompts, new, zero, torch.Generator(device=device), columns.to(device)
+        )
+        kinds = torch.tensor([groups[i] for i in chosen])
+        shard = Shard(tokens.cpu(), features, length, kinds)
+        held.append(HeldOut.of(shard, teacher.head, teacher.final_norm))
+    return held
 
 
 def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:

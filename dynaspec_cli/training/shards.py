@@ -2,8 +2,9 @@
 up.
 
 Shard r is a function of the corpus, the settings and r alone, so a resumed run that finds one
-missing makes the same again. Even shards are corpus text as it stands; odd ones are short pieces of
-it continued by the target.
+missing makes the same again. Where there are prompts, every shard is a batch of them continued by
+the target. Else even shards are corpus text as it stands; odd ones are short pieces of it continued
+by the target.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.training.prompts import NEW_TOKENS, PromptBatch
 from dynaspec_cli.training.teacher import Teacher
 
 TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0)
@@ -67,11 +69,12 @@ class ShardMaker:
         groups: Sequence[int],
         config: ShardConfig,
         folder: Path,
+        prompts: Sequence[PromptBatch] = (),
     ) -> None:
         if not texts:
             raise DynaSpecError("train-drafter: the corpus holds no text to train on")
         self.teacher, self.config, self.folder = teacher, config, folder
-        self.texts, self.groups = texts, groups
+        self.texts, self.groups, self.prompts = texts, groups, prompts
         self.counts = torch.bincount(torch.cat(list(texts)).long(), minlength=teacher.head.shape[0])
         wanted = min(config.columns, int((self.counts > 0).sum()))
         self.columns = self.counts.topk(wanted).indices.sort().values
@@ -109,6 +112,10 @@ class ShardMaker:
         (self.folder / f"shard-{index:06d}.safetensors").unlink(missing_ok=True)
 
     def make(self, index: int) -> Shard:
+        if self.prompts:
+            epoch, place = divmod(index, len(self.prompts))
+            batch = self.prompts[place]
+            return self._continued(index, batch.tokens, NEW_TOKENS, batch.groups, epoch)
         return self._read(index) if index % 2 == 0 else self._write(index)
 
     def _generator(self, index: int) -> torch.Generator:
@@ -178,14 +185,20 @@ class ShardMaker:
                 break
         if not prompts:
             return self._read(index)
+        return self._continued(index, torch.stack(prompts).long(), new, torch.tensor(groups))
+
+    def _continued(
+        self, index: int, prompts: Tensor, new: int, groups: Tensor, turn: int = 0
+    ) -> Shard:
+        """Prompts int64 [N, P] continued at the temperatures in turn, from the ``turn``-th on."""
         device = self.teacher.head.device
-        kinds = torch.tensor([TEMPERATURES[i % len(TEMPERATURES)] for i in range(len(prompts))])
+        kinds = [TEMPERATURES[(i + turn) % len(TEMPERATURES)] for i in range(prompts.shape[0])]
         drawn = torch.Generator(device=device).manual_seed(self.config.seed * 1_000_003 + index)
         tokens, features = self.teacher.write(
-            torch.stack(prompts).long().to(device),
+            prompts.to(device),
             new,
-            kinds.to(device),
+            torch.tensor(kinds, device=device),
             drawn,
             self.columns.to(device),
         )
-        return Shard(tokens.cpu(), features.cpu(), prompt, torch.tensor(groups))
+        return Shard(tokens.cpu(), features.cpu(), prompts.shape[1], groups)

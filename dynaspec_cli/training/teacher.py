@@ -29,10 +29,17 @@ def _attention(
     copied once a head."""
     batch, heads, rows, width = query.shape
     groups = key.shape[1]
+    window = int(getattr(module, "sliding_window", None) or 0)
     if rows == 1:
+        if window:
+            key, value = key[:, :, -window:], value[:, :, -window:]
         grouped = query.reshape(batch, groups, heads // groups, width)
         out = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scaling)
         return out.reshape(batch, 1, heads, width), None
+    if window and rows > window:
+        at = torch.arange(rows, device=query.device)
+        distance = at[:, None] - at
+        mask = (distance >= 0) & (distance < window)
     out = F.scaled_dot_product_attention(
         query,
         key,
@@ -69,8 +76,7 @@ class BatchCache:
 
 
 class Teacher:
-    """``target``: a ``TransformersTarget``. Sequences may not be longer than its sliding window, if
-    it has one."""
+    """``target``: a ``TransformersTarget``. A pass begins with an empty cache or adds one token."""
 
     def __init__(self, target: Any) -> None:
         from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -85,10 +91,7 @@ class Teacher:
         config = self.model.config.get_text_config()
         kinds: list[str] = getattr(config, "layer_types", None) or []
         self._mask: Any = dict.fromkeys(kinds) if "sliding_attention" in kinds else None
-        windowed = "sliding_attention" in kinds
-        self.max_length = (
-            int(config.sliding_window) if windowed else int(config.max_position_embeddings)
-        )
+        self.max_length = int(config.max_position_embeddings)
         self.head = target.head_weight()
 
     def _pass(self, tokens: Tensor, cache: BatchCache) -> tuple[Tensor, Tensor]:

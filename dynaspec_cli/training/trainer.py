@@ -162,12 +162,18 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         scale = self.module.config.feature_scale
-        outputs = module_unroll(self.module, features, tokens, self.embedding, self.config.unroll)
+        # Row t is trained towards feature t + 1, whose token the target wrote from ``prompt`` on.
+        # What only reads the prompt is half of the work, and of little use in the end.
+        written = prompt < tokens.shape[1]
+        begin = max(prompt - 2, 0) if written and self.config.loss.prompt_weight == 0 else 0
+        outputs = module_unroll(
+            self.module, features, tokens, self.embedding, self.config.unroll, begin
+        )
         normed = [self.norm((out * scale).to(features.dtype)) for out in outputs]
-        truth = self.norm(features[:, 1:])
+        truth = self.norm(features[:, 1 + begin :])
         ids = torch.cat([self.frequent, tokens.unique()]).unique().to(self.device)
         weight = torch.ones(truth.shape[:2], device=self.device)
-        if prompt < tokens.shape[1]:
+        if written and not begin:
             weight[:, : max(prompt - 2, 0)] = self.config.loss.prompt_weight
         loss, values = unrolled_loss(
             normed, truth, self.maker.teacher.head[ids], self.gram, weight, self.config.loss

@@ -14,8 +14,11 @@ from safetensors.torch import load_file
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.main import cli
-from dynaspec_cli.target.load import load
-from dynaspec_cli.training.loss import LossConfig, gram_matrix, unrolled_loss
+from dynaspec_cli.target.load import load, load_transformers
+from dynaspec_cli.training.evaluate import module_unroll
+from dynaspec_cli.training.initialise import drafter_config, from_target
+from dynaspec_cli.training.loss import LossConfig, gram_matrix, soft_cross_entropy, unrolled_loss
+from dynaspec_cli.training.prompts import prompt_batches
 from dynaspec_cli.training.run import RunConfig, train
 from dynaspec_cli.training.shards import ShardConfig
 from dynaspec_cli.training.trainer import TrainConfig
@@ -129,6 +132,52 @@ def test_loss_is_least_at_the_target_and_ignores_void_rows():
     assert float(same) == pytest.approx(float(best))
     worse, _ = unrolled_loss([truth + 0.5, truth], truth, columns, None, weight, config)
     assert float(worse) > float(best)
+
+
+def test_cross_entropy_has_the_gradient_of_the_plain_formula():
+    generator = torch.Generator().manual_seed(3)
+    h = torch.randn(7, 6, generator=generator, requires_grad=True)
+    columns = torch.randn(9, 6, generator=generator)
+    p = torch.softmax(torch.randn(7, 9, generator=generator), -1)
+    weight = torch.rand(7, generator=generator)
+    plain = -(p * torch.log_softmax(h @ columns.t(), -1)).sum(-1) @ weight
+    (wanted,) = torch.autograd.grad(3 * plain, h)
+    fused = soft_cross_entropy(h, columns, p, weight)
+    (got,) = torch.autograd.grad(3 * fused, h)
+    torch.testing.assert_close(fused, plain)
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_context_rows_change_nothing_but_the_work(tiny_model_dir, layers):
+    """Rows from ``begin`` on are the same whether or not the rows before them are computed."""
+    target = load_transformers(tiny_model_dir, "tiny", torch.float32, torch.device("cpu"))
+    module = from_target(drafter_config(target, layers, 1.0), target)
+    torch.manual_seed(4)
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    tokens = torch.randint(5, 200, (2, 12))
+    features = torch.randn(2, 12, target.hidden_size)
+    begin, depth = 4, 3
+    whole = module_unroll(module, features, tokens, target._embedding, depth)
+    part = module_unroll(module, features, tokens, target._embedding, depth, begin)
+    for step in range(depth):
+        torch.testing.assert_close(part[step][:, step:], whole[step][:, begin + step :])
+
+
+def test_prompts_are_batched_by_length_and_continued(tiny_model_dir, corpus, tmp_path):
+    prompts = [torch.arange(n) + i for i, n in enumerate([5] * 30 + [7] * 13 + [130] * 20 + [9])]
+    batches = prompt_batches(prompts, list(range(len(prompts))), 4096, 512, seed=1)
+    again = prompt_batches(prompts, list(range(len(prompts))), 4096, 512, seed=1)
+    assert [b.groups.tolist() for b in batches] == [b.groups.tolist() for b in again]
+    seen = sorted(i for b in batches for i in b.groups.tolist())
+    assert seen == sorted(set(seen))
+    assert {b.tokens.shape[1] for b in batches} <= {5, 7, 9, 128}
+    for batch in batches:
+        for row, i in zip(batch.tokens, batch.groups.tolist(), strict=True):
+            assert torch.equal(row, prompts[i][: row.numel()])
+    run = make_run(tiny_model_dir, corpus, tmp_path / "p", 3, prompts=(str(corpus),))
+    assert [state.step for state in train(run)] == [1, 2, 3]
 
 
 def test_bad_input(tiny_model_dir, corpus, tmp_path):

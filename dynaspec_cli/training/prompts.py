@@ -1,0 +1,63 @@
+"""Prompts that the target continues, in batches of equal length (a batch needs no padding, so every
+sequence is computed as it would be alone)."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+NEW_TOKENS = 128
+"""Tokens that the target adds to a prompt."""
+
+EXACT_LENGTH = 96
+"""Longer prompts lose up to a sixth of their end, so that enough of them are equally long."""
+
+LEAST_ROWS = 12
+
+
+@dataclass(frozen=True)
+class PromptBatch:
+    """tokens int64 [N, P]; ``groups`` int64 [N]: the corpus group of each."""
+
+    tokens: Tensor
+    groups: Tensor
+
+
+def prompt_batches(
+    prompts: Sequence[Tensor], groups: Sequence[int], tokens: int, longest: int, seed: int
+) -> list[PromptBatch]:
+    """Batches of about ``tokens`` tokens (continuations included) in an order that ``seed`` fixes.
+    ``longest``: tokens of a sequence at most; what exceeds it is cut from the prompt's end. Lengths
+    that few prompts have are left out."""
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, ids in enumerate(prompts):
+        by_length[_length(min(ids.numel(), longest - NEW_TOKENS))].append(index)
+    draw = random.Random(seed)
+    batches = []
+    for length in sorted(by_length):
+        members = by_length[length]
+        draw.shuffle(members)
+        rows = max(LEAST_ROWS, tokens // (length + NEW_TOKENS))
+        for start in range(0, len(members), rows):
+            chosen = members[start : start + rows]
+            if len(chosen) >= min(LEAST_ROWS, len(members)) and length > 0:
+                batches.append(
+                    PromptBatch(
+                        torch.stack([prompts[i][:length] for i in chosen]).long(),
+                        torch.tensor([groups[i] for i in chosen]),
+                    )
+                )
+    draw.shuffle(batches)
+    return batches
+
+
+def _length(count: int) -> int:
+    if count <= EXACT_LENGTH:
+        return count
+    step = 16 if count < 256 else 64
+    return EXACT_LENGTH + (count - EXACT_LENGTH) // step * step
