@@ -39,12 +39,24 @@ class TargetOutput(Protocol):
     features: Tensor
     """[n, d]: the residual stream *before* the final norm; what an EAGLE drafter reads."""
 
+    cheap_rows: int | None
+    """Rows whose logits cost about what one row's do; None: any number."""
+
+    @property
+    def rows_read(self) -> Tensor | None:
+        """int64 [r]: rows whose logits were formed so far; None: all of them, or none yet."""
+        ...
+
     def logits(self, rows: Tensor | None = None) -> Tensor:
         """Full-vocabulary logits, float32 [n, V] (or of the given rows)."""
         ...
 
-    def argmax(self) -> Tensor:
-        """int64 [n]; the lowest id wins an exact tie."""
+    def logits_at(self, rows: Tensor, token_ids: Tensor) -> Tensor:
+        """Float32 [m]: the logit of ``token_ids[i]`` at ``rows[i]``, up to rounding."""
+        ...
+
+    def argmax(self, rows: Tensor | None = None) -> Tensor:
+        """int64 [n] (or of the given rows); the lowest id wins an exact tie."""
         ...
 
     def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:

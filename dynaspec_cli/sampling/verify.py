@@ -10,7 +10,7 @@ p: what the emitted token must be drawn from given that all earlier children wer
 - children drawn from q *with* replacement (SpecInfer's multi-step speculative sampling): the same
   with D = q throughout.
 
-The walk visits few rows, so the distribution of a row is formed when it gets there.
+The walk visits few rows, so the distribution of a row is formed when it gets there (reading.py).
 docs/exactness.md has the proofs.
 """
 
@@ -28,7 +28,11 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.tree import greedy_walk
 from dynaspec_cli.protocols import DraftTree, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
+from dynaspec_cli.sampling.reading import RowReader
 from dynaspec_cli.sampling.source import RandomSource
+
+LOGIT_ROWS = 32
+"""Rows whose logits are held together at most: a tree of 1,024 rows at once would take 1 GiB."""
 
 RowProbabilities = Callable[[int], Tensor]
 """Tree row -> the target's p [V] for the token that follows it."""
@@ -69,24 +73,18 @@ class SampledDrafts:
     replacement: bool
 
 
-LOGIT_ROWS = 32
-"""Rows whose logits are computed together: up to about this many, reading the LM head's weights is
-what a product costs, so more rows are nearly free; a tree of 1,024 rows at once would take 1
-GiB."""
-
-
 def row_probabilities(
-    output: TargetOutput, config: SamplingConfig, num_rows: int
+    tree: DraftTree, output: TargetOutput, config: SamplingConfig
 ) -> RowProbabilities:
-    """p of a row of a target's output of ``num_rows`` rows, formed when asked for: logits for the
-    row and those after it (its descendants are among them), the softmax and filters for the row
-    alone."""
+    """p of a row of a target's output, formed when asked for: logits for the row and those that
+    ``RowReader`` reads with it, the softmax and filters for the row alone."""
+    reader = RowReader(tree, output, _children(tree))
     logits: dict[int, Tensor] = {}
 
     def of_row(row: int) -> Tensor:
         if row not in logits:
-            rows = torch.arange(row, min(row + LOGIT_ROWS, num_rows))
-            logits.update(zip(rows.tolist(), output.logits(rows), strict=True))
+            rows = reader.rows(row)[:LOGIT_ROWS]
+            logits.update(zip(rows, output.logits(torch.tensor(rows)), strict=True))
         return probabilities(logits[row][None], config)[0]
 
     return of_row
@@ -99,14 +97,28 @@ def verify(
     alone is plain decoding."""
     if config.greedy:
         return verify_greedy(tree, output)
-    return verify_sampled(tree, row_probabilities(output, config, tree.num_nodes + 1), source)
+    return verify_sampled(tree, row_probabilities(tree, output, config), source)
 
 
 def verify_greedy(tree: DraftTree, output: TargetOutput) -> Verdict:
     """Follow the target's argmax from the root for as long as a child holds it."""
-    choices = output.argmax()
-    path = greedy_walk(tree.tokens, tree.parents, choices.to(tree.tokens.device))
-    return Verdict(path, int(choices[path[-1]]))
+    children = _children(tree)
+    reader = RowReader(tree, output, children)
+    if reader.whole:
+        choices = output.argmax()
+        path = greedy_walk(tree.tokens, tree.parents, choices.to(tree.tokens.device))
+        return Verdict(path, int(choices[path[-1]]))
+    tokens, row, rows = tree.tokens.tolist(), 0, [0]
+    known: dict[int, int] = {}
+    while True:
+        if row not in known:
+            read = reader.rows(row)
+            known.update(zip(read, output.argmax(torch.tensor(read)).tolist(), strict=True))
+        child = next((c for c in children[row] if tokens[c] == known[row]), None)
+        if child is None:
+            return Verdict(torch.tensor(rows, dtype=torch.int64), known[row])
+        row = child
+        rows.append(row)
 
 
 def verify_sampled(tree: DraftTree, target: RowProbabilities, source: RandomSource) -> Verdict:

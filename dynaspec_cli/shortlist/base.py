@@ -95,7 +95,7 @@ class BlockShortlist:
     def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
         """Update the running mass from the accepted path; ends the draft round."""
         if self.mass == "running" and state.round:
-            choices = output.argmax()[path]
+            choices = output.argmax(path)
             for i in range(choices.numel()):
                 selection = state.round.get(i + 1)
                 if selection is None:

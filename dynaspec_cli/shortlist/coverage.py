@@ -53,11 +53,17 @@ class WalkOutput:
     features: Tensor
     top: Tensor
 
+    cheap_rows: int | None = None
+    rows_read: Tensor | None = None
+
     def logits(self, rows: Tensor | None = None) -> Tensor:
         raise NotImplementedError("a stored walk holds the top tokens only")
 
-    def argmax(self) -> Tensor:
-        return self.top[:, 0]
+    def logits_at(self, rows: Tensor, token_ids: Tensor) -> Tensor:
+        raise NotImplementedError("a stored walk holds the top tokens only")
+
+    def argmax(self, rows: Tensor | None = None) -> Tensor:
+        return self.topk(1, rows)[1][:, 0]
 
     def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         ids = (self.top if rows is None else self.top[rows])[:, :k]

@@ -47,8 +47,8 @@ def prefill_tokens(prefill: TargetOutput, positions: int) -> Tensor:
 
 
 def observe_context(context: ContextTokens, tree: DraftTree, output: TargetOutput) -> None:
-    """Add all drafted tokens and the target's top tokens at every verified row."""
-    top = output.topk(TARGET_TOP)[1]
+    """Add all drafted tokens and the target's top tokens at every row that verification read."""
+    top = output.topk(TARGET_TOP, output.rows_read)[1]
     context.add(torch.cat([tree.tokens.to(top.device), top.reshape(-1)]))
 
 

@@ -19,6 +19,9 @@ from dynaspec_cli.ops.extension import EXTENSION
 PIECE_ELEMENTS = 1 << 24
 """Logits held at a time where the matrix is written (64 MiB in float32)."""
 
+CHEAP_ROWS = 10
+"""Rows that the CPU multiplies while it waits for the head's weights (docs/performance.md)."""
+
 PIECE_ROWS = 64
 """Rows handed to the streaming kernel at a time."""
 
@@ -39,7 +42,7 @@ class LMHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 [n, V]."""
-        return self._finish(_product(hidden, self.weight))
+        return self._finish(_product(hidden, self.weight), self.bias)
 
     def argmax(self, hidden: Tensor) -> Tensor:
         """int64 [n]; the lowest id wins an exact tie."""
@@ -53,14 +56,19 @@ class LMHead:
             return self._streamed(hidden, k)
         found = []
         for piece in self._pieces(hidden):
-            logits = self._leaders(piece, k)
-            values, ids = torch.topk(logits, k, dim=-1)
-            ids, order = ids.sort(-1)
-            values, stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
-            found.append(
-                (values - torch.logsumexp(logits, -1, keepdim=True), ids.gather(-1, stable))
-            )
+            found.append(leaders(self._leaders(piece, k), k))
         return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+
+    def at(self, hidden: Tensor, ids: Tensor) -> Tensor:
+        """Float32 [m]: the logit of token ``ids[i]`` (int64 [m]) for row ``hidden[i]``, up to
+        rounding; for what only has to be about right."""
+        logits = (hidden.float() * self.weight[ids].float()).sum(-1)
+        return self._finish(logits, None if self.bias is None else self.bias[ids])
+
+    @property
+    def cheap_rows(self) -> int | None:
+        """Rows that cost about what one does, the weights' way from memory; None: all."""
+        return CHEAP_ROWS if _compiled(self.weight) else None
 
     @property
     def _streams(self) -> bool:
@@ -95,11 +103,11 @@ class LMHead:
         for row, close in enumerate(logits + slack >= bar):
             ids = close.nonzero().squeeze(1)
             logits[row, ids] = self.weight[ids].float() @ hidden[row].float()
-        return self._finish(logits)
+        return self._finish(logits, self.bias)
 
-    def _finish(self, logits: Tensor) -> Tensor:
-        if self.bias is not None:
-            logits = logits + self.bias.float()
+    def _finish(self, logits: Tensor, bias: Tensor | None) -> Tensor:
+        if bias is not None:
+            logits = logits + bias.float()
         if self.multiplier != 1.0:
             logits = logits * self.multiplier
         if self.softcap is not None:
@@ -108,6 +116,15 @@ class LMHead:
 
     def _pieces(self, hidden: Tensor) -> list[Tensor]:
         return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.shape[0])))
+
+
+def leaders(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(log-probabilities float32 [n, k], ids int64 [n, k]) of the k largest logits [n, V], best
+    first, among equals the lower id first."""
+    values, ids = torch.topk(logits, k, dim=-1)
+    ids, order = ids.sort(-1)
+    values, stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values - torch.logsumexp(logits, -1, keepdim=True), ids.gather(-1, stable)
 
 
 def _compiled(weight: Tensor) -> bool:
@@ -127,37 +144,3 @@ def _product(hidden: Tensor, weight: Tensor) -> Tensor:
     return torch.cat(
         [functional.linear(hidden, rows.float()) for rows in weight.split(WEIGHT_PIECE)], -1
     )
-
-
-KEPT_LEADERS = 4
-"""Best tokens a row that one pass over the head keeps."""
-
-
-class HeadOutput:
-    """``protocols.TargetOutput`` of one pass: ``features`` [n, d], and what the head makes of them
-    on demand."""
-
-    def __init__(self, features: Tensor, hidden: Tensor, head: LMHead) -> None:
-        self.features = features
-        self.hidden = hidden
-        self._head = head
-        self._best: tuple[Tensor, Tensor] | None = None
-
-    @torch.inference_mode()
-    def logits(self, rows: Tensor | None = None) -> Tensor:
-        return self._head.logits(self.hidden if rows is None else self.hidden[rows])
-
-    @torch.inference_mode()
-    def argmax(self) -> Tensor:
-        """From ``topk``: a pass over the head costs the same for one leader as for a few; context
-        shortlists ask for the others after verification."""
-        return self.topk(1)[1][:, 0].contiguous()
-
-    @torch.inference_mode()
-    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if rows is not None:
-            return self._head.topk(self.hidden[rows], k)
-        if self._best is None or self._best[1].shape[1] < k:
-            wanted = min(max(k, KEPT_LEADERS), self._head.weight.shape[0])
-            self._best = self._head.topk(self.hidden, wanted)
-        return self._best[0][:, :k], self._best[1][:, :k]

@@ -18,9 +18,10 @@ from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.ops import backend, decoder_layer, kv_commit, tree_mask
 from dynaspec_cli.ops.reference import rms_norm
 from dynaspec_cli.protocols import DraftTree
-from dynaspec_cli.target.head import HeadOutput, LMHead
+from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.native_weights import NativeWeights, read_weights
+from dynaspec_cli.target.output import HeadOutput
 from dynaspec_cli.target.rope import rotary_tables
 from dynaspec_cli.target.state import (
     TREE_ROWS,

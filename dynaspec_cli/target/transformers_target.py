@@ -12,9 +12,10 @@ from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops import tree_mask
 from dynaspec_cli.protocols import DraftTree
-from dynaspec_cli.target.head import HeadOutput, LMHead
+from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.kv_cache import PreallocatedCache
 from dynaspec_cli.target.layer_masks import attention_masks, layer_kinds
+from dynaspec_cli.target.output import HeadOutput
 from dynaspec_cli.target.state import (
     TREE_ROWS,
     TargetState,

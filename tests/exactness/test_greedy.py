@@ -19,12 +19,17 @@ class ArgmaxOutput:
     """A target's output that can only say its argmax."""
 
     features = torch.zeros(0)
+    cheap_rows: int | None = None
+    rows_read: Tensor | None = None
 
     def __init__(self, choices: Tensor) -> None:
         self.choices = choices
 
-    def argmax(self) -> Tensor:
-        return self.choices
+    def argmax(self, rows: Tensor | None = None) -> Tensor:
+        return self.choices if rows is None else self.choices[rows]
+
+    def logits_at(self, rows: Tensor, token_ids: Tensor) -> Tensor:
+        raise AssertionError("greedy verification needs no logits")
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
         raise AssertionError("greedy verification needs no logits")

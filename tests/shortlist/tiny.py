@@ -21,12 +21,17 @@ class TinyOutput:
 
     features: Tensor
     values: Tensor
+    cheap_rows: int | None = None
+    rows_read: Tensor | None = None
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
         return self.values if rows is None else self.values[rows]
 
-    def argmax(self) -> Tensor:
-        return self.values.argmax(-1)
+    def logits_at(self, rows: Tensor, token_ids: Tensor) -> Tensor:
+        return self.values[rows, token_ids]
+
+    def argmax(self, rows: Tensor | None = None) -> Tensor:
+        return self.logits(rows).argmax(-1)
 
     def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         found = torch.topk(torch.log_softmax(self.logits(rows), -1), k)

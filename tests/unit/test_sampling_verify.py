@@ -29,9 +29,12 @@ def tree(tokens: list[int], parents: list[int], q: SampledDrafts | None = None) 
 class Output:
     """A target's output over given logits that notes what it was asked for."""
 
-    def __init__(self, logits: Tensor) -> None:
+    rows_read: Tensor | None = None
+
+    def __init__(self, logits: Tensor, cheap_rows: int | None = None) -> None:
         self.features = torch.zeros(logits.shape[0], 1)
         self.table = logits
+        self.cheap_rows = cheap_rows
         self.asked: list[int] = []
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
@@ -39,8 +42,12 @@ class Output:
         self.asked += rows.tolist()
         return self.table[rows]
 
-    def argmax(self) -> Tensor:
-        return self.table.argmax(-1)
+    def logits_at(self, rows: Tensor, token_ids: Tensor) -> Tensor:
+        return self.table[rows, token_ids]
+
+    def argmax(self, rows: Tensor | None = None) -> Tensor:
+        self.asked += range(self.table.shape[0]) if rows is None else rows.tolist()
+        return (self.table if rows is None else self.table[rows]).argmax(-1)
 
     def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         raise AssertionError("verification needs no top k")
@@ -73,7 +80,25 @@ def test_greedy_follows_the_argmax(choices: list[int], path: list[int], bonus: i
         assert verdict.path.tolist() == path
         assert verdict.path.dtype == torch.int64
         assert verdict.bonus == bonus
-    assert output.asked == []
+    assert output.asked == [*range(7), *range(7)]
+
+
+@pytest.mark.parametrize("cheap", range(1, 7))
+@pytest.mark.parametrize("seed", range(30))
+def test_reading_in_parts_changes_nothing(seed: int, cheap: int) -> None:
+    """The same walk as with all rows at once, greedy and sampled, no row read twice; with the best
+    children's path within ``cheap`` rows a greedy walk reads once."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(7, 8, generator=generator)
+    for config in (SamplingConfig(0.0), SamplingConfig(1.0)):
+        whole, part = Output(logits), Output(logits, cheap_rows=cheap)
+        wanted = verify(tree(TOKENS, PARENTS), whole, config, GeneratorSource(seed))
+        got = verify(tree(TOKENS, PARENTS), part, config, GeneratorSource(seed))
+        assert got.path.tolist() == wanted.path.tolist()
+        assert got.bonus == wanted.bonus
+        assert len(part.asked) == len(set(part.asked))
+        if config.greedy and cheap >= 4:
+            assert len(part.asked) <= cheap
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -1,0 +1,83 @@
+"""What a target pass yields, with the LM head applied to the rows that are asked for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.target.head import LMHead, leaders
+
+KEPT_LEADERS = 4
+"""Best tokens a row that a pass over the head keeps: it costs the same for one leader as for a few,
+and context shortlists ask for the others after verification."""
+
+
+class HeadOutput:
+    """``protocols.TargetOutput`` of one pass: ``features`` [n, d], ``hidden`` [n, d] after the
+    final norm, and what the head makes of them on demand. A row is read once."""
+
+    def __init__(self, features: Tensor, hidden: Tensor, head: LMHead) -> None:
+        self.features = features
+        self.hidden = hidden
+        self.cheap_rows = head.cheap_rows
+        self._head = head
+        self._logits: dict[int, Tensor] = {}
+        self._leaders: dict[int, tuple[Tensor, Tensor]] = {}
+        self._whole: tuple[Tensor, Tensor] | None = None
+
+    @property
+    def rows_read(self) -> Tensor | None:
+        """int64 [r], ascending: rows that the head was applied to; None: all, or none yet."""
+        known = self._logits.keys() | self._leaders.keys()
+        if self._whole is not None or not known:
+            return None
+        return torch.tensor(sorted(known), device=self.hidden.device)
+
+    @torch.inference_mode()
+    def logits(self, rows: Tensor | None = None) -> Tensor:
+        logits = self._head.logits(self.hidden if rows is None else self.hidden[rows])
+        read = range(logits.shape[0]) if rows is None else rows.tolist()
+        self._logits.update(zip(read, logits, strict=True))
+        return logits
+
+    @torch.inference_mode()
+    def logits_at(self, rows: Tensor, token_ids: Tensor) -> Tensor:
+        return self._head.at(self.hidden[rows], token_ids)
+
+    @torch.inference_mode()
+    def argmax(self, rows: Tensor | None = None) -> Tensor:
+        return self.topk(1, rows)[1][:, 0].contiguous()
+
+    @torch.inference_mode()
+    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        wanted = min(max(k, KEPT_LEADERS), self._head.weight.shape[0])
+        if rows is None and self._whole is None and not self._logits:
+            self._whole = self._head.topk(self.hidden, wanted)
+        if self._whole is not None and self._whole[1].shape[1] >= k:
+            log_probs, ids = self._whole
+            return (
+                (log_probs[:, :k], ids[:, :k])
+                if rows is None
+                else (log_probs[rows, :k], ids[rows, :k])
+            )
+        read = range(self.hidden.shape[0]) if rows is None else rows.tolist()
+        self._read(list(read), k, wanted)
+        found = [self._leaders[row] for row in read]
+        return torch.stack([f[0][:k] for f in found]), torch.stack([f[1][:k] for f in found])
+
+    def _read(self, rows: list[int], k: int, wanted: int) -> None:
+        """Leaders of the rows that lack them, from their logits where these were formed."""
+        lacking = [
+            row for row in rows if row not in self._leaders or self._leaders[row][1].numel() < k
+        ]
+        formed = [row for row in lacking if row in self._logits]
+        fresh = [row for row in lacking if row not in self._logits]
+        if formed:
+            self._keep(formed, *leaders(torch.stack([self._logits[r] for r in formed]), wanted))
+        if fresh:
+            at = torch.tensor(fresh, device=self.hidden.device)
+            self._keep(fresh, *self._head.topk(self.hidden[at], wanted))
+
+    def _keep(self, rows: list[int], log_probs: Tensor, ids: Tensor) -> None:
+        for row, values, best in zip(rows, log_probs, ids, strict=True):
+            self._leaders[row] = values, best
