@@ -36,6 +36,10 @@ TORCH_LIBRARY(dynaspec, m) {
       "cos,"
       " Tensor sin, Tensor positions, Tensor mask, int cache_len, int num_heads, int num_kv_heads,"
       " int head_dim, float eps, float scale, int window, str activation) -> Tensor");
+  m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
+  m.def(
+      "drafter_input(Tensor features, Tensor embedded, Tensor norms, Tensor fc, Tensor gate, float "
+      "eps) -> Tensor");
   m.def("tree_mask(Tensor parents) -> (Tensor mask, Tensor depth)");
   m.def("greedy_walk(Tensor tokens, Tensor parents, Tensor choices) -> Tensor");
   m.def(

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -61,11 +60,10 @@ class EagleDrafter:
         device = target.device
         self.gate = tensors["gate"].float().to(device)
         self.fc = tensors["fc"].to(device, self.dtype).contiguous()
-        self.feature_norm = tensors["feature_norm"].float().to(device)
-        self.next_norm = tensors["next_norm"].float().to(device)
-        self.current_norm = (
-            tensors["current_norm"].float().to(device) if config.use_current_token else None
-        )
+        names = ["feature_norm", "next_norm", "current_norm"][
+            : 3 if config.use_current_token else 2
+        ]
+        self.norms = torch.stack([tensors[name].float() for name in names]).to(device)
         self.layers = [self._layer(tensors, i) for i in range(config.num_layers)]
         half = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
         self.inverse_frequencies = 1.0 / config.rope_theta**half
@@ -172,15 +170,10 @@ class EagleDrafter:
         )
 
     def _inputs(self, features: Tensor, tokens: Tensor, current: Tensor) -> Tensor:
-        eps, d = self.config.eps, (self.config.hidden_size,)
-        parts = [
-            F.rms_norm(features, d, self.feature_norm, eps),
-            F.rms_norm(self.target.embed(tokens).float(), d, self.next_norm, eps),
-        ]
-        if self.current_norm is not None:
-            parts.append(F.rms_norm(self.target.embed(current).float(), d, self.current_norm, eps))
-        return torch.addcmul(
-            ops.linear(torch.cat(parts, 1), self.fc, None, None), features, self.gate
+        given = torch.cat([tokens, current]) if self.config.use_current_token else tokens
+        embedded = self.target.embed(given).float()
+        return ops.drafter_input(
+            features.float(), embedded, self.norms, self.fc, self.gate, self.config.eps
         )
 
     def _run(

@@ -16,6 +16,7 @@ from dynaspec_cli.ops.head import (
     shortlist_topk,
     shortlist_union,
 )
+from dynaspec_cli.ops.norm import drafter_input, rms_norm
 from dynaspec_cli.ops.tree import (
     greedy_walk,
     kv_commit,
@@ -35,9 +36,11 @@ __all__ = [
     "compiled",
     "decoder_layer",
     "draft_head",
+    "drafter_input",
     "greedy_walk",
     "kv_commit",
     "linear",
+    "rms_norm",
     "router_clusters",
     "sampled_walk",
     "shortlist_log_probs",

@@ -192,6 +192,21 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
+def drafter_input(
+    features: Tensor, embedded: Tensor, norms: Tensor, fc: Tensor, gate: Tensor, eps: float
+) -> Tensor:
+    """The drafter's input: ``fc [norm_0(f); norm_1(e_1); ...] + gate * f``, float32 [n, d].
+
+    features float32 [n, d]; embedded float32 [(p - 1) n, d]: the p - 1 token embeddings of every
+    row, all first ones before all second ones; norms float32 [p, d]; fc float32, bf16 or fp16 [d,
+    p d]; gate float32 [d].
+    """
+    n, d = features.shape
+    rows = torch.cat([features[None], embedded.view(norms.shape[0] - 1, n, d)])
+    x = torch.cat([rms_norm(row, norm, eps) for row, norm in zip(rows, norms, strict=True)], 1)
+    return linear(x, fc, None, None) + gate * features
+
+
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), -1)

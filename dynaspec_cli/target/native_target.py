@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
-from dynaspec_cli.ops import backend, decoder_layer, kv_commit, tree_mask
-from dynaspec_cli.ops.reference import rms_norm
+from dynaspec_cli.ops import backend, decoder_layer, kv_commit, rms_norm, tree_mask
 from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
