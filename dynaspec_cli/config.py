@@ -11,6 +11,9 @@ from dataclasses import dataclass, field
 
 from dynaspec_cli.errors import UsageError
 
+GREEDY_DRAFT_TEMPERATURE = 0.75
+"""Where the drafter's log-probabilities best predict a greedy target (docs/trees.md)."""
+
 
 def _require(condition: bool, message: str) -> None:
     if not condition:
@@ -43,6 +46,14 @@ class SamplingConfig:
     @property
     def greedy(self) -> bool:
         return self.temperature == 0.0
+
+    @property
+    def draft_temperature(self) -> float:
+        """Temperature of the drafter's distribution, from which a tree takes the chance that a
+        token is accepted. The drafter is trained towards the target's distribution, so at
+        temperature 1 it estimates that; a greedy target takes its best token always, and the
+        drafter's best is right more often than the drafter's probability says."""
+        return min(1.0, max(GREEDY_DRAFT_TEMPERATURE, self.temperature))
 
 
 @dataclass(frozen=True)

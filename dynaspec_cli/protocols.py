@@ -127,8 +127,7 @@ class DraftHeadOutput:
     ``size`` the number of tokens scored.
 
     Where the whole distribution was asked for: ``log_probs`` float32 [w, S], the log-softmax over
-    the shortlist at temperature 1 (no mass added), and ``all_ids`` int64 [S], the distinct token id
-    of each column.
+    the shortlist (no mass added), and ``all_ids`` int64 [S], the distinct token id of each column.
     """
 
     log_q: Tensor
@@ -153,10 +152,17 @@ class Shortlist(Protocol):
         ...
 
     def score(
-        self, state: Any, selection: Any, hidden: Tensor, k: int, whole: bool = False
+        self,
+        state: Any,
+        selection: Any,
+        hidden: Tensor,
+        k: int,
+        whole: bool = False,
+        temperature: float = 1.0,
     ) -> DraftHeadOutput:
-        """GEMM + log-softmax + top-k over the selection for ``hidden`` [w, d] (already normed);
-        with ``whole`` the whole distribution too (for a policy that ``needs_distribution``)."""
+        """GEMM + log-softmax (of the logits over ``temperature``) + top-k over the selection for
+        ``hidden`` [w, d] (already normed); with ``whole`` the whole distribution too (for a policy
+        that ``needs_distribution``)."""
         ...
 
     def contains(self, state: Any, selection: Any, token_ids: Tensor) -> Tensor:

@@ -262,8 +262,13 @@ class Engine:
         if self.drafter is None:
             return None
         policy = create_tree(config.tree, config.sampling)
+        # A policy that draws children sets the temperature of its draws itself.
+        temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
         return Speculation(
-            self.drafter, self.shortlist(config.shortlist, config.tree.depth), policy
+            self.drafter,
+            self.shortlist(config.shortlist, config.tree.depth),
+            policy,
+            temperature,
         )
 
     def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:

@@ -32,11 +32,13 @@ from dynaspec_cli.sampling.verify import verify
 
 @dataclass(frozen=True)
 class Speculation:
-    """What drafts: the three independent choices. ``policy`` serves one request."""
+    """What drafts: the three independent choices. ``policy`` serves one request. ``temperature``:
+    of the drafter's distribution."""
 
     drafter: Drafter
     shortlist: Shortlist
     policy: TreePolicy
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,12 @@ class Draft:
             with clock("head"):
                 hidden = self.target.norm(predicted)
                 scored = shortlist.score(
-                    self.shortlist, selection, hidden, policy.width, policy.needs_distribution
+                    self.shortlist,
+                    selection,
+                    hidden,
+                    policy.width,
+                    policy.needs_distribution,
+                    self.parts.temperature,
                 )
             self.selections.append(selection)
             self.sizes.append(scored.size)

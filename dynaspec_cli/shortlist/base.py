@@ -68,16 +68,22 @@ class BlockShortlist:
         raise NotImplementedError
 
     def score(
-        self, state: Any, selection: Selection, hidden: Tensor, k: int, whole: bool = False
+        self,
+        state: Any,
+        selection: Selection,
+        hidden: Tensor,
+        k: int,
+        whole: bool = False,
+        temperature: float = 1.0,
     ) -> DraftHeadOutput:
         """Best k of the selection for hidden [w, d], fewer columns when the selection is smaller
         than k; with ``whole`` the distribution over the selection too, which no mass enters."""
         state.round[selection.depth] = selection
         log_mass = self.log_mass(state, selection)
         if not whole:
-            log_q, ids, _ = self.head.topk(hidden, selection.blocks, k)
+            log_q, ids, _ = self.head.topk(hidden, selection.blocks, k, temperature)
             return DraftHeadOutput(log_q + log_mass if log_mass else log_q, ids, selection.size)
-        log_probs, all_ids, _ = self.head.log_probs(hidden, selection.blocks, 1.0)
+        log_probs, all_ids, _ = self.head.log_probs(hidden, selection.blocks, temperature)
         log_q, columns = torch.topk(log_probs, min(k, log_probs.shape[1]), dim=-1)
         return DraftHeadOutput(
             log_q + log_mass, all_ids[columns], selection.size, log_probs, all_ids

@@ -121,16 +121,22 @@ class DynaSpecShortlist(BlockShortlist):
         return pending
 
     def score(
-        self, state: Any, selection: Selection, hidden: Tensor, k: int, whole: bool = False
+        self,
+        state: Any,
+        selection: Selection,
+        hidden: Tensor,
+        k: int,
+        whole: bool = False,
+        temperature: float = 1.0,
     ) -> DraftHeadOutput:
         if not isinstance(selection, PendingSelection) or selection.done:
-            return super().score(state, selection, hidden, k, whole)
+            return super().score(state, selection, hidden, k, whole, temperature)
         scores = selection.scores
         if scores is None:
             scores = selection.scores = self._late_scores(hidden)
         if whole:
             self._choose(state, selection)
-            return super().score(state, selection, hidden, k, whole)
+            return super().score(state, selection, hidden, k, whole, temperature)
         head = self.head
         log_q, ids, _, size, blocks = ops.draft_head(
             hidden,
@@ -143,6 +149,7 @@ class DynaSpecShortlist(BlockShortlist):
             self.core,
             selection.budget,
             k,
+            temperature,
         )
         selection.blocks, selection.size, selection.done = blocks, int(size), True
         state.round[selection.depth] = selection

@@ -59,10 +59,14 @@ class DraftHead:
         """Rows int64 of token ids int64 [m]; -1 for a token without a row here."""
         return token_ids if self.rank is None else self.rank[token_ids]
 
-    def topk(self, hidden: Tensor, blocks: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    def topk(
+        self, hidden: Tensor, blocks: Tensor, k: int, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """``ops.shortlist_topk`` over this head: (log_q float32 [n, k'], ids int64 [n, k'],
         logsumexp float32 [n]) with k' = min(k, rows selected)."""
-        return ops.shortlist_topk(hidden, self.weight, self.scale, self.row_ids, blocks, k, 1.0)
+        return ops.shortlist_topk(
+            hidden, self.weight, self.scale, self.row_ids, blocks, k, temperature
+        )
 
     def log_probs(
         self, hidden: Tensor, blocks: Tensor, temperature: float
