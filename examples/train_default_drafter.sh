@@ -1,13 +1,23 @@
 #!/usr/bin/env bash
-# The recipe of the default model's drafter: one layer like the target's last, three unrolled draft steps, half of the
-# sequences written by the target itself. CORPUS: JSON lines with "text" and "task" (see README, "Training data").
-# Stop it at any time; run it again with --resume to go on. On 2 cores expect days for 20 million tokens.
+# The recipe of the default model's drafter: one layer like the target's last, three unrolled draft steps, trained on what
+# the target writes after prompts like a user's (128 tokens each, four fifths greedy or cool, the rest at temperature 1).
+# CORPUS: JSON lines (.jsonl.gz) with "text" and "task" (see README, "Training data").
+# Stop it at any time and run it again: it goes on from its last checkpoint. START: a drafter to begin with.
+# On 2 cores: some 1,000 tokens a second to train on, about 350 a second to write.
 set -euo pipefail
 : "${CORPUS:?set CORPUS to one or more files, e.g. CORPUS='mix.00.jsonl.gz mix.01.jsonl.gz'}"
 out="${OUT:-default-drafter}"
+here="$(cd "$(dirname "$0")" && pwd)"
 files=()
 for file in $CORPUS; do files+=(--corpus "$file"); done
-resume=()
-if [ -e "$out/checkpoint.safetensors" ]; then resume=(--resume); fi
-dynaspec train-drafter "${files[@]}" --out "$out" --layers 1 --unroll 3 --batch-tokens 1024 \
-  --learning-rate 1e-3 --steps "${STEPS:-20000}" "${resume[@]}"
+mkdir -p "$out"
+# shellcheck disable=SC2086
+[ -e "$out/prompts.jsonl" ] || python "$here/prompts_from_texts.py" "$out/prompts.jsonl" $CORPUS
+begin=()
+if [ -e "$out/checkpoint.safetensors" ]; then
+  begin=(--resume)
+elif [ -n "${START:-}" ]; then
+  begin=(--start "$START")
+fi
+dynaspec train-drafter "${files[@]}" --prompts "$out/prompts.jsonl" --out "$out" --layers 1 --unroll 3 --passes 1 \
+  --batch-tokens 1024 --learning-rate 7e-4 --steps "${STEPS:-20000}" "${begin[@]}"

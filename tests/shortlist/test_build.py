@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 
 from dynaspec_cli.checkpoints.bundle import ShortlistBundle
-from dynaspec_cli.commands.build_clusters import build_clusters as command
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.main import cli
 from dynaspec_cli.training.router_build import BuildConfig
 from dynaspec_cli.training.router_run import run
 
@@ -130,7 +130,7 @@ def test_the_command_prints_one_json_object_and_one_line_errors(tiny_model_dir, 
         "--model", str(tiny_model_dir), "--out", str(out), "--corpus", str(corpus),
         "--method", "pa-fr", "--shortlist-size", "50", "--dtype", "float32", "--quiet", "--json",
     ]  # fmt: skip
-    result = CliRunner().invoke(command, arguments)
+    result = CliRunner().invoke(cli, ["build-clusters", *arguments])
     assert result.exit_code == 0, result.output
     report = json.loads(result.stdout)
     assert report["schema"] == 1
@@ -140,6 +140,7 @@ def test_the_command_prints_one_json_object_and_one_line_errors(tiny_model_dir, 
     empty.touch()
     arguments[5] = str(empty)
     arguments[3] = str(tmp_path / "other")
-    failed = CliRunner().invoke(command, arguments)
-    assert isinstance(failed.exception, DynaSpecError)
-    assert "empty" in str(failed.exception)
+    failed = CliRunner().invoke(cli, ["build-clusters", *arguments])
+    assert failed.exit_code == 1
+    assert "empty" in failed.stderr
+    assert failed.stderr.count("\n") == 1
