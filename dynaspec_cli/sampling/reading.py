@@ -20,6 +20,11 @@ import torch
 from dynaspec_cli.protocols import DraftTree, TargetOutput
 
 
+def read_at_once(tree: DraftTree, output: TargetOutput) -> bool:
+    """Are all rows of a tree cheap to read?"""
+    return output.cheap_rows is None or tree.num_nodes + 1 <= output.cheap_rows
+
+
 class RowReader:
     """``rows(row)``: ``row`` and the rows below it that are best read with it."""
 
@@ -27,10 +32,7 @@ class RowReader:
         self._tree, self._output, self._children = tree, output, children
         self._gaps: list[float] | None = None
         total = tree.num_nodes + 1
-        cheap = output.cheap_rows
-        self._limit = total if cheap is None else cheap
-        self.whole = self._limit >= total
-        """Is everything read at once?"""
+        self._limit = total if output.cheap_rows is None else output.cheap_rows
 
     def rows(self, row: int) -> list[int]:
         """Ascending, at most as many as are cheap."""
@@ -48,7 +50,7 @@ class RowReader:
         """Per row: its best sibling's logit minus its own (the root: 0)."""
         if self._gaps is None:
             tree = self._tree
-            if self.whole or tree.num_nodes == 0:
+            if read_at_once(tree, self._output):
                 self._gaps = [0.0] * (tree.num_nodes + 1)
             else:
                 logits = self._output.logits_at(tree.parents[1:], tree.tokens[1:])

@@ -28,7 +28,7 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.tree import greedy_walk
 from dynaspec_cli.protocols import DraftTree, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
-from dynaspec_cli.sampling.reading import RowReader
+from dynaspec_cli.sampling.reading import RowReader, read_at_once
 from dynaspec_cli.sampling.source import RandomSource
 
 LOGIT_ROWS = 32
@@ -102,12 +102,12 @@ def verify(
 
 def verify_greedy(tree: DraftTree, output: TargetOutput) -> Verdict:
     """Follow the target's argmax from the root for as long as a child holds it."""
-    children = _children(tree)
-    reader = RowReader(tree, output, children)
-    if reader.whole:
+    if read_at_once(tree, output):
         choices = output.argmax()
         path = greedy_walk(tree.tokens, tree.parents, choices.to(tree.tokens.device))
         return Verdict(path, int(choices[path[-1]]))
+    children = _children(tree)
+    reader = RowReader(tree, output, children)
     tokens, row, rows = tree.tokens.tolist(), 0, [0]
     known: dict[int, int] = {}
     while True:
