@@ -63,8 +63,8 @@ class TreeConfig:
     ``size``: nodes verified in one pass, the root not counted. ``depth``: levels below the root
     (= draft steps). ``width``: children proposed per node, and nodes expanded per level.
 
-    8 nodes by default: on a CPU a pass over 9 rows costs little more than one over a single row,
-    one over 17 about twice that (docs/performance.md).
+    8 nodes by default: on a CPU a pass over 9 rows costs what one over a single row does, one over
+    17 a quarter more, which the longer accepted paths do not repay (docs/performance.md).
     """
 
     policy: str = "eagle2"

@@ -43,8 +43,8 @@ class TargetOutput(Protocol):
     """Rows whose logits cost about what one row's do; None: any number."""
 
     @property
-    def rows_read(self) -> Tensor | None:
-        """int64 [r]: rows whose logits were formed so far; None: all of them, or none yet."""
+    def rows_ranked(self) -> Tensor | None:
+        """int64 [r]: rows whose best tokens are known already and cost nothing; None: all."""
         ...
 
     def logits(self, rows: Tensor | None = None) -> Tensor:

@@ -54,7 +54,7 @@ class WalkOutput:
     top: Tensor
 
     cheap_rows: int | None = None
-    rows_read: Tensor | None = None
+    rows_ranked: Tensor | None = None
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
         raise NotImplementedError("a stored walk holds the top tokens only")

@@ -166,7 +166,7 @@ class DynaSpecShortlist(BlockShortlist):
     def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
         super().observe(state, tree, output, path)
         if self.context_cap:
-            observe_context(state.context, tree, output)
+            observe_context(state.context, tree, output, path)
 
     def _late_scores(self, hidden: Tensor) -> Tensor:
         return self._no_scores if self.router is None else self.router.late_scores(hidden)

@@ -19,7 +19,7 @@ DEFAULT_SIZES = {
     "vocabtrim": 32768,
     "pa-fr": 32768,
     "nanospec": 3072,
-    "dynaspec": 2048,
+    "dynaspec": 1024,
 }
 """Tokens where ``--shortlist-size`` is not given: the papers' own, except ``dynaspec``, which was
 chosen by measurement (docs/shortlists.md)."""

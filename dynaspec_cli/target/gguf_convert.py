@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import logging
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ import torch
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
+from dynaspec_cli.target.quiet import quiet_transformers
 from dynaspec_cli.target.tokenizer import FAST_MARK
 
 PROBES = (
@@ -44,7 +43,7 @@ def convert_gguf(
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     place, file = str(source.parent), source.name
-    with _quiet(), _one_reader(), _bars(progress, "de-quantising weights"):
+    with quiet_transformers(), _one_reader(), _bars(progress, "de-quantising weights"):
         try:
             model: Any = AutoModelForCausalLM.from_pretrained(
                 place,
@@ -86,24 +85,6 @@ def _bare_tokenizer_agrees(tokenizer: Any, folder: Path) -> bool:
         return False
     bare = Tokenizer.from_file(str(path))
     return all(bare.encode(text).ids == list(tokenizer(text)["input_ids"]) for text in PROBES)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the libraries' bars and notes off the terminal; errors still raise."""
-    from transformers.utils import logging as hf_logging
-
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
-    hf_logging.set_verbosity(logging.ERROR)
-    hf_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        hf_logging.set_verbosity(level)
-        if bars:
-            hf_logging.enable_progress_bar()
 
 
 @contextlib.contextmanager

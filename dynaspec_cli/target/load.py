@@ -13,6 +13,7 @@ from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_pr
 from dynaspec_cli.target.gguf_cache import converted, known_head_hash
 from dynaspec_cli.target.native_spec import native_spec, read_config
 from dynaspec_cli.target.native_target import load_native
+from dynaspec_cli.target.quiet import quiet_transformers
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 
@@ -112,7 +113,8 @@ def load_transformers(
         options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
         options.update(use_safetensors=True, output_loading_info=True)
         try:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+            with quiet_transformers():
+                loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
             model, info = loaded
             break
         except Exception as error:

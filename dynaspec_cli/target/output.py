@@ -26,12 +26,10 @@ class HeadOutput:
         self._whole: tuple[Tensor, Tensor] | None = None
 
     @property
-    def rows_read(self) -> Tensor | None:
-        """int64 [r], ascending: rows that the head was applied to; None: all, or none yet."""
-        known = self._logits.keys() | self._leaders.keys()
-        if self._whole is not None or not known:
+    def rows_ranked(self) -> Tensor | None:
+        if self._whole is not None:
             return None
-        return torch.tensor(sorted(known), device=self.hidden.device)
+        return torch.tensor(sorted(self._leaders), dtype=torch.int64, device=self.hidden.device)
 
     @torch.inference_mode()
     def logits(self, rows: Tensor | None = None) -> Tensor:

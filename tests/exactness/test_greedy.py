@@ -20,7 +20,7 @@ class ArgmaxOutput:
 
     features = torch.zeros(0)
     cheap_rows: int | None = None
-    rows_read: Tensor | None = None
+    rows_ranked: Tensor | None = None
 
     def __init__(self, choices: Tensor) -> None:
         self.choices = choices

@@ -22,7 +22,7 @@ class TinyOutput:
     features: Tensor
     values: Tensor
     cheap_rows: int | None = None
-    rows_read: Tensor | None = None
+    rows_ranked: Tensor | None = None
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
         return self.values if rows is None else self.values[rows]

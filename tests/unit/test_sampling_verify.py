@@ -29,7 +29,7 @@ def tree(tokens: list[int], parents: list[int], q: SampledDrafts | None = None) 
 class Output:
     """A target's output over given logits that notes what it was asked for."""
 
-    rows_read: Tensor | None = None
+    rows_ranked: Tensor | None = None
 
     def __init__(self, logits: Tensor, cheap_rows: int | None = None) -> None:
         self.features = torch.zeros(logits.shape[0], 1)
