@@ -81,13 +81,24 @@ class BlockShortlist:
         state.round[selection.depth] = selection
         log_mass = self.log_mass(state, selection)
         if not whole:
-            log_q, ids, _ = self.head.topk(hidden, selection.blocks, k, temperature)
+            log_q, ids = self._topk(state, selection, hidden, k, temperature)
             return DraftHeadOutput(log_q + log_mass if log_mass else log_q, ids, selection.size)
+        self._settle(state, selection, hidden)
         log_probs, all_ids, _ = self.head.log_probs(hidden, selection.blocks, temperature)
         log_q, columns = torch.topk(log_probs, min(k, log_probs.shape[1]), dim=-1)
         return DraftHeadOutput(
             log_q + log_mass, all_ids[columns], selection.size, log_probs, all_ids
         )
+
+    def _settle(self, state: Any, selection: Any, hidden: Tensor) -> None:
+        """Choose the rows of a selection that ``select`` left open."""
+
+    def _topk(
+        self, state: Any, selection: Any, hidden: Tensor, k: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """(log_q, ids) of the selection, whose rows are chosen afterwards at the latest."""
+        log_q, ids, _ = self.head.topk(hidden, selection.blocks, k, temperature)
+        return log_q, ids
 
     def log_mass(self, state: Any, selection: Selection) -> float:
         """Log of the target's mass that the selection is believed to hold; add it to priorities,

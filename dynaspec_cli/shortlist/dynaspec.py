@@ -20,7 +20,6 @@ from torch import Tensor
 from dynaspec_cli import ops
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import (
-    DraftHeadOutput,
     DraftTree,
     ShortlistQuery,
     Target,
@@ -120,30 +119,28 @@ class DynaSpecShortlist(BlockShortlist):
             pending.scores = self.router.early_scores(query.features, self._embed(query.tokens))
         return pending
 
-    def score(
-        self,
-        state: Any,
-        selection: Selection,
-        hidden: Tensor,
-        k: int,
-        whole: bool = False,
-        temperature: float = 1.0,
-    ) -> DraftHeadOutput:
-        if not isinstance(selection, PendingSelection) or selection.done:
-            return super().score(state, selection, hidden, k, whole, temperature)
-        scores = selection.scores
-        if scores is None:
-            scores = selection.scores = self._late_scores(hidden)
-        if whole:
-            self._choose(state, selection)
-            return super().score(state, selection, hidden, k, whole, temperature)
+    def _settle(self, state: Any, selection: Any, hidden: Tensor) -> None:
+        if selection.done:
+            return
+        if selection.scores is None:
+            selection.scores = self._late_scores(hidden)
+        self._choose(state, selection)
+
+    def _topk(
+        self, state: Any, selection: Any, hidden: Tensor, k: int, temperature: float
+    ) -> tuple[Tensor, Tensor]:
+        """Chooses and scores in one op."""
+        if selection.done:
+            return super()._topk(state, selection, hidden, k, temperature)
+        if selection.scores is None:
+            selection.scores = self._late_scores(hidden)
         head = self.head
         log_q, ids, _, size, blocks = ops.draft_head(
             hidden,
             head.weight,
             head.scale,
             head.row_ids,
-            scores,
+            selection.scores,
             self.offsets,
             state.context.rows(),
             self.core,
@@ -152,9 +149,7 @@ class DynaSpecShortlist(BlockShortlist):
             temperature,
         )
         selection.blocks, selection.size, selection.done = blocks, int(size), True
-        state.round[selection.depth] = selection
-        log_mass = self.log_mass(state, selection)
-        return DraftHeadOutput(log_q + log_mass if log_mass else log_q, ids, selection.size)
+        return log_q, ids
 
     def contains(self, state: Any, selection: Selection, token_ids: Tensor) -> Tensor:
         """bool [m]. With a router that reads the drafter's output the selection must have been

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Every wait on the hot path, in one place: (file, function) -> why it cannot be avoided. The last
 # two need values, which fake tensors lack, so the trace does not reach them.
 NAMED_SYNCS = {
-    ("shortlist/dynaspec.py", "score"): "the statistics want the shortlist's size; read beside the "
+    ("shortlist/dynaspec.py", "_topk"): "the statistics want the shortlist's size; read beside the "
     "candidates, which the tree policy reads next",
     ("tree/base.py", "take"): "policies grow trees on the host: one small copy a draft step",
     ("sampling/verify.py", "verify_greedy"): "the accepted tokens are printed: one small copy a "
