@@ -62,21 +62,28 @@ class TreeConfig:
 
     ``size``: nodes verified in one pass, the root not counted. ``depth``: levels below the root
     (= draft steps). ``width``: children proposed per node, and nodes expanded per level.
+    ``threshold``: a probability in (0, 1] below which drafting stops (dyspec: of a slot; ddd: of
+    the beam); None: the policy's own.
 
     8 nodes by default: on a CPU a pass over 9 rows costs what one over a single row does, one over
     17 a quarter more, which the longer accepted paths do not repay (docs/performance.md).
     """
 
-    policy: str = "eagle2"
+    policy: str = "dyspec"
     size: int = 8
     depth: int = 6
     width: int = 4
+    threshold: float | None = None
 
     def __post_init__(self) -> None:
         _require(1 <= self.size <= 1024, f"--tree-size: expected 1 to 1024 nodes, got {self.size}")
         _require(1 <= self.depth <= 64, f"--tree-depth: expected 1 to 64 levels, got {self.depth}")
         _require(
             1 <= self.width <= 64, f"--tree-width: expected 1 to 64 children, got {self.width}"
+        )
+        _require(
+            self.threshold is None or 0 < self.threshold <= 1,
+            f"--tree-threshold: expected a probability above 0 and at most 1, got {self.threshold}",
         )
 
 

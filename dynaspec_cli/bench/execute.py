@@ -182,6 +182,7 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
         "seed": options.seed,
         "tree_depth": tree.depth,
         "tree_width": tree.width,
+        "tree_threshold": tree.threshold,
         "tree_size": tree.size,
         "check_exact": options.check_exact,
         "tie_bound": TIE_BOUND[dtype] if options.check_exact else None,
@@ -196,7 +197,7 @@ _IDENTITY = (
     "model", "head_hash", "dtype", "device", "threads", "kernels", "methods", "suites",
     "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p", "min_p",
     "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed", "tree_depth",
-    "tree_width", "tree_size", "check_exact",
+    "tree_width", "tree_size", "tree_threshold", "check_exact",
 )  # fmt: skip
 """Settings that an earlier part of a run must share with a later one."""
 

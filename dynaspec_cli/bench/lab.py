@@ -30,6 +30,7 @@ PEER_CONTEXT = 8192
 
 _DEFAULT_SHORTLISTS = ("full", "fr-spec", "nanospec", "dynaspec")
 _WITHOUT_BUNDLE = ("full", "nanospec")
+_TREE = TreeConfig().policy
 
 
 def default_methods(engine: Engine) -> tuple[list[str], str | None]:
@@ -40,11 +41,11 @@ def default_methods(engine: Engine) -> tuple[list[str], str | None]:
             (
                 f"no shortlist bundle for {engine.target.name} is shipped, so fr-spec and "
                 "dynaspec are left out; dynaspec build-clusters makes one (then --method "
-                "DIR+eagle2)"
+                f"DIR+{_TREE})"
             ),
         )
-        return ["ar", *(f"{name}+eagle2" for name in names)], notice
-    return ["ar", *(f"{name}+eagle2" for name in _DEFAULT_SHORTLISTS)], None
+        return ["ar", *(f"{name}+{_TREE}" for name in names)], notice
+    return ["ar", *(f"{name}+{_TREE}" for name in _DEFAULT_SHORTLISTS)], None
 
 
 def build_lab(

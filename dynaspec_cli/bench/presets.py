@@ -23,6 +23,7 @@ class Preset:
     max_new_tokens: Mapping[str, int]
     tree_depth: int
     tree_width: int
+    tree_threshold: float | None = None
     max_prompt_tokens: int | None = None
     repeats: int = 1
     warmup: int = 1
@@ -104,6 +105,7 @@ PRESETS: dict[str, Preset] = {
         max_new_tokens={"c4": 128, "openwebtext": 128, "cnn-dailymail": 128, "gsm8k": 128},
         tree_depth=16,
         tree_width=16,
+        tree_threshold=1 / 64,
         max_prompt_tokens=128,
     ),
 }

@@ -56,6 +56,7 @@ class Asked:
     tree_size: int
     tree_depth: int | None
     tree_width: int | None
+    tree_threshold: float | None
     assistant: str | None
 
 
@@ -149,6 +150,12 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--tree-width", type=int, metavar="N", help=f"Children of a node.  [default: {_TREE.width}]"
 )
 @click.option(
+    "--tree-threshold",
+    type=float,
+    metavar="P",
+    help="Probability below which dyspec and ddd stop drafting.  [default: their own]",
+)
+@click.option(
     "--assistant",
     metavar="FOLDER|HUB-NAME",
     help="Small model with the target's tokenizer, for transformers-assisted.",
@@ -195,6 +202,7 @@ def _tree(asked: Asked, preset: Preset | None) -> TreeConfig:
         size=asked.tree_size,
         depth=depth if asked.tree_depth is None else asked.tree_depth,
         width=width if asked.tree_width is None else asked.tree_width,
+        threshold=_first(asked.tree_threshold, preset and preset.tree_threshold),
     )
 
 

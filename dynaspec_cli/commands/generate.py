@@ -100,6 +100,7 @@ def generate(
     tree_size: int,
     tree_depth: int,
     tree_width: int,
+    tree_threshold: float | None,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -115,7 +116,7 @@ def generate(
         max_new_tokens,
         tuple(stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
-        tree_config(tree, tree_size, tree_depth, tree_width),
+        tree_config(tree, tree_size, tree_depth, tree_width, tree_threshold),
         shortlist_config(shortlist or shortlists.DEFAULT, shortlist_size),
     )
     text = read_prompt(prompt, prompt_file)

@@ -202,6 +202,13 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--tree-width", type=int, metavar="N", default=_TREE.width, help="Children of a node."
     ),
+    click.option(
+        "--tree-threshold",
+        type=float,
+        metavar="P",
+        help="Probability below which drafting stops (dyspec, ddd).  [default: dyspec 2 / "
+        "--tree-size, ddd 0.74]",
+    ),
 )
 
 
@@ -210,9 +217,11 @@ def drafting_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return _compose(*_DRAFTING)(function)
 
 
-def tree_config(tree: str, tree_size: int, tree_depth: int, tree_width: int) -> TreeConfig:
+def tree_config(
+    tree: str, tree_size: int, tree_depth: int, tree_width: int, tree_threshold: float | None
+) -> TreeConfig:
     """The checked object; raises ``UsageError``."""
-    return TreeConfig(tree, tree_size, tree_depth, tree_width)
+    return TreeConfig(tree, tree_size, tree_depth, tree_width, tree_threshold)
 
 
 def shortlist_config(shortlist: str, shortlist_size: int | None) -> ShortlistConfig:

@@ -238,6 +238,7 @@ class Engine:
                 "tree_size": tree.size,
                 "tree_depth": tree.depth,
                 "tree_width": tree.width,
+                "tree_threshold": tree.threshold,
             }
         return {
             "model": self.target.name,

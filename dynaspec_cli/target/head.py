@@ -22,6 +22,9 @@ PIECE_ELEMENTS = 1 << 24
 CHEAP_ROWS = 10
 """Rows that the CPU multiplies while it waits for the head's weights (docs/performance.md)."""
 
+STRIPE = 512
+"""Adjacent logits that are first reduced to their maximum."""
+
 PIECE_ROWS = 64
 """Rows handed to the streaming kernel at a time."""
 
@@ -121,10 +124,25 @@ class LMHead:
 def leaders(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(log-probabilities float32 [n, k], ids int64 [n, k]) of the k largest logits [n, V], best
     first, among equals the lower id first."""
-    values, ids = torch.topk(logits, k, dim=-1)
+    values, ids = _largest(logits, k)
     ids, order = ids.sort(-1)
     values, stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
     return values - torch.logsumexp(logits, -1, keepdim=True), ids.gather(-1, stable)
+
+
+def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``torch.topk`` in one pass over the memory: the k largest of a row lie in those k stripes
+    whose maxima are largest (and the rest of the row that fills no stripe)."""
+    stripes = logits.shape[1] // STRIPE
+    if stripes <= k:
+        return torch.topk(logits, k, dim=-1)
+    striped = logits[:, : stripes * STRIPE].unflatten(1, (stripes, STRIPE))
+    near = torch.topk(striped.amax(-1), k, dim=-1).indices
+    ids = (near[:, :, None] * STRIPE + torch.arange(STRIPE, device=logits.device)).flatten(1)
+    rest = torch.arange(stripes * STRIPE, logits.shape[1], device=logits.device)
+    ids = torch.cat([ids, rest.expand(logits.shape[0], -1)], 1)
+    values, found = torch.topk(logits.gather(1, ids), k, dim=-1)
+    return values, ids.gather(1, found)
 
 
 def _compiled(weight: Tensor) -> bool:

@@ -20,13 +20,18 @@ from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.tree.base import GrowingTree, bad_score, best_nodes
 from dynaspec_cli.tree.sampled import Drawing, SampledTree
 
+SLOT_VALUE = 2.0
+"""Default threshold times the size of the tree. The paper takes 1; a draft step that is not taken
+is worth a little more than the tokens it would bring (docs/trees.md)."""
+
 
 class _DySpec:
     name = "dyspec"
 
-    def __init__(self, config: TreeConfig, threshold: float | None) -> None:
+    def __init__(self, config: TreeConfig) -> None:
         self.size, self.depth, self.width = config.size, config.depth, config.width
-        self.threshold = 1.0 / config.size if threshold is None else threshold
+        own = min(1.0, SLOT_VALUE / config.size)
+        self.threshold = own if config.threshold is None else config.threshold
 
     def _next(self, state: GrowingTree, values: list[tuple[float, int]]) -> Frontier | None:
         """Expand the ``width`` most probable new nodes of (-path probability, node) whose first
@@ -80,8 +85,8 @@ class DySpecSampled(_DySpec):
 
     needs_distribution = True
 
-    def __init__(self, config: TreeConfig, threshold: float | None, drawing: Drawing) -> None:
-        super().__init__(config, threshold)
+    def __init__(self, config: TreeConfig, drawing: Drawing) -> None:
+        super().__init__(config)
         self.drawing = drawing
 
     def begin(self, root: int) -> SampledTree:

@@ -15,36 +15,25 @@ SEQUOIA_ACCEPTANCE = (0.6342, 0.1079, 0.0570, 0.0225, 0.0195, 0.015, 0.012, 0.01
 """Probability that the b-th child tried is the one accepted. The first six are the example that
 Sequoia's repository ships (a 68M drafter for Llama-2-7B); the rest continue them."""
 
-DDD_THRESHOLD = -0.3
-"""Dynamic Depth Decoding's x (arXiv 2409.00142): drafting goes on while the log of the beam's
-probability is at least x."""
-
 
 @dataclass(frozen=True)
 class TreeOptions:
-    """``threshold``: DySpec's t, in (0, 1]: no token is drafted where verification arrives with a
-    smaller estimated probability; None: 1 / size. ``draft_temperature``: at which children are
-    sampled (> 0); None: the target's temperature. ``ddd_threshold``: DDD's x; ``ddd_steps``: draft
-    steps after which it is tested (None: each one). ``expansion``: SpecInfer's children per node at
-    each level; None: the paper's, cut to ``depth``, ``width`` and ``size``. ``acceptance``:
-    Sequoia's acceptance by position among siblings, each in [0, 1], of sum at most 1.
+    """``draft_temperature``: at which children are sampled (> 0); None: the target's temperature.
+    ``ddd_steps``: draft steps after which DDD tests its beam (None: each one). ``expansion``:
+    SpecInfer's children per node at each level; None: the paper's, cut to ``depth``, ``width`` and
+    ``size``. ``acceptance``: Sequoia's acceptance by position among siblings, each in [0, 1], of
+    sum at most 1.
     """
 
-    threshold: float | None = None
     draft_temperature: float | None = None
-    ddd_threshold: float = DDD_THRESHOLD
     ddd_steps: tuple[int, ...] | None = None
     expansion: tuple[int, ...] | None = None
     acceptance: tuple[float, ...] = SEQUOIA_ACCEPTANCE
 
     def __post_init__(self) -> None:
-        t, heat, x = self.threshold, self.draft_temperature, self.ddd_threshold
-        if t is not None and not 0 < t <= 1:
-            raise UsageError(f"tree threshold: expected a number in (0, 1], got {t}")
+        heat = self.draft_temperature
         if heat is not None and not (math.isfinite(heat) and heat > 0):
             raise UsageError(f"draft temperature: expected a number above 0, got {heat}")
-        if not (math.isfinite(x) and x <= 0):
-            raise UsageError(f"DDD threshold: expected a finite number of at most 0, got {x}")
         if self.ddd_steps is not None and any(step < 1 for step in self.ddd_steps):
             raise UsageError(f"DDD steps: expected numbers of at least 1, got {self.ddd_steps}")
         if self.expansion is not None and (

@@ -35,8 +35,8 @@ class TreeRequest:
 
 def _dyspec(r: TreeRequest) -> TreePolicy:
     if r.drawing is None:
-        return DySpecGreedy(r.config, r.options.threshold)
-    return DySpecSampled(r.config, r.options.threshold, r.drawing)
+        return DySpecGreedy(r.config)
+    return DySpecSampled(r.config, r.drawing)
 
 
 def _auto(r: TreeRequest) -> TreePolicy:
@@ -53,7 +53,7 @@ _FACTORIES: dict[str, Callable[[TreeRequest], TreePolicy]] = {
     "specinfer": lambda r: SpecInfer(r.config, r.options.expansion, r.drawing),
     "sequoia": lambda r: Sequoia(r.config, r.options.acceptance, r.drawing),
     "eagle2": lambda r: Eagle2(r.config),
-    "ddd": lambda r: DynamicDepth(r.config, r.options.ddd_threshold, r.options.ddd_steps),
+    "ddd": lambda r: DynamicDepth(r.config, r.options.ddd_steps),
     "dyspec": _dyspec,
     "auto": _auto,
 }

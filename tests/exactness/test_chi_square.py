@@ -51,8 +51,8 @@ def emitted(
     model: ToyModel, tree: str, sampling: SamplingConfig, length: int, depth: int = 3
 ) -> Context:
     """The first tokens of a request with the seed of ``sampling``."""
-    config = TreeConfig(tree, size=8, depth=depth, width=3)
-    options = TreeOptions(threshold=0.05, expansion=(2, 1))
+    config = TreeConfig(tree, size=8, depth=depth, width=3, threshold=0.05)
+    options = TreeOptions(expansion=(2, 1))
     policy = create_tree(config, sampling, options)
     source = GeneratorSource(sampling.seed)
     tokens: Context = ()

@@ -39,10 +39,10 @@ SAMPLERS = {
 
 def policy_maker(name: str, sampling: SamplingConfig, size: int, depth: int, width: int):
     expansion = (width,) + (1,) * (depth - 1)
-    options = TreeOptions(threshold=0.05, expansion=expansion, ddd_threshold=-3.0)
+    options = TreeOptions(expansion=expansion)
     if name == "specinfer":
         size = 1024
-    config = TreeConfig(name, size=size, depth=depth, width=width)
+    config = TreeConfig(name, size=size, depth=depth, width=width, threshold=0.05)
 
     def make(script: Script) -> TreePolicy:
         return create_tree(config, sampling, options, script)

@@ -23,8 +23,8 @@ VISIBLE = 1e-4
 def law_error(tree: str, vocab: int = 3, size: int = 3, depth: int = 2, width: int = 2) -> float:
     """Distance between the emitted law of two tokens and the target's; the shortlist misses one."""
     model = ToyModel(vocab=vocab, shortlist_size=vocab - 1, seed=5)
-    config = TreeConfig(tree, size=size, depth=depth, width=width)
-    chosen = TreeOptions(threshold=0.05, expansion=(2,))
+    config = TreeConfig(tree, size=size, depth=depth, width=width, threshold=0.05)
+    chosen = TreeOptions(expansion=(2,))
 
     def make(script: Script) -> TreePolicy:
         return create_tree(config, SAMPLING, chosen, script)

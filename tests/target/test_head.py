@@ -8,7 +8,7 @@ import torch
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.target import head as head_module
-from dynaspec_cli.target.head import LMHead
+from dynaspec_cli.target.head import LMHead, leaders
 
 
 @pytest.fixture(params=[True, False], ids=["ops", "torch"])
@@ -101,3 +101,19 @@ def test_hash_binds_to_the_weights_not_to_their_dtype() -> None:
     assert head_hash(swapped) != head_hash(weight)
     assert head_hash(weight[:, :8]) != head_hash(weight)
     assert head_hash(weight.view(4500, 32)) != head_hash(weight)
+
+
+@pytest.mark.parametrize("vocab", [100, 512 * 4, 512 * 5, 512 * 9 + 77])
+def test_leaders_by_stripes_are_those_of_a_whole_sort(vocab: int) -> None:
+    """Also where they share a stripe, or lie in the rest that fills none, or are minus infinity."""
+    generator = torch.Generator().manual_seed(vocab)
+    logits = torch.randn(6, vocab, generator=generator)
+    logits[1, 3:6] += 10
+    logits[2, -2:] += 10
+    logits[3, : vocab - 1] = -torch.inf
+    logits[4, vocab // 2] += 10
+    log_probs, ids = leaders(logits, 3)
+    wanted = torch.log_softmax(logits.double(), -1)
+    assert torch.allclose(log_probs.double(), wanted.sort(descending=True).values[:, :3], atol=1e-5)
+    assert torch.allclose(log_probs.double(), wanted.gather(1, ids), atol=1e-5)
+    assert all(len(set(row)) == 3 for row in ids.tolist())

@@ -7,6 +7,7 @@ import heapq
 import itertools
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -115,8 +116,8 @@ def test_layerwise_with_a_cap_is_algorithm_1(size: int) -> None:
     for seed in range(25):
         law = Law(seed, vocab=4)
         source = InOrder(law, shuffle=seed)
-        config = TreeConfig("dyspec", size=size, depth=12, width=64)
-        policy = create_tree(config, SAMPLING, TreeOptions(threshold=1e-12), source)
+        config = TreeConfig("dyspec", size=size, depth=12, width=64, threshold=1e-12)
+        policy = create_tree(config, SAMPLING, source=source)
         tree, _ = grow(policy, law, source)
         assert sorted(paths_of(tree)[1:]) == sorted(algorithm_1(law, source, size))
 
@@ -158,10 +159,9 @@ def test_algorithm_1_is_optimal_among_all_trees(size: int) -> None:
         law = Law(seed, vocab=3)
         source = InOrder(law, shuffle=seed)
         policy = create_tree(
-            TreeConfig("dyspec", size=size, depth=size, width=64),
+            TreeConfig("dyspec", size=size, depth=size, width=64, threshold=1e-12),
             SAMPLING,
-            TreeOptions(threshold=1e-12),
-            source,
+            source=source,
         )
         tree, _ = grow(policy, law, source)
         total = 0.0
@@ -198,8 +198,8 @@ def test_greedy_target_keeps_the_largest_expected_length(size: int) -> None:
     """Deterministic form: the sum of path probabilities is the largest of any tree of that size."""
     for seed in range(8):
         law = Law(seed, vocab=3)
-        config = TreeConfig("dyspec", size=size, depth=size, width=64)
-        policy = create_tree(config, SamplingConfig(0.0), TreeOptions(threshold=1e-12))
+        config = TreeConfig("dyspec", size=size, depth=size, width=64, threshold=1e-12)
+        policy = create_tree(config, SamplingConfig(0.0))
         tree, _ = grow(policy, law)
         total = math.fsum(path_probability(law, path) for path in paths_of(tree)[1:])
         best = max(
@@ -235,28 +235,29 @@ def test_threshold_form_is_algorithm_2(threshold: float) -> None:
     for seed in range(25):
         law = Law(seed, vocab=5)
         source = InOrder(law, shuffle=seed)
-        config = TreeConfig("dyspec", size=1024, depth=20, width=64)
-        policy = create_tree(config, SAMPLING, TreeOptions(threshold=threshold), source)
+        config = TreeConfig("dyspec", size=1024, depth=20, width=64, threshold=threshold)
+        policy = create_tree(config, SAMPLING, source=source)
         tree, _ = grow(policy, law, source)
         assert sorted(paths_of(tree)[1:]) == sorted(algorithm_2(law, source, threshold, 20))
 
 
 def test_depth_follows_the_text() -> None:
-    """A sure draft goes deep, an unsure one is cut early; the default threshold is 1 / size."""
+    """A sure draft goes deep, an unsure one is cut early; the default threshold is 2 / size."""
     config = TreeConfig("dyspec", size=8, depth=8, width=4)
     for sampling in (SAMPLING, SamplingConfig(0.0)):
         sure = grow(create_tree(config, sampling), Law(0, vocab=6, spread=100.0))
         unsure = grow(create_tree(config, sampling), Law(0, vocab=6, spread=0.1))
         assert sure[1] == 8
         assert unsure[1] <= 3
-        assert create_tree(config, sampling).threshold == 1 / 8
+        assert create_tree(config, sampling).threshold == 2 / 8
+        assert create_tree(replace(config, size=1), sampling).threshold == 1
 
 
 @pytest.mark.parametrize("sampling", [SAMPLING, SamplingConfig(0.0)])
 def test_limits_are_kept(sampling: SamplingConfig) -> None:
     for seed in range(20):
-        config = TreeConfig("dyspec", size=7, depth=3, width=2)
-        policy = create_tree(config, sampling, TreeOptions(threshold=1e-9))
+        config = TreeConfig("dyspec", size=7, depth=3, width=2, threshold=1e-9)
+        policy = create_tree(config, sampling)
         tree, steps = grow(policy, Law(seed, vocab=6))
         paths = paths_of(tree)
         assert len(paths) - 1 <= 7

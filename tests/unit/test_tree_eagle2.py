@@ -227,7 +227,7 @@ def test_ddd_stops_at_the_first_improbable_beam(steps: tuple[int, ...] | None) -
             if mass < -0.3 and (steps is None or step in steps):
                 expected = step
                 break
-        policy = DynamicDepth(config, -0.3, steps)
+        policy = DynamicDepth(config, steps)
         drafted = grow(policy, oracle)
         assert oracle.calls == expected
         shorter = TreeConfig("eagle2", size=200, depth=expected, width=3)

@@ -49,13 +49,8 @@ def test_unknown_name() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        {"threshold": 0.0},
-        {"threshold": 1.5},
-        {"threshold": math.nan},
         {"draft_temperature": 0.0},
         {"draft_temperature": math.inf},
-        {"ddd_threshold": 0.1},
-        {"ddd_threshold": math.nan},
         {"ddd_steps": (0, 2)},
         {"expansion": ()},
         {"expansion": (2, 0)},
@@ -117,3 +112,16 @@ def test_every_shape_yields_a_tree_within_its_limits(
         assert 0 <= parents[row] < row
         depths.append(depths[parents[row]] + 1)
     assert max(depths) <= depth
+
+
+@pytest.mark.parametrize("threshold", [0.0, -0.5, 1.5, math.nan])
+def test_impossible_threshold(threshold: float) -> None:
+    with pytest.raises(UsageError, match="--tree-threshold: expected a probability above 0"):
+        TreeConfig("dyspec", threshold=threshold)
+
+
+def test_threshold_reaches_the_policies() -> None:
+    for name in ("dyspec", "ddd"):
+        config = TreeConfig(name, threshold=0.4)
+        assert create_tree(config, SamplingConfig()).threshold == 0.4
+        assert create_tree(config, SamplingConfig(0.7)).threshold == 0.4
