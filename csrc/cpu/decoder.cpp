@@ -45,7 +45,8 @@ struct Blocks {
 
   void run(int64_t task, const PackedRows& x, float* out) const {
     const int64_t first = task * rows, here = std::min(rows, m - first);
-    const RowSet chosen{nullptr, first, here, m - first - here};
+    const RowSet rest{nullptr, first + here, m - first - here};
+    const RowSet chosen{nullptr, first, here, &rest};
     for (int64_t i = 0; i < x.n; i += kRowsInCache) {
       const PackedRows part{x.data + i * x.stride, x.stride, std::min(kRowsInCache, x.n - i)};
       kernels().dot_rows(weight, chosen, part, out + i * m + first, m);

@@ -35,9 +35,10 @@ class Selection {
   int64_t size() const { return starts_.back(); }
   int64_t chunks() const { return (size() + kChunk - 1) / kChunk; }
 
-  // Rows of a chunk; `list` [kChunk] is filled if they are not one range.
+  // Rows of a chunk (none past the last one); `list` [kChunk] is filled if they are not one range.
   RowSet rows(int64_t chunk, int32_t* list) const {
     const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, size());
+    if (begin >= end) return {nullptr, 0, 0};
     int64_t b = std::upper_bound(starts_.begin(), starts_.end(), begin) - starts_.begin() - 1;
     if (end <= starts_[b + 1]) return {nullptr, borders_[2 * b] + begin - starts_[b], end - begin};
     for (int64_t at = begin; at < end; ++b) {
@@ -151,9 +152,11 @@ Best topk(const char* op, const at::Tensor& hidden, const Head& head, const Sele
       }
     }
     parts.resize(part.n * chunks);
-    for_chunks(chunks, slots, [&](int64_t c, int64_t slot) {
-      int32_t list[kChunk];
-      const RowSet rows = selection.rows(c, list);
+    for_chunks_ahead(chunks, slots, [&](int64_t c, int64_t slot, int64_t after) {
+      int32_t list[kChunk], list_after[kChunk];
+      const RowSet next = selection.rows(after, list_after);
+      RowSet rows = selection.rows(c, list);
+      rows.next = &next;
       float* logits = memory + slot * slot_floats;
       table.dot_rows(head.weight, rows, part, logits, kChunk);
       for (int64_t i = 0; i < part.n; ++i) {
@@ -244,9 +247,11 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> shortlist_log_probs(
   std::vector<SoftmaxPart> parts(n * chunks);
   for (int64_t i0 = 0; i0 < std::max<int64_t>(n, 1); i0 += kXBlock) {
     const PackedRows part{x.data + i0 * x.stride, x.stride, std::min(kXBlock, n - i0)};
-    for_chunks(chunks, slots, [&](int64_t c, int64_t) {
-      int32_t list[kChunk];
-      const RowSet rows = selection.rows(c, list);
+    for_chunks_ahead(chunks, slots, [&](int64_t c, int64_t, int64_t after) {
+      int32_t list[kChunk], list_after[kChunk];
+      const RowSet next = selection.rows(after, list_after);
+      RowSet rows = selection.rows(c, list);
+      rows.next = &next;
       const int64_t at = c * kChunk;
       if (i0 == 0) {
         for (int64_t j = 0; j < rows.count; ++j) id[at + j] = described.id(rows[j]);

@@ -30,12 +30,13 @@ struct Weight {
 };
 
 // Which rows of the weight to multiply: `list[0..count)`, or `first .. first + count` where list is
-// nullptr.
+// nullptr. `next`: rows that this thread will probably multiply afterwards, or nullptr; their
+// beginning is prefetched, so that the stream from memory does not stop between two sets.
 struct RowSet {
   const int32_t* list;
   int64_t first;
   int64_t count;
-  int64_t ahead = 0;  // rows after these that may be prefetched (without a list)
+  const RowSet* next = nullptr;
 
   int64_t operator[](int64_t i) const { return list != nullptr ? list[i] : first + i; }
 };

@@ -174,11 +174,13 @@ void dot_rows_of(const Weight& weight, RowSet rows, const PackedRows& x, float* 
   const char* pointer[kMaxBlock];
   const char* ahead[kMaxBlock];
   Epilogue epilogue;
-  auto row_at = [&](int64_t j) { return weight.data + rows[j] * row_bytes; };
+  const int64_t known = rows.count + (rows.next != nullptr ? rows.next->count : 0);
+  auto row_at = [&](int64_t j) {
+    return weight.data + (j < rows.count ? rows[j] : (*rows.next)[j - rows.count]) * row_bytes;
+  };
   for (int64_t j0 = 0; j0 < rows.count; j0 += block) {
     const int64_t here = smaller(block, rows.count - j0);
     const int64_t first_ahead = j0 + here + distance;
-    const int64_t known = rows.count + rows.ahead;
     const int64_t num_ahead = first_ahead < known ? smaller(block, known - first_ahead) : 0;
     const int64_t padded = round_up(here, kTileRows);
     // A short block repeats its last row; the copies' results are dropped.

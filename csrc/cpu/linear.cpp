@@ -84,9 +84,15 @@ void linear(const PackedRows& x, const Weight& weight, int64_t m, float* out, in
   const int64_t chunks = (m + rows_per_chunk - 1) / std::max<int64_t>(rows_per_chunk, 1);
   for (int64_t i = 0; i < x.n; i += kXBlock) {
     const PackedRows part{x.data + i * x.stride, x.stride, std::min(kXBlock, x.n - i)};
-    for_chunks(chunks, slots, [&](int64_t c, int64_t) {
+    const auto rows_of = [&](int64_t c) {
       const int64_t first = c * rows_per_chunk;
-      const RowSet rows{nullptr, first, std::min(rows_per_chunk, m - first)};
+      return RowSet{nullptr, first, std::clamp<int64_t>(m - first, 0, rows_per_chunk)};
+    };
+    for_chunks_ahead(chunks, slots, [&](int64_t c, int64_t, int64_t after) {
+      const int64_t first = c * rows_per_chunk;
+      const RowSet next = rows_of(after);
+      RowSet rows = rows_of(c);
+      rows.next = &next;
       table.dot_rows(weight, rows, part, out + i * ldo + first, ldo);
     });
   }
