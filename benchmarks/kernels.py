@@ -12,9 +12,9 @@ when nothing else disturbs it (medians stand in the JSON). Bytes are the selecte
 read" is bytes / time over the read bandwidth for a buffer beyond the last-level cache. A read goes
 before each repetition: so caches are cold, as they are for the first draft step after a
 verification (a call on 64 rows brings back the code alone: Python and the dispatcher cost 0.1 ms
-cold, whatever the shape), and the share is of the best read among those that took turns with the row's
-repetitions. "of best" is of the best read of the whole run, which on a shared machine may be one
-lucky moment. All weights lie on huge pages.
+cold, whatever the shape), and the share is of the best read among those that took turns with the
+row's repetitions. "of best" is of the best read of the whole run, which on a shared machine may be
+one lucky moment. All weights lie on huge pages.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class DynaSpecError(Exception):
-    """A failure the user can act on; the command line prints ``Error: <message>`` and exits with 1."""
+    """A failure the user can act on; the command line prints ``Error: <message>``, exit code 1."""
 
     exit_code = 1
 

@@ -59,8 +59,8 @@ class TargetOutput(Protocol):
         """int64 [n] (or of the given rows); the lowest id wins an exact tie."""
         ...
 
-    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first (or of given rows)."""
+    def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
+        """int64 [n, k] (or of the given rows): the k most probable tokens, best first."""
         ...
 
 

@@ -63,11 +63,10 @@ class WalkOutput:
         raise NotImplementedError("a stored walk holds the top tokens only")
 
     def argmax(self, rows: Tensor | None = None) -> Tensor:
-        return self.topk(1, rows)[1][:, 0]
+        return self.leaders(1, rows)[:, 0]
 
-    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        ids = (self.top if rows is None else self.top[rows])[:, :k]
-        return torch.zeros(ids.shape), ids
+    def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
+        return (self.top if rows is None else self.top[rows])[:, :k]
 
 
 @dataclass

@@ -43,7 +43,7 @@ def prefill_tokens(prefill: TargetOutput, positions: int) -> Tensor:
     rows = torch.arange(max(0, total - positions), total, device=prefill.features.device)
     if rows.numel() == 0:
         return rows
-    return prefill.topk(TARGET_TOP, rows)[1].reshape(-1)
+    return prefill.leaders(TARGET_TOP, rows).reshape(-1)
 
 
 def observe_context(
@@ -53,7 +53,7 @@ def observe_context(
     the accepted rows where it ranked none (sampling forms probabilities; ranking 262,144 of them
     costs half a millisecond a row)."""
     rows = output.rows_ranked
-    top = output.topk(TARGET_TOP, path if rows is not None and not rows.numel() else rows)[1]
+    top = output.leaders(TARGET_TOP, path if rows is not None and not rows.numel() else rows)
     context.add(torch.cat([tree.tokens.to(top.device), top.reshape(-1)]))
 
 

@@ -50,17 +50,17 @@ class LMHead:
     def argmax(self, hidden: Tensor) -> Tensor:
         """int64 [n]; the lowest id wins an exact tie."""
         if self._streams:
-            return self._streamed(hidden, 1)[1][:, 0]
-        return torch.cat([self._leaders(piece, 1).argmax(-1) for piece in self._pieces(hidden)])
+            return self._streamed(hidden, 1)[:, 0]
+        return torch.cat(
+            [self._exact_leaders(piece, 1).argmax(-1) for piece in self._pieces(hidden)]
+        )
 
-    def topk(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """(log-probabilities float32 [n, k], ids int64 [n, k]), best first."""
+    def leaders(self, hidden: Tensor, k: int) -> Tensor:
+        """int64 [n, k]: the tokens of the k largest logits, best first."""
         if self._streams:
             return self._streamed(hidden, k)
-        found = []
-        for piece in self._pieces(hidden):
-            found.append(leaders(self._leaders(piece, k), k))
-        return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+        found = [leaders(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
+        return torch.cat(found)
 
     def at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Float32 [m]: the logit of token ``ids[i]`` (int64 [m]) for row ``hidden[i]``, up to
@@ -80,18 +80,18 @@ class LMHead:
         plain = self.bias is None and self.softcap is None and self.multiplier > 0
         return plain and _compiled(self.weight)
 
-    def _streamed(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def _streamed(self, hidden: Tensor, k: int) -> Tensor:
         none = torch.empty(0)
         whole = torch.tensor([[0, self.weight.shape[0]]], dtype=torch.int32)
         found = [
             shortlist_topk(
                 piece, self.weight, none, none.to(torch.int32), whole, k, 1.0 / self.multiplier
-            )
+            )[1]
             for piece in hidden.float().split(PIECE_ROWS)
         ]
-        return torch.cat([f[0] for f in found]), torch.cat([f[1] for f in found])
+        return torch.cat(found)
 
-    def _leaders(self, hidden: Tensor, k: int) -> Tensor:
+    def _exact_leaders(self, hidden: Tensor, k: int) -> Tensor:
         """Float32 [n, V] whose k largest of each row are exact; the others may carry a half type's
         rounding."""
         accumulates = (
@@ -121,13 +121,13 @@ class LMHead:
         return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.shape[0])))
 
 
-def leaders(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(log-probabilities float32 [n, k], ids int64 [n, k]) of the k largest logits [n, V], best
-    first, among equals the lower id first."""
+def leaders(logits: Tensor, k: int) -> Tensor:
+    """int64 [n, k]: ids of the k largest logits [n, V], best first, among equals the lower id
+    first."""
     values, ids = _largest(logits, k)
     ids, order = ids.sort(-1)
-    values, stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
-    return values - torch.logsumexp(logits, -1, keepdim=True), ids.gather(-1, stable)
+    stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices
+    return ids.gather(-1, stable)
 
 
 def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

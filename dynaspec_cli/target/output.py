@@ -22,8 +22,8 @@ class HeadOutput:
         self.cheap_rows = head.cheap_rows
         self._head = head
         self._logits: dict[int, Tensor] = {}
-        self._leaders: dict[int, tuple[Tensor, Tensor]] = {}
-        self._whole: tuple[Tensor, Tensor] | None = None
+        self._leaders: dict[int, Tensor] = {}
+        self._whole: Tensor | None = None
 
     @property
     def rows_ranked(self) -> Tensor | None:
@@ -44,38 +44,30 @@ class HeadOutput:
 
     @torch.inference_mode()
     def argmax(self, rows: Tensor | None = None) -> Tensor:
-        return self.topk(1, rows)[1][:, 0].contiguous()
+        return self.leaders(1, rows)[:, 0].contiguous()
 
     @torch.inference_mode()
-    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
         wanted = min(max(k, KEPT_LEADERS), self._head.weight.shape[0])
         if rows is None and self._whole is None and not self._logits:
-            self._whole = self._head.topk(self.hidden, wanted)
-        if self._whole is not None and self._whole[1].shape[1] >= k:
-            log_probs, ids = self._whole
-            return (
-                (log_probs[:, :k], ids[:, :k])
-                if rows is None
-                else (log_probs[rows, :k], ids[rows, :k])
-            )
+            self._whole = self._head.leaders(self.hidden, wanted)
+        if self._whole is not None and self._whole.shape[1] >= k:
+            return (self._whole if rows is None else self._whole[rows])[:, :k]
         read = range(self.hidden.shape[0]) if rows is None else rows.tolist()
         self._read(list(read), k, wanted)
-        found = [self._leaders[row] for row in read]
-        return torch.stack([f[0][:k] for f in found]), torch.stack([f[1][:k] for f in found])
+        return torch.stack([self._leaders[row][:k] for row in read])
 
     def _read(self, rows: list[int], k: int, wanted: int) -> None:
         """Leaders of the rows that lack them, from their logits where these were formed."""
         lacking = [
-            row for row in rows if row not in self._leaders or self._leaders[row][1].numel() < k
+            row for row in rows if row not in self._leaders or self._leaders[row].numel() < k
         ]
         formed = [row for row in lacking if row in self._logits]
         fresh = [row for row in lacking if row not in self._logits]
         if formed:
-            self._keep(formed, *leaders(torch.stack([self._logits[r] for r in formed]), wanted))
+            logits = torch.stack([self._logits[row] for row in formed])
+            self._leaders.update(zip(formed, leaders(logits, wanted), strict=True))
         if fresh:
             at = torch.tensor(fresh, device=self.hidden.device)
-            self._keep(fresh, *self._head.topk(self.hidden[at], wanted))
-
-    def _keep(self, rows: list[int], log_probs: Tensor, ids: Tensor) -> None:
-        for row, values, best in zip(rows, log_probs, ids, strict=True):
-            self._leaders[row] = values, best
+            found = self._head.leaders(self.hidden[at], wanted)
+            self._leaders.update(zip(fresh, found, strict=True))

@@ -34,8 +34,8 @@ class ArgmaxOutput:
     def logits(self, rows: Tensor | None = None) -> Tensor:
         raise AssertionError("greedy verification needs no logits")
 
-    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raise AssertionError("greedy verification needs no top k")
+    def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
+        raise AssertionError("greedy verification needs no leaders")
 
 
 @pytest.mark.parametrize("shortlist_size", [1, 5, 20])

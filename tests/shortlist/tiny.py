@@ -33,9 +33,8 @@ class TinyOutput:
     def argmax(self, rows: Tensor | None = None) -> Tensor:
         return self.logits(rows).argmax(-1)
 
-    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        found = torch.topk(torch.log_softmax(self.logits(rows), -1), k)
-        return found.values, found.indices
+    def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
+        return torch.topk(self.logits(rows), k).indices
 
 
 class TinyTarget:

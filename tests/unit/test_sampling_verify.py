@@ -49,8 +49,8 @@ class Output:
         self.asked += range(self.table.shape[0]) if rows is None else rows.tolist()
         return (self.table if rows is None else self.table[rows]).argmax(-1)
 
-    def topk(self, k: int, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        raise AssertionError("verification needs no top k")
+    def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
+        raise AssertionError("verification needs no leaders")
 
 
 #        0:7 ─┬─ 1:3 ─┬─ 3:1
