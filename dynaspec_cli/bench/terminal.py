@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from dynaspec_cli.bench import verdicts
 from dynaspec_cli.bench.tables import Cell, Table, headline_table, task_tables
 from dynaspec_cli.ui.console import on_terminal, stderr_console
+from dynaspec_cli.ui.view import View
 
 PIPE_WIDTH = 160
 """Columns where stdout is no terminal, so that a table is not wrapped in a file."""
@@ -20,7 +20,7 @@ LINE_EVERY_S = 30.0
 _STYLES = {verdicts.WIN: "green", verdicts.LOSS: "bold red", verdicts.EVEN: ""}
 
 
-class BenchBar:
+class BenchBar(View):
     """Progress on stderr: a bar on a terminal, elsewhere a line now and then."""
 
     def __init__(self, enabled: bool):
@@ -30,7 +30,7 @@ class BenchBar:
         self._task: Any = None
         self._last = time.monotonic()
 
-    def __enter__(self) -> BenchBar:
+    def __enter__(self) -> Self:
         if self._live:
             from rich.progress import (
                 BarColumn,
@@ -54,12 +54,7 @@ class BenchBar:
             self._progress.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self._progress is not None:
             self._progress.stop()
 

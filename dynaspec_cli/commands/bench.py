@@ -14,6 +14,7 @@ from dynaspec_cli.bench.prompts import FORMATS
 from dynaspec_cli.bench.spec import parse_specs
 from dynaspec_cli.bench.suites import BUILT_IN, NAMED, Suite, load_suite
 from dynaspec_cli.bench.sweep import expand, parse_sweeps
+from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
     CommonOptions,
     common_options,
@@ -184,7 +185,7 @@ def bench(
     texts: Sequence[str] = asked.method or (preset.methods if preset else ())
     parse_sweeps(asked.sweep)
     expand(parse_specs(list(texts)), asked.sweep if texts else ())
-    engine = _load(common, asked.drafter)
+    engine = load_engine(common, asked.drafter)
     if not texts:
         texts = _default_texts(engine, common)
     options = _options(asked, preset, texts, suites, sampling, tree, common)
@@ -262,21 +263,6 @@ def _new_tokens(suite: str, asked: Asked, preset: Preset | None) -> int:
     if preset is not None and suite in preset.max_new_tokens:
         return preset.max_new_tokens[suite]
     return SMOKE_NEW_TOKENS if suite in BUILT_IN else DEFAULT_NEW_TOKENS
-
-
-def _load(common: CommonOptions, drafter: str) -> Engine:
-    from dynaspec_cli.engine.api import Engine
-    from dynaspec_cli.ui.progress import LoadBar
-
-    with LoadBar(enabled=not common.quiet) as bar:
-        return Engine.load(
-            model=common.model,
-            dtype=common.dtype,
-            device=common.device,
-            threads=common.threads,
-            drafter=drafter,
-            progress=bar,
-        )
 
 
 def _lab(engine: Engine, options: BenchOptions, asked: Asked, common: CommonOptions) -> Lab:

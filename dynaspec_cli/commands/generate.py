@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
     CommonOptions,
     TextType,
@@ -120,7 +121,7 @@ def generate(
         shortlist_config(shortlist or shortlists.DEFAULT, shortlist_size),
     )
     text = read_prompt(prompt, prompt_file)
-    engine = _load(common, drafter)
+    engine = load_engine(common, drafter)
     ids = _encode(engine, text, chat, system)
     notices = []
     if shortlist is None and engine.drafter is not None:
@@ -137,21 +138,6 @@ def generate(
     if interrupted:
         click.get_current_context().exit(INTERRUPTED)
     _check_comparison(result, config)
-
-
-def _load(common: CommonOptions, drafter: str) -> Engine:
-    from dynaspec_cli.engine.api import Engine
-    from dynaspec_cli.ui.progress import LoadBar
-
-    with LoadBar(enabled=not common.quiet) as bar:
-        return Engine.load(
-            model=common.model,
-            dtype=common.dtype,
-            device=common.device,
-            threads=common.threads,
-            drafter=drafter,
-            progress=bar,
-        )
 
 
 def _encode(engine: Engine, text: str, chat: bool, system: str | None) -> list[int]:
@@ -194,7 +180,7 @@ def _run(
             compared = _compare(engine, ids, result, config)
             interrupted = compared is None
             result = compared or result
-        view.close(result)
+        view.conclude(result)
     if common.json:
         print_json(result.to_json())
     return result, interrupted

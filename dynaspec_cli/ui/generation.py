@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 
 from dynaspec_cli.engine.events import (
     DoneEvent,
@@ -17,9 +16,10 @@ from dynaspec_cli.engine.events import (
 from dynaspec_cli.engine.stats import mean_acceptance_length, tokens_per_second
 from dynaspec_cli.ui.console import stderr_console, visible
 from dynaspec_cli.ui.status import status_line
+from dynaspec_cli.ui.view import View
 
 
-class GenerationView:
+class GenerationView(View):
     """``stream``: write text to stdout as it comes (else ``finish`` writes all of it, unless
     ``text`` is False, as for --json). ``quiet``: nothing on stderr."""
 
@@ -35,18 +35,13 @@ class GenerationView:
         self._status = status_line(not quiet, self._stream)
         self._notices: list[str] = []
 
-    def __enter__(self) -> GenerationView:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._status.close()
-        if error is not None and not self._at_line_start:
+    def __exit__(self, *failure: object) -> None:
+        self.close()
+        if failure[0] is not None and not self._at_line_start:
             self._write("\n")  # an error message begins on a line of its own
+
+    def close(self) -> None:
+        self._status.close()
 
     def show(self, event: Event) -> None:
         if isinstance(event, NoticeEvent):
@@ -87,7 +82,7 @@ class GenerationView:
         sys.stdout.flush()
         self._at_line_start = text.endswith("\n")
 
-    def close(self, result: GenerationResult) -> None:
+    def conclude(self, result: GenerationResult) -> None:
         """Notices and the closing panel, on stderr."""
         self._status.close()
         if self._quiet:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from dynaspec_cli.target.events import LoadProgress
 from dynaspec_cli.ui.console import on_terminal, stderr_console
+from dynaspec_cli.ui.view import View
 
 PATIENCE_S = 3.0
 
 
-class LoadBar:
+class LoadBar(View):
     """A callable for ``Engine.load(progress=...)`` and a context manager around it.
 
     On a terminal it draws a bar; elsewhere a stage that takes longer than ``PATIENCE_S`` is
@@ -27,17 +27,6 @@ class LoadBar:
         self._stage = ""
         self._stage_begun = 0.0
         self._announced = False
-
-    def __enter__(self) -> LoadBar:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __call__(self, event: LoadProgress) -> None:
         if not self._enabled:

@@ -11,34 +11,21 @@ import os
 import signal
 import sys
 import time
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, TextIO
 
 from dynaspec_cli.ui.console import on_terminal, same_terminal
+from dynaspec_cli.ui.view import View
 
 INTERVAL_S = 0.1
 MIN_ROWS = 5
 
 
-class StatusLine:
+class StatusLine(View):
     """Draws nothing: for pipes, --quiet and --json. The base of those that draw."""
-
-    def __enter__(self) -> StatusLine:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def update(self, text: str, always: bool = False) -> None:
         """Show ``text`` (one line). Calls in quick succession are dropped, unless ``always``."""
-
-    def close(self) -> None:
-        """Remove the line."""
 
 
 class _Drawn(StatusLine):

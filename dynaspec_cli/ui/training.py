@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 from dynaspec_cli.ui.console import on_terminal, stderr_console
+from dynaspec_cli.ui.view import View
 
 
-class TrainingView:
+class TrainingView(View):
     """Draws ``TrainProgress`` objects; ``minutes``: the run's length where the clock ends it."""
 
     def __init__(self, enabled: bool, minutes: float | None) -> None:
@@ -19,15 +19,7 @@ class TrainingView:
         self._task: Any = None
         self._begun = time.monotonic()
 
-    def __enter__(self) -> TrainingView:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
 

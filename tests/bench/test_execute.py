@@ -247,7 +247,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
                 *(methods or [kinds.get(str(s), FakeSpeculative(str(s))) for s in chosen.specs])
             )
 
-        monkeypatch.setattr(command, "_load", lambda *a: NoEngine())
+        monkeypatch.setattr(command, "load_engine", lambda *a: NoEngine())
         monkeypatch.setattr(command, "_lab", fake_lab)
         monkeypatch.setattr("dynaspec_cli.bench.lab.default_methods", lambda engine: default)
         return CliRunner().invoke(cli, ["bench", *args], catch_exceptions=False)

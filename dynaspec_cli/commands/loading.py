@@ -1,0 +1,26 @@
+"""Loads the engine behind a progress bar."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dynaspec_cli.commands.options import CommonOptions
+
+if TYPE_CHECKING:
+    from dynaspec_cli.engine.api import Engine
+
+
+def load_engine(common: CommonOptions, drafter: str) -> Engine:
+    """The engine of ``--model`` and ``--drafter``."""
+    from dynaspec_cli.engine.api import Engine
+    from dynaspec_cli.ui.progress import LoadBar
+
+    with LoadBar(enabled=not common.quiet) as bar:
+        return Engine.load(
+            model=common.model,
+            dtype=common.dtype,
+            device=common.device,
+            threads=common.threads,
+            drafter=drafter,
+            progress=bar,
+        )
