@@ -50,8 +50,8 @@ def observe_context(
     context: ContextTokens, tree: DraftTree, output: TargetOutput, path: Tensor
 ) -> None:
     """Add all drafted tokens, and the target's top tokens at every row that verification ranked; at
-    the accepted rows where it ranked none (sampling forms probabilities; ranking 262,144 of them
-    costs half a millisecond a row)."""
+    the accepted rows where it ranked none (sampling forms probabilities, and to rank a row takes
+    another pass over its logits)."""
     rows = output.rows_ranked
     top = output.leaders(TARGET_TOP, path if rows is not None and not rows.numel() else rows)
     context.add(torch.cat([tree.tokens.to(top.device), top.reshape(-1)]))

@@ -20,7 +20,7 @@ from dynaspec_cli.ui.view import View
 
 
 class GenerationView(View):
-    """``stream``: write text to stdout as it comes (else ``finish`` writes all of it, unless
+    """``stream``: write text to stdout as it comes (else all of it at the end, unless
     ``text`` is False, as for --json). ``quiet``: nothing on stderr."""
 
     def __init__(self, *, stream: bool, text: bool, quiet: bool) -> None:
