@@ -20,8 +20,9 @@ from torch import Tensor
 @dataclass(frozen=True)
 class DraftTree:
     """A tree to verify. ``tokens`` int64 [n+1], ``parents`` int64 [n+1] with parents[0] = -1 and
-    parents[i] < i. ``q`` holds, for policies that *sample* children, what verification needs (see
-    sampling/verify.py); it is None for deterministic drafts, which are point masses."""
+    parents[i] < i; both on the host, whatever the target's device. ``q`` holds, for policies that
+    *sample* children, what verification needs (see sampling/verify.py); it is None for
+    deterministic drafts, which are point masses."""
 
     tokens: Tensor
     parents: Tensor

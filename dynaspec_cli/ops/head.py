@@ -70,10 +70,16 @@ def shortlist_log_probs(
     row_ids: Tensor,
     blocks: Tensor,
     temperature: float = 1.0,
+    size: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log_q float32 [n, S], ids int64 [S], logsumexp float32 [n]); see
-    ``reference.shortlist_log_probs``."""
+    ``reference.shortlist_log_probs``. ``size``: S where the caller knows it, which saves CUDA a
+    wait for the sum over the blocks."""
     if compiled(head):
+        if head.is_cuda and size is not None:
+            return _ops.shortlist_log_probs_padded(
+                hidden, head, head_scale, row_ids, blocks, size, temperature
+            )
         return _ops.shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
     op = "shortlist_log_probs"
     checks.check_head(op, hidden, head, head_scale, row_ids, temperature)

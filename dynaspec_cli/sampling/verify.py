@@ -57,8 +57,8 @@ class Draw(NamedTuple):
 @dataclass(frozen=True)
 class NodeDraft:
     """How the children of a node were drawn: token ``ids`` int64 [S] (distinct), the distribution
-    ``q`` [S] over them that was really drawn from (any positive sum), and the ``draws`` in their
-    order."""
+    ``q`` [S] over them that was really drawn from (any positive sum), both on the host, and the
+    ``draws`` in their order."""
 
     ids: Tensor
     q: Tensor
@@ -103,8 +103,8 @@ def verify(
 def verify_greedy(tree: DraftTree, output: TargetOutput) -> Verdict:
     """Follow the target's argmax from the root for as long as a child holds it."""
     if read_at_once(tree, output):
-        choices = output.argmax()
-        path = greedy_walk(tree.tokens, tree.parents, choices.to(tree.tokens.device))
+        choices = output.argmax().cpu()
+        path = greedy_walk(tree.tokens, tree.parents, choices)
         return Verdict(path, int(choices[path[-1]]))
     children = _children(tree)
     reader = RowReader(tree, output, children)
@@ -166,7 +166,7 @@ def _try_points(
     p: Tensor, children: list[int], tokens: list[int], source: RandomSource
 ) -> tuple[int | None, int | None]:
     """(accepted child, None), or (None, token drawn from the residual)."""
-    ids = torch.tensor([tokens[row] for row in children], device=p.device)
+    ids = torch.tensor([tokens[row] for row in children])
     chances = p[ids].tolist()
     left = float(p.sum(dtype=torch.float64))
     tried: set[int] = set()
@@ -197,11 +197,11 @@ def _try_draws(
 ) -> tuple[int | None, int | None]:
     """(accepted child, None), or (None, token drawn from the residual). R and D live on the
     shortlist, in float64; R outside it is p times a factor, whose sum is ``outside``."""
-    rest = p.clone()
-    rest[draft.ids] = 0
+    ids, rest = draft.ids.to(p.device), p.clone()
+    rest[ids] = 0
     factor = 1.0 / float(p.sum(dtype=torch.float64))
     outside = float(rest.sum(dtype=torch.float64)) * factor
-    residual = p[draft.ids].double() * factor
+    residual = p[ids].cpu().double() * factor
     d = draft.q.double()
     d = d / d.sum()
     for column, row in draft.draws:
@@ -222,5 +222,5 @@ def _try_draws(
                 break
             d = d / mass
     rest = rest.double().mul_(factor)
-    rest[draft.ids] = residual
+    rest[ids] = residual.to(p.device)
     return None, source.categorical(rest)

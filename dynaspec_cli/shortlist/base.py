@@ -84,7 +84,9 @@ class BlockShortlist:
             log_q, ids = self._topk(state, selection, hidden, k, temperature)
             return DraftHeadOutput(log_q + log_mass if log_mass else log_q, ids, selection.size)
         self._settle(state, selection, hidden)
-        log_probs, all_ids, _ = self.head.log_probs(hidden, selection.blocks, temperature)
+        log_probs, all_ids, _ = self.head.log_probs(
+            hidden, selection.blocks, selection.size, temperature
+        )
         log_q, columns = torch.topk(log_probs, min(k, log_probs.shape[1]), dim=-1)
         return DraftHeadOutput(
             log_q + log_mass, all_ids[columns], selection.size, log_probs, all_ids

@@ -31,8 +31,11 @@ class ContextTokens:
 
     def rows(self) -> Tensor:
         """int32 [r], r <= capacity, distinct, in no order, on the head's device."""
-        rows = self._view[: self._count]
-        return rows if self._head.device.type == "cpu" else rows.to(self._head.device)
+        return self.host_rows().to(self._head.device)
+
+    def host_rows(self) -> Tensor:
+        """``rows`` on the host."""
+        return self._view[: self._count]
 
     def add(self, token_ids: Tensor) -> None:
         """Mark ids int64 [m] as seen, later ones more recently; evicts the least recently seen

@@ -34,6 +34,7 @@ from dynaspec_cli.shortlist.nanospec import (
     observe_context,
     prefill_tokens,
 )
+from dynaspec_cli.shortlist.overlap import SideStream
 from dynaspec_cli.shortlist.router import Router
 
 PREFILL_POSITIONS = 16
@@ -101,6 +102,7 @@ class DynaSpecShortlist(BlockShortlist):
         self.context_cap = min(context_cap, budgets[-1] - self.core)
         self.prefill_positions = prefill_positions
         self._embed = target.embed
+        self._beside = SideStream(head.device)
         self._no_scores = torch.empty((0, 0), dtype=torch.float32, device=head.device)
         self._no_blocks = torch.empty((0, 2), dtype=torch.int32, device=head.device)
 
@@ -116,15 +118,12 @@ class DynaSpecShortlist(BlockShortlist):
         budget = self.budgets[min(query.depth, len(self.budgets)) - 1]
         pending = PendingSelection(self._no_blocks, 0, query.depth, budget)
         if self.router is not None and self.router.early:
-            pending.scores = self.router.early_scores(query.features, self._embed(query.tokens))
+            pending.scores = self._beside.run(self._early_scores, query.features, query.tokens)
         return pending
 
     def _settle(self, state: Any, selection: Any, hidden: Tensor) -> None:
-        if selection.done:
-            return
-        if selection.scores is None:
-            selection.scores = self._late_scores(hidden)
-        self._choose(state, selection)
+        if not selection.done:
+            self._choose(state, selection, self._scores(selection, hidden))
 
     def _topk(
         self, state: Any, selection: Any, hidden: Tensor, k: int, temperature: float
@@ -132,15 +131,13 @@ class DynaSpecShortlist(BlockShortlist):
         """Chooses and scores in one op."""
         if selection.done:
             return super()._topk(state, selection, hidden, k, temperature)
-        if selection.scores is None:
-            selection.scores = self._late_scores(hidden)
-        head = self.head
+        scores, head = self._scores(selection, hidden), self.head
         log_q, ids, _, size, blocks = ops.draft_head(
             hidden,
             head.weight,
             head.scale,
             head.row_ids,
-            selection.scores,
+            scores,
             self.offsets,
             state.context.rows(),
             self.core,
@@ -155,7 +152,7 @@ class DynaSpecShortlist(BlockShortlist):
         """bool [m]. With a router that reads the drafter's output the selection must have been
         scored."""
         if isinstance(selection, PendingSelection) and not selection.done:
-            self._choose(state, selection)
+            self._choose(state, selection, self._scores(selection, None))
         return super().contains(state, selection, token_ids)
 
     def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
@@ -163,15 +160,26 @@ class DynaSpecShortlist(BlockShortlist):
         if self.context_cap:
             observe_context(state.context, tree, output, path)
 
-    def _late_scores(self, hidden: Tensor) -> Tensor:
-        return self._no_scores if self.router is None else self.router.late_scores(hidden)
+    def _early_scores(self, features: Tensor, tokens: Tensor) -> Tensor:
+        assert self.router is not None
+        return self.router.early_scores(features, self._embed(tokens))
 
-    def _choose(self, state: Any, selection: PendingSelection) -> None:
-        scores = self._no_scores if self.router is None else selection.scores
-        if scores is None:
-            raise DynaSpecError(
-                "dynaspec: this router chooses when it scores; score the frontier first"
-            )
+    def _scores(self, selection: PendingSelection, hidden: Tensor | None) -> Tensor:
+        """Scores of the clusters: an early router's are there, a late one needs ``hidden``."""
+        if self.router is None:
+            return self._no_scores
+        if self.router.early:
+            assert selection.scores is not None
+            return self._beside.join(selection.scores)
+        if selection.scores is None:
+            if hidden is None:
+                raise DynaSpecError(
+                    "dynaspec: this router chooses when it scores; score the frontier first"
+                )
+            selection.scores = self.router.late_scores(hidden)
+        return selection.scores
+
+    def _choose(self, state: Any, selection: PendingSelection, scores: Tensor) -> None:
         selection.blocks, size = ops.shortlist_union(
             scores, self.offsets, state.context.rows(), self.core, selection.budget
         )

@@ -56,7 +56,9 @@ class DraftHead:
         return self.weight.numel() * self.weight.element_size() + self.scale.numel() * 4
 
     def rows_of(self, token_ids: Tensor) -> Tensor:
-        """Rows int64 of token ids int64 [m]; -1 for a token without a row here."""
+        """Rows int64 of token ids int64 [m], on the head's device; -1 for a token without a row
+        here."""
+        token_ids = token_ids.to(self.device)
         return token_ids if self.rank is None else self.rank[token_ids]
 
     def topk(
@@ -69,12 +71,12 @@ class DraftHead:
         )
 
     def log_probs(
-        self, hidden: Tensor, blocks: Tensor, temperature: float
+        self, hidden: Tensor, blocks: Tensor, size: int, temperature: float
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """``ops.shortlist_log_probs`` over this head: (log_q float32 [n, S], ids int64 [S],
-        logsumexp float32 [n])."""
+        """``ops.shortlist_log_probs`` over this head, of ``size`` = S rows in ``blocks``: (log_q
+        float32 [n, S], ids int64 [S], logsumexp float32 [n])."""
         return ops.shortlist_log_probs(
-            hidden, self.weight, self.scale, self.row_ids, blocks, temperature
+            hidden, self.weight, self.scale, self.row_ids, blocks, temperature, size
         )
 
 

@@ -40,7 +40,7 @@ def prefill_tokens(prefill: TargetOutput, positions: int) -> Tensor:
     """The target's top tokens int64 [r] at the last ``positions`` prompt positions, earliest
     first."""
     total = int(prefill.features.shape[0])
-    rows = torch.arange(max(0, total - positions), total, device=prefill.features.device)
+    rows = torch.arange(max(0, total - positions), total)
     if rows.numel() == 0:
         return rows
     return prefill.leaders(TARGET_TOP, rows).reshape(-1)
@@ -95,8 +95,8 @@ class NanoSpecShortlist(BlockShortlist):
 
     def select(self, state: Any, query: ShortlistQuery) -> Selection:
         if state.cached is None:
-            blocks = row_blocks(state.context.rows())
-            state.cached = (blocks, len(state.context))
+            blocks = row_blocks(state.context.host_rows())
+            state.cached = (blocks.to(self.head.device), len(state.context))
         blocks, size = state.cached
         return Selection(blocks, size, query.depth)
 

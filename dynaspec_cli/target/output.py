@@ -14,7 +14,8 @@ and context shortlists ask for the others after verification."""
 
 class HeadOutput:
     """``protocols.TargetOutput`` of one pass: ``features`` [n, d], ``hidden`` [n, d] after the
-    final norm, and what the head makes of them on demand. A row is read once."""
+    final norm, and what the head makes of them on demand. A row is read once. Row numbers are
+    tensors of the host."""
 
     def __init__(self, features: Tensor, hidden: Tensor, head: LMHead) -> None:
         self.features = features
@@ -29,7 +30,7 @@ class HeadOutput:
     def rows_ranked(self) -> Tensor | None:
         if self._whole is not None:
             return None
-        return torch.tensor(sorted(self._leaders), dtype=torch.int64, device=self.hidden.device)
+        return torch.tensor(sorted(self._leaders), dtype=torch.int64)
 
     @torch.inference_mode()
     def logits(self, rows: Tensor | None = None) -> Tensor:
@@ -68,6 +69,5 @@ class HeadOutput:
             logits = torch.stack([self._logits[row] for row in formed])
             self._leaders.update(zip(formed, leaders(logits, wanted), strict=True))
         if fresh:
-            at = torch.tensor(fresh, device=self.hidden.device)
-            found = self._head.leaders(self.hidden[at], wanted)
+            found = self._head.leaders(self.hidden[torch.tensor(fresh)], wanted)
             self._leaders.update(zip(fresh, found, strict=True))

@@ -67,7 +67,11 @@ class GrowingTree:
             )
         self.level += 1
         self.device = candidates.ids.device
-        return candidates.log_q.tolist(), candidates.ids.tolist()
+        log_q, ids = candidates.log_q.tolist(), candidates.ids.tolist()
+        for scores, tokens in zip(log_q, ids, strict=True):
+            while tokens and tokens[-1] < 0:  # CUDA's padding of a shortlist of fewer than k
+                del scores[-1], tokens[-1]
+        return log_q, ids
 
     def expand(self, nodes: list[int]) -> Frontier:
         """Make ``nodes`` (children of the last frontier) the next frontier."""
@@ -99,7 +103,6 @@ class GrowingTree:
                 [-1, *(place[self.parents[node]] for node in nodes)],
             ],
             dtype=torch.int64,
-            device=self.device,
         )
         return DraftTree(rows[0], rows[1], q)
 

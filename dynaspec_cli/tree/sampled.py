@@ -67,7 +67,8 @@ class Drawing:
                 "this tree policy samples its children and needs the shortlist's whole "
                 "distribution; the candidates hold only the best"
             )
-        log_probs, ids = candidates.log_probs, candidates.all_ids
+        # Draws are decided on the host: what they need comes there once.
+        log_probs, ids = candidates.log_probs.cpu(), candidates.all_ids.cpu()
         q = probabilities(log_probs, self.config, "the drafter's scores")
         columns = self.source.draws(q, count, replacement)
         flat = [(i, c) for i, row in enumerate(columns) for c in row]
@@ -81,5 +82,6 @@ class Drawing:
             tokens[i].append(token)
             chances[i].append(chance)
         # log_q is log_probs plus the log of the mass, so their maxima differ by it.
-        mass = (candidates.log_q[:, 0] - log_probs.amax(1)).exp().clamp(max=1.0).tolist()
+        best = candidates.log_q[:, 0].cpu()
+        mass = (best - log_probs.amax(1)).exp().clamp(max=1.0).tolist()
         return Drawn(ids, q, columns, tokens, chances, mass)

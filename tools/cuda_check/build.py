@@ -1,4 +1,5 @@
-"""Builds the extension against a CUDA build of PyTorch, imports it, and traces the steps.
+"""Builds the extension against a CUDA build of PyTorch, imports it, traces the steps, and runs the
+decode loop on a pretended GPU.
 
     DYNASPEC_CUDA_VENV=/path/to/venv python tools/cuda_check/build.py [--archs 9.0+PTX]
 
@@ -34,6 +35,8 @@ PACKAGES = [
     "ninja",
     "pybind11>=2.13",
     "numpy",
+    "tokenizers",
+    "pytest",
 ]
 FREE_GIB = 8
 
@@ -54,7 +57,9 @@ def prepare(venv: Path) -> Path:
             )
         say(f"making {venv} with {TORCH} (5 GB)")
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    probe = "import torch, transformers, safetensors, click, rich, setuptools, ninja, pybind11"
+    probe = (
+        "import torch, transformers, safetensors, click, rich, setuptools, ninja, pybind11, pytest"
+    )
     if subprocess.run([str(python), "-c", probe], capture_output=True).returncode != 0:
         subprocess.run([str(python), "-m", "pip", "install", "-q", *PACKAGES], check=True)
     return python
@@ -140,9 +145,13 @@ def main() -> int:
         f"extension built against {TORCH} for {options.archs} in "
         f"{time.perf_counter() - start:.0f} s"
     )
-    trace = ROOT / "tools" / "cuda_check" / "trace.py"
     env["PYTHONPATH"] = str(tree)
-    return subprocess.run([str(python), str(trace)], cwd=tree, env=env).returncode
+    trace = [str(ROOT / "tools" / "cuda_check" / "trace.py")]
+    if code := subprocess.run([str(python), *trace], cwd=tree, env=env).returncode:
+        return code
+    say("the decode loop on a pretended GPU:")
+    pretend = ["-m", "pytest", "-q", "-p", "no:cacheprovider", str(ROOT / "tests" / "devices")]
+    return subprocess.run([str(python), *pretend], cwd=tree, env=env).returncode
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from engine_steps import engine_steps
+from streams import pretended_streams
 from sync_guard import HostSyncError, SyncGuard
 
 from dynaspec_cli import ops
@@ -171,7 +172,7 @@ def main() -> int:
         f"cuda-check: extension imported in torch {torch.__version__} without a GPU, "
         f"{len(OPS)} CUDA ops registered"
     )
-    with FakeTensorMode(allow_non_fake_inputs=True), SyncGuard() as guard:
+    with FakeTensorMode(allow_non_fake_inputs=True), pretended_streams(), SyncGuard() as guard:
         check_the_checks()
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             device_steps(dtype)

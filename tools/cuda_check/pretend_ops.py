@@ -1,0 +1,90 @@
+"""The ops that have CUDA kernels, on the pretended GPU: done by the CPU ones, in the form that the
+CUDA ones return (padded, docs/cuda.md)."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from pretend import DeviceTensor, MixedDevicesError, check_streams, to_host
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from dynaspec_cli import ops
+from dynaspec_cli.ops import head as head_ops
+
+
+def _device_op(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """``function``, a CPU op, for tensors of either device, all of one."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
+        there = [t for t in tensors if isinstance(t, DeviceTensor)]
+        if not there:
+            return function(*args, **kwargs)
+        if any(t.numel() for t in tensors if not isinstance(t, DeviceTensor)):
+            raise MixedDevicesError(f"{name}: expected tensors on one device")
+        check_streams(name, there)
+        with torch.utils._python_dispatch._disable_current_modes():
+            out = function(*tree_map(to_host, args), **tree_map(to_host, kwargs))
+        return tree_map(lambda t: DeviceTensor(t) if isinstance(t, Tensor) else t, out)
+
+    return run
+
+
+def _padded(blocks: Tensor, clusters: int, extras: int, rows: int) -> Tensor:
+    """Blocks as the CUDA op returns them: one place for every block there can be, unused ones empty
+    at the end."""
+    capacity = max(1, min(clusters + extras + 1, (rows + 1) // 2))
+    padding = blocks.new_full((max(0, capacity - len(blocks)), 2), rows)
+    return torch.cat([blocks, padding])
+
+
+def _columns(log_q: Tensor, ids: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """k columns always, as the CUDA ops have them."""
+    missing = (0, k - ids.shape[1])
+    pad = torch.nn.functional.pad
+    return pad(log_q, missing, value=-torch.inf), pad(ids, missing, value=-1)
+
+
+def _topk(*args: Any) -> tuple[Tensor, ...]:
+    log_q, ids, lse = head_ops.shortlist_topk(*args)
+    return *_columns(log_q, ids, args[5]), lse
+
+
+def _union(*args: Any) -> tuple[Tensor, Tensor]:
+    blocks, size = head_ops.shortlist_union(*args)
+    _, offsets, extra, _, _ = args
+    return _padded(blocks, len(offsets) - 1, len(extra), int(offsets[-1])), size
+
+
+def _draft_head(*args: Any) -> tuple[Tensor, ...]:
+    log_q, ids, lse, size, blocks = head_ops.draft_head(*args)
+    head, offsets, extra = args[1], args[5], args[6]
+    blocks = _padded(blocks, len(offsets) - 1, len(extra), len(head))
+    return *_columns(log_q, ids, args[9]), lse, size, blocks
+
+
+@contextmanager
+def device_ops() -> Iterator[None]:
+    """The ops with CUDA kernels, taking tensors of the pretended GPU."""
+    stand_ins: dict[str, Callable[..., Any]] = {
+        "linear": head_ops.linear,
+        "shortlist_topk": _topk,
+        "shortlist_log_probs": head_ops.shortlist_log_probs,
+        "router_clusters": head_ops.router_clusters,
+        "shortlist_union": _union,
+        "draft_head": _draft_head,
+    }
+    before = {name: getattr(ops, name) for name in stand_ins}
+    try:
+        for name, function in stand_ins.items():
+            setattr(ops, name, _device_op(name, function))
+        yield
+    finally:
+        for name, function in before.items():
+            setattr(ops, name, function)
