@@ -2,7 +2,8 @@
 #
 # cuda-check       every kernel file by nvcc alone for six targets, resource report checked; then the full check where
 #                  DYNASPEC_CUDA_VENV names an environment (made there if missing, 5 GB)
-# cuda-check-full  the whole extension against a CUDA build of PyTorch, imported and traced on fake CUDA tensors
+# cuda-check-full  the whole extension against a CUDA build of PyTorch, imported, traced on fake CUDA tensors, and the
+#                  decode loop on a pretended GPU
 PYTHON ?= python
 CUDA_JOBS ?= 2
 

@@ -104,6 +104,14 @@ def make_extension(mode: str) -> Any:
     )
 
 
+def replace_build(extension: Any, other: Any) -> None:
+    """Let ``extension``, which setuptools has prepared, be built from what ``other`` is."""
+    for name in ("sources", "include_dirs", "define_macros", "library_dirs", "libraries"):
+        setattr(extension, name, getattr(other, name))
+    for name in ("runtime_library_dirs", "extra_compile_args", "extra_link_args", "language"):
+        setattr(extension, name, getattr(other, name))
+
+
 def resolve_mode() -> tuple[str, str]:
     """(what to build: "cpu", "cuda" or "0"; why nothing is built)."""
     if MODE not in ("auto", "cpu", "cuda", "0"):
@@ -128,6 +136,7 @@ def resolve_mode() -> tuple[str, str]:
         raise SystemExit(f"DYNASPEC_BUILD=cuda: torch {torch.__version__} is a build without CUDA")
     have_cuda = (
         CUDA_HOME is not None
+        and (Path(CUDA_HOME) / "bin" / "nvcc").exists()
         and torch.version.cuda is not None
         and sources("cuda", suffixes=(".cu",))
     )
@@ -162,28 +171,40 @@ class BuildPy(build_py):
 
 
 class BuildExt(base_command(mode)):  # type: ignore[misc]
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # Without ninja nothing else would notice a changed header, or another torch.
+        self.force = True
+
     def run(self) -> None:
+        inplace = self.inplace  # setuptools forgets it when a build fails
+        info = self.build()
+        write_record(ROOT / PACKAGE if inplace else Path(self.build_lib) / PACKAGE, info)
+
+    def build(self) -> dict[str, Any]:
+        """Build; the record of what came of it."""
+        if mode == "0":
+            return {"built": False, "kind": "0", "reason": reason, "torch": None}
         import torch
 
-        info: dict[str, Any] = {
-            "built": True,
-            "kind": mode,
-            "reason": "",
-            "torch": torch.__version__,
-        }
-        info["cuda"] = torch.version.cuda if mode == "cuda" else None
+        info: dict[str, Any] = {"built": True, "reason": "", "torch": torch.__version__}
         os.environ.setdefault("MAX_JOBS", str(choose_jobs()))
-        try:
-            super().run()
-        except (Exception, SystemExit) as error:
-            if MODE != "auto":
-                raise
-            last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-            info |= {"built": False, "reason": f"its compilation failed ({last})"}
-            say(f"the extension did not compile ({last}); the PyTorch fallback will be used")
-            self.extensions = []
-        folder = ROOT / PACKAGE if self.inplace else Path(self.build_lib) / PACKAGE
-        write_record(folder, info)
+        inplace, failed = self.inplace, ""
+        for kind in ("cuda", "cpu") if mode == "cuda" and MODE == "auto" else (mode,):
+            if failed:
+                say(f"the CUDA kernels did not compile ({failed}); building those for the CPU")
+                self.inplace = inplace
+                replace_build(self.extensions[0], make_extension(kind))
+            try:
+                super().run()
+                return info | {"kind": kind, "cuda": torch.version.cuda if kind == "cuda" else None}
+            except (Exception, SystemExit) as error:
+                if MODE != "auto":
+                    raise
+                failed = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        say(f"the extension did not compile ({failed}); the PyTorch fallback will be used")
+        self.extensions = []
+        return info | {"built": False, "kind": mode, "reason": f"its compilation failed ({failed})"}
 
 
 setup(

@@ -139,9 +139,11 @@ class DraftHeadOutput:
 
 
 class Shortlist(Protocol):
-    """A shortlisted LM head: chooses rows of the head for a frontier and scores them."""
+    """A shortlisted LM head: chooses rows of the head for a frontier and scores them. ``size``:
+    tokens that a draft step is meant to score, on average."""
 
     name: str
+    size: int
 
     def begin(self, prompt: Tensor, prefill: TargetOutput) -> Any:
         """Request state from prompt ids int64 [m] and the target's prefill output."""

@@ -93,9 +93,12 @@ def prompts(files: list[str], draw: random.Random) -> Iterator[dict[str, str]]:
         with gzip.open(name, "rt", encoding="utf-8") as lines:
             for line in lines:
                 entry = json.loads(line)
-                prompt = MAKERS[entry["task"]](entry["text"], draw)
+                task = entry.get("task", "prose")
+                if task not in MAKERS:
+                    sys.exit(f"{name}: expected a task of {', '.join(MAKERS)}, got {task!r}")
+                prompt = MAKERS[task](entry["text"], draw)
                 if len(prompt) >= LEAST_CHARACTERS:
-                    yield {"task": entry["task"], "text": prompt}
+                    yield {"task": task, "text": prompt}
 
 
 def main() -> None:

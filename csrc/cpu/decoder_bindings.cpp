@@ -146,6 +146,8 @@ at::Tensor decoder_layer(const at::Tensor& x, at::TensorList weights, at::Tensor
     w.qkv.bias = bias.const_data_ptr<float>();
   }
   const TreeRows rows = describe_rows(positions, mask, cos, sin, n, cache_len, s);
+  TORCH_CHECK_VALUE(cache_len < (int64_t{1} << 31), kOp,
+                    ": cache_len: expected less than 2^31, got ", cache_len);
   const KvCache cache = describe_cache(k_cache, v_cache, s, cache_len + rows.t);
 
   at::Tensor y = at::empty_like(x);

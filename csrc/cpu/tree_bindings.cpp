@@ -159,12 +159,14 @@ void kv_commit_op(at::TensorList caches, int64_t base_len, const at::Tensor& row
                       ": rows: expected strictly ascending rows from 0 on, got ", row[i], " at ",
                       i);
   }
-  const int64_t end = count > 0 ? base_len + row[count - 1] + 1 : 0;
+  const int64_t last = count > 0 ? row[count - 1] : -1;
   for (const at::Tensor& cache : caches) {
-    DYNASPEC_EXPECT(
-        cache.dim() > 0 && cache.is_contiguous() && cache.device().is_cpu() && cache.size(0) >= end,
-        op, "caches", "contiguous tensors of at least " + std::to_string(end) + " rows on the CPU",
-        cache);
+    DYNASPEC_EXPECT(cache.dim() > 0 && cache.is_contiguous() && cache.device().is_cpu() &&
+                        (count == 0 || last < cache.size(0) - base_len),
+                    op, "caches",
+                    "contiguous tensors of more than " + std::to_string(base_len) + " + " +
+                        std::to_string(last) + " rows on the CPU",
+                    cache);
   }
   for (const at::Tensor& cache : caches) {
     if (cache.numel() == 0) continue;

@@ -39,6 +39,10 @@ struct Head {
     if (!is_empty(head_scale))
       scale = take(op, "head_scale", head_scale, at::kFloat, {rows}, device);
     if (!is_empty(ids)) row_ids = take(op, "row_ids", ids, at::kInt, {rows}, device);
+    TORCH_CHECK_VALUE(weight.scalar_type() == at::kChar || is_empty(head_scale), op,
+                      ": head_scale: expected none with floating-point rows, got ",
+                      describe(head_scale));
+    check_int8_width(op, "head", weight);
     raw.weight = weight.const_data_ptr();
     raw.scale = static_cast<const float*>(data_or_null(scale));
     raw.row_ids = static_cast<const int32_t*>(data_or_null(row_ids));
@@ -88,7 +92,7 @@ Union select_union(const char* op, const Tensor& cluster_scores, const Tensor& c
 std::tuple<Tensor, Tensor> shortlist_union(const Tensor& cluster_scores,
                                            const Tensor& cluster_offsets, const Tensor& extra_rows,
                                            int64_t core_rows, int64_t budget) {
-  const c10::cuda::CUDAGuard guard(cluster_offsets.device());
+  const auto guard = device_of("shortlist_union", "cluster_offsets", cluster_offsets);
   const Union out = select_union("shortlist_union", cluster_scores, cluster_offsets, extra_rows,
                                  core_rows, budget, kMaxRows);
   return {out.blocks, out.size};
@@ -127,8 +131,8 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_topk(const Tensor& hidden, const Te
                                                   const Tensor& head_scale, const Tensor& row_ids,
                                                   const Tensor& blocks, int64_t k,
                                                   double temperature) {
-  const c10::cuda::CUDAGuard guard(head.device());
   const char* op = "shortlist_topk";
+  const auto guard = device_of(op, "head", head);
   return best(op, hidden, Head(op, head, head_scale, row_ids), blocks, k, temperature);
 }
 
@@ -136,8 +140,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> draft_head(
     const Tensor& hidden, const Tensor& head, const Tensor& head_scale, const Tensor& row_ids,
     const Tensor& cluster_scores, const Tensor& cluster_offsets, const Tensor& extra_rows,
     int64_t core_rows, int64_t budget, int64_t k, double temperature) {
-  const c10::cuda::CUDAGuard guard(head.device());
   const char* op = "draft_head";
+  const auto guard = device_of(op, "head", head);
   const Head described(op, head, head_scale, row_ids);
   const Union selected = select_union(op, cluster_scores, cluster_offsets, extra_rows, core_rows,
                                       budget, described.raw.rows);
@@ -148,8 +152,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> draft_head(
 std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs_padded(
     const Tensor& hidden_rows, const Tensor& head, const Tensor& head_scale, const Tensor& row_ids,
     const Tensor& blocks, int64_t width, double temperature) {
-  const c10::cuda::CUDAGuard guard(head.device());
   const char* op = "shortlist_log_probs";
+  const auto guard = device_of(op, "head", head);
   check_temperature(op, temperature);
   TORCH_CHECK_VALUE(width >= 1, op, ": width: expected at least 1, got ", width);
   const Head described(op, head, head_scale, row_ids);
@@ -193,8 +197,8 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs(const Tensor& hidden, con
 // ---- dense -----------------------------------------------------------------------------------
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
               const std::optional<Tensor>& scale) {
-  const c10::cuda::CUDAGuard guard(weight.device());
   const char* op = "linear";
+  const auto guard = device_of(op, "weight", weight);
   const at::Device device = weight.device();
   const Tensor w = take_weight(op, "weight", weight, -1, device);
   const Tensor rows = take_rows(op, "x", x, w.size(1), device);
@@ -203,6 +207,7 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
   if (bias.has_value()) b = take_bias(op, "bias", *bias, m, device);
   if (scale.has_value() && !is_empty(*scale))
     s = take(op, "scale", *scale, at::kFloat, {m}, device);
+  check_int8_width(op, "weight", w);
   TORCH_CHECK_VALUE(w.scalar_type() != at::kChar || s.defined(), op,
                     ": scale: expected a scale with int8 rows, got none");
   Tensor out = at::empty({n, m}, at::TensorOptions(at::kFloat).device(device));
@@ -217,8 +222,8 @@ Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>
 
 Tensor router_clusters(const Tensor& features, const Tensor& tokens_embedding, const Tensor& w1,
                        const Tensor& b1, const Tensor& w2, const Tensor& b2) {
-  const c10::cuda::CUDAGuard guard(w2.device());
   const char* op = "router_clusters";
+  const auto guard = device_of(op, "w2", w2);
   const at::Device device = w2.device();
   const Tensor f = take_rows(op, "features", features, -1, device);
   const int64_t n = f.size(0), d = f.size(1);

@@ -38,6 +38,12 @@ inline int dtype_code(const Tensor& t) {
   }
 }
 
+// The device of ``t`` for the time of an op; a tensor of the host is told by its name.
+inline c10::cuda::CUDAGuard device_of(const char* op, const char* name, const Tensor& t) {
+  DYNASPEC_EXPECT(t.is_cuda(), op, name, "a tensor on a CUDA device, as the others", t);
+  return c10::cuda::CUDAGuard(t.device());
+}
+
 inline std::string shape_text(std::initializer_list<int64_t> sizes) {
   std::string text = "[";
   for (const int64_t size : sizes)
@@ -79,6 +85,12 @@ inline Tensor take_weight(const char* op, const char* name, const Tensor& t, int
                       " on " + device.str(),
                   t);
   return t;
+}
+
+// Sums of int8 products are int32.
+inline void check_int8_width(const char* op, const char* name, const Tensor& weight) {
+  TORCH_CHECK_VALUE(weight.scalar_type() != at::kChar || weight.size(1) <= 65536, op, ": ", name,
+                    ": expected int8 rows of at most 65536 values, got ", weight.size(1));
 }
 
 inline Tensor take_bias(const char* op, const char* name, const Tensor& t, int64_t size,

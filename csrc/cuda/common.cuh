@@ -151,4 +151,11 @@ struct Carver {
   }
 };
 
+// Parent of a tree's row, -1 for the root. One that does not come before its row counts as none, so
+// that a walk upwards always ends.
+__device__ __forceinline__ int64_t parent_of(const int64_t* parents, int64_t row) {
+  const int64_t parent = parents[row];
+  return parent < row ? parent : -1;
+}
+
 }  // namespace dynaspec::cuda

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 1) commit_kernel(CommitArguments a) 
   Piece* data = static_cast<Piece*>(cache.data) + piece;
   for (int i = 0; i < a.count; ++i) {
     const int64_t row = a.rows[i];
-    if (row < 0 || a.base + row >= cache.rows) break;
+    if (row < 0 || row >= cache.rows - a.base) break;
     if (row != i) data[(a.base + i) * pieces] = data[(a.base + row) * pieces];
   }
 }

@@ -64,7 +64,7 @@ __device__ __forceinline__ uint32_t word_mask(int w, int lo, int hi) {
 
 __device__ void weigh_clusters(const UnionArguments& a) {
   for (int c = threadIdx.x; c < a.clusters; c += kThreads) {
-    const int lo = a.offsets[c], hi = min(a.offsets[c + 1], a.rows);
+    const int lo = max(a.offsets[c], 0), hi = min(a.offsets[c + 1], a.rows);
     int taken = 0;
     for (int w = lo / 32; w * 32 < hi; ++w) taken += __popc(a.bitmap[w] & word_mask(w, lo, hi));
     uint32_t best = 0;
@@ -119,7 +119,7 @@ __global__ void __launch_bounds__(kThreads, 1) union_kernel(UnionArguments a) {
       [&](int c) { return static_cast<unsigned long long>(a.weights[c]); });
   for (int c = threadIdx.x; c < a.clusters; c += kThreads) {
     if (a.weights[c] == 0 || !s.cut.takes(a.keys[c])) continue;
-    const int lo = a.offsets[c], hi = min(a.offsets[c + 1], a.rows);
+    const int lo = max(a.offsets[c], 0), hi = min(a.offsets[c + 1], a.rows);
     for (int w = lo / 32; w * 32 < hi; ++w) atomicOr(&a.bitmap[w], word_mask(w, lo, hi));
   }
   __syncthreads();

@@ -25,7 +25,7 @@ __global__ void __launch_bounds__(kMaskThreads, 1)
   __syncwarp();
   if (lane_id() != 0) return;
   int steps = -1;
-  for (int64_t at = row; at >= 0; at = parents[at], ++steps) mine[at] = true;
+  for (int64_t at = row; at >= 0; at = parent_of(parents, at), ++steps) mine[at] = true;
   depth[row] = steps;
 }
 
@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(kWalkThreads, 1)
   __syncthreads();
   for (int i = threadIdx.x; i < n; i += kWalkThreads) {
     const int64_t parent = parents[i];
-    if (parent >= 0 && tokens[i] == choices[parent]) atomicMin(&next[parent], i);
+    if (parent >= 0 && parent < i && tokens[i] == choices[parent]) atomicMin(&next[parent], i);
   }
   __syncthreads();
   if (threadIdx.x != 0) return;

@@ -20,8 +20,8 @@ Tensor take_tree(const char* op, const Tensor& parents) {
 }
 
 std::tuple<Tensor, Tensor> tree_mask(const Tensor& parents) {
-  const c10::cuda::CUDAGuard guard(parents.device());
   const char* op = "tree_mask";
+  const auto guard = device_of(op, "parents", parents);
   const Tensor tree = take_tree(op, parents);
   const int64_t n = tree.size(0);
   Tensor mask = at::empty({n, n}, tree.options().dtype(at::kBool)), depth = at::empty_like(tree);
@@ -32,8 +32,8 @@ std::tuple<Tensor, Tensor> tree_mask(const Tensor& parents) {
 }
 
 Tensor greedy_walk(const Tensor& tokens, const Tensor& parents, const Tensor& choices) {
-  const c10::cuda::CUDAGuard guard(parents.device());
   const char* op = "greedy_walk";
+  const auto guard = device_of(op, "parents", parents);
   const Tensor tree = take_tree(op, parents);
   const int64_t n = tree.size(0);
   const Tensor token = take(op, "tokens", tokens, at::kLong, {n}, tree.device());
@@ -74,16 +74,17 @@ std::tuple<Tensor, Tensor> walk(const char* op, const Tensor& tokens, const Tens
 
 std::tuple<Tensor, Tensor> stochastic_walk(const Tensor& tokens, const Tensor& parents,
                                            const Tensor& probs, const Tensor& uniforms) {
-  const c10::cuda::CUDAGuard guard(parents.device());
-  return walk("stochastic_walk", tokens, parents, probs, uniforms, nullptr);
+  const char* op = "stochastic_walk";
+  const auto guard = device_of(op, "parents", parents);
+  return walk(op, tokens, parents, probs, uniforms, nullptr);
 }
 
 std::tuple<Tensor, Tensor> sampled_walk(const Tensor& tokens, const Tensor& parents,
                                         const Tensor& probs, const Tensor& uniforms,
                                         const Tensor& q, const Tensor& q_ids, const Tensor& q_rows,
                                         bool replacement) {
-  const c10::cuda::CUDAGuard guard(parents.device());
   const char* op = "sampled_walk";
+  const auto guard = device_of(op, "parents", parents);
   const at::Device device = parents.device();
   const bool dense = is_empty(q_ids);
   const Tensor values = take(op, "q", q, at::kFloat, {-1, -1}, device);
@@ -103,8 +104,8 @@ std::tuple<Tensor, Tensor> sampled_walk(const Tensor& tokens, const Tensor& pare
 }
 
 void kv_commit(at::TensorList caches, int64_t base_len, const Tensor& rows) {
-  const c10::cuda::CUDAGuard guard(rows.device());
   const char* op = "kv_commit";
+  const auto guard = device_of(op, "rows", rows);
   TORCH_CHECK_VALUE(base_len >= 0, op, ": base_len: expected 0 or more, got ", base_len);
   const Tensor path = take(op, "rows", rows, at::kLong, {-1}, rows.device());
   std::vector<dynaspec_cache> raw;
@@ -125,8 +126,8 @@ void kv_commit(at::TensorList caches, int64_t base_len, const Tensor& rows) {
 
 std::tuple<Tensor, Tensor> topk_expand(const Tensor& parent_scores, const Tensor& log_q,
                                        int64_t width) {
-  const c10::cuda::CUDAGuard guard(log_q.device());
   const char* op = "topk_expand";
+  const auto guard = device_of(op, "log_q", log_q);
   TORCH_CHECK_VALUE(width > 0, op, ": width: expected 1 or more, got ", width);
   const Tensor scores = take(op, "log_q", log_q, at::kFloat, {-1, -1}, log_q.device());
   const int64_t w = scores.size(0), k = scores.size(1), count = std::min(width, w * k);
@@ -145,8 +146,8 @@ std::tuple<Tensor, Tensor> topk_expand(const Tensor& parent_scores, const Tensor
 }
 
 std::tuple<Tensor, Tensor> tree_rerank(const Tensor& scores, const Tensor& parents, int64_t size) {
-  const c10::cuda::CUDAGuard guard(parents.device());
   const char* op = "tree_rerank";
+  const auto guard = device_of(op, "parents", parents);
   TORCH_CHECK_VALUE(size > 0, op, ": size: expected 1 or more, got ", size);
   const Tensor tree = take(op, "parents", parents, at::kLong, {-1}, parents.device());
   const int64_t n = tree.size(0), count = std::min(size, n);

@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   RerankShared& s = *reinterpret_cast<RerankShared*>(memory);
   for (int i = threadIdx.x; i < n; i += kThreads) {
     uint32_t least = 0xffffffffu;
-    for (int64_t at = i; at >= 0; at = parents[at]) least = min(least, order_key(scores[at]));
+    for (int64_t at = i; at >= 0; at = parent_of(parents, at))
+      least = min(least, order_key(scores[at]));
     orders[i] = least;
   }
   __syncthreads();

@@ -100,7 +100,7 @@ __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
     if (child < 0) break;
     at = child;
     const int x = s.tokens[child];
-    const double px = is_removed(s, removed, x) ? 0.0 : p[x];
+    const double px = x < 0 || is_removed(s, removed, x) ? 0.0 : p[x];
     if (s.uniforms[child] < px / mass) {
       if (threadIdx.x == 0) a.path[steps] = child;
       ++steps;
@@ -199,7 +199,7 @@ __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
     const int child = draft.alive ? next_child(s, a.n, node, at) : -1;
     if (child < 0) break;
     at = child;
-    const int x = s.tokens[child], entry = draft.find(s, x);
+    const int x = s.tokens[child], entry = x < 0 ? -1 : draft.find(s, x);
     const float dx = entry < 0 ? 0.0f : draft.value(s, entry);
     __syncthreads();
     if (!(dx > 0)) {  // cannot have been drawn: its later siblings are not tried
@@ -229,7 +229,8 @@ __global__ void __launch_bounds__(kThreads, 1) walk_kernel(WalkArguments a) {
   DYNASPEC_SHARED(memory);
   WalkShared& s = *reinterpret_cast<WalkShared*>(memory);
   for (int i = threadIdx.x; i < a.n; i += kThreads) {
-    s.tokens[i] = static_cast<int>(a.tokens[i]);
+    const int64_t token = a.tokens[i];  // -1: none that the target could accept
+    s.tokens[i] = token >= 0 && token < a.vocab ? static_cast<int>(token) : -1;
     s.parents[i] = static_cast<int>(a.parents[i]);
     s.uniforms[i] = a.uniforms[i];
   }

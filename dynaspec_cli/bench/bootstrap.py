@@ -21,7 +21,7 @@ MIN_UNITS = 2
 def _draw_counts(units: int, seed: int, draws: int) -> Any:
     """How often each prompt is drawn: float64 [draws, units], so that a resampled sum is a
     product."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed % 2**64)
     counts = generator.multinomial(units, np.full(units, 1.0 / units), size=draws)
     return counts.astype(np.float64)
 

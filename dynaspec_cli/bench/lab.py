@@ -98,7 +98,8 @@ def _artifacts(
     data = Path(str(resources.files("dynaspec_cli"))) / "data"
     for folder in sorted(p for p in data.iterdir() if p.is_dir() and p.name != "suites"):
         found |= folder_hashes(folder)
-    named = [*drafters, *(s.shortlist or "" for s in specs)]
+    lists = [s.shortlist or "" for s in specs]
+    named = [*drafters, *(text.partition("=")[2] or text for text in lists)]
     for path in dict.fromkeys(Path(name).expanduser() for name in named if name):
         if path.exists():
             found |= folder_hashes(path)

@@ -220,7 +220,7 @@ def summarize(
     """The object of ``summary.json``. ``default_nodes`` is the tree size that a spec without one
     had.
 
-    ``rows``: suite x task x method (contract). ``overall``: the same over the union of all suites.
+    ``rows``: suite x task x method. ``overall``: the same over the union of all suites.
     ``pairs``: every speculative arm against every other, over the union.
     """
     full_specs = [s.with_nodes(default_nodes) for s in specs]

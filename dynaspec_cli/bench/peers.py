@@ -28,8 +28,8 @@ LOOKUP_TOKENS = 10
 
 @dataclass(frozen=True)
 class PeerSetting:
-    """What peers share. ``assistant``: folder or hub name of a small model with the target's
-    tokenizer, for ``transformers-assisted``. ``context``: tokens that llama.cpp keeps room for."""
+    """What peers share. ``assistant``: a small model as ``--model`` names one, for
+    ``transformers-assisted``. ``context``: tokens that llama.cpp keeps room for."""
 
     model: str | None
     dtype: Any
@@ -48,12 +48,13 @@ class TransformersModel:
         self._setting = setting
         self._model: Any = None
 
+    def folder(self) -> Path:
+        source = resolve_model(self._setting.model)
+        return model_folder(source, self._setting.dtype, lambda event: None)
+
     def get(self) -> Any:
         if self._model is None:
-            folder = model_folder(
-                resolve_model(self._setting.model), self._setting.dtype, lambda event: None
-            )
-            self._model = load_causal(folder, self._setting)
+            self._model = load_causal(self.folder(), self._setting)
         return self._model
 
 
@@ -71,6 +72,23 @@ def load_causal(folder: Path | str, setting: PeerSetting) -> Any:
     return model.to(setting.device).eval()
 
 
+def fast_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model's folder as ``transformers`` wants it for assisted decoding."""
+    from transformers import PreTrainedTokenizerFast
+
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise DynaSpecError(
+            f"--assistant: {folder} has no tokenizer.json; models of different vocabularies are "
+            "joined by their tokenizers, so both must have one"
+        )
+    return PreTrainedTokenizerFast(tokenizer_file=str(path))
+
+
+def _vocabulary(model: Any) -> int:
+    return int(model.config.get_text_config().vocab_size)
+
+
 class TransformersPeer:
     """``model.generate``; ``kind`` is "transformers", "transformers-lookup" or
     "transformers-assisted"."""
@@ -82,8 +100,8 @@ class TransformersPeer:
         self._options: dict[str, Any] = {}
         if kind == "transformers-assisted" and setting.assistant is None:
             raise UsageError(
-                "--method transformers-assisted: expected --assistant FOLDER|HUB-NAME, a small "
-                "language model with the target's tokenizer"
+                "--method transformers-assisted: expected --assistant NAME|FOLDER|FILE, a small "
+                "language model"
             )
 
     def prepare(self) -> None:
@@ -93,7 +111,15 @@ class TransformersPeer:
         elif self.name == "transformers-assisted":
             source = resolve_model(self._setting.assistant)
             folder = model_folder(source, self._setting.dtype, lambda event: None)
-            self._options = {"assistant_model": load_causal(folder, self._setting)}
+            assistant = load_causal(folder, self._setting)
+            self._options = {"assistant_model": assistant}
+            if _vocabulary(assistant) != _vocabulary(self._shared.get()):
+                # Drafts pass through text from one tokenizer to the other ("universal assisted
+                # decoding"). transformers tells them apart by the sizes of the vocabularies.
+                self._options |= {
+                    "tokenizer": fast_tokenizer(self._shared.folder()),
+                    "assistant_tokenizer": fast_tokenizer(folder),
+                }
 
     def run(self, prompt_ids: Sequence[int], max_new_tokens: int, seed: int) -> TurnTrace:
         import torch

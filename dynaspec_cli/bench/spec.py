@@ -122,4 +122,5 @@ def parse_specs(texts: list[str]) -> list[MethodSpec]:
 def _looks_like_path(text: str) -> bool:
     """A folder or file; one that does not exist is told when it is opened."""
     suffixes = (".json", ".pt", ".safetensors", ".txt")
-    return "/" in text or text.startswith(".") or text.endswith(suffixes) or Path(text).exists()
+    marked = "/" in text or "=" in text or text.startswith(".")
+    return marked or text.endswith(suffixes) or Path(text).exists()

@@ -63,8 +63,8 @@ class VocabMap:
             )
         if len(valid) == 2 and not readings["absolute"].equal(readings["offset"]):
             raise DynaSpecError(
-                f"{source}: valid both as offsets and as absolute ids; say which with "
-                "--d2t-convention offset|absolute"
+                f"{source}: valid both as offsets and as absolute ids; say which "
+                "(convention='offset' or 'absolute')"
             )
         return cls(next(iter(valid.values())), vocab_size, source)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynaspec_cli.bench.presets import PRESETS, Preset, describe_presets, find_preset
+from dynaspec_cli.bench.presets import PRESETS, Preset, describe_presets, find_preset, presets_json
 from dynaspec_cli.bench.prompts import FORMATS
 from dynaspec_cli.bench.spec import parse_specs
 from dynaspec_cli.bench.suites import BUILT_IN, NAMED, Suite, load_suite
@@ -87,7 +87,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 @click.option(
     "--preset",
     metavar="NAME",
-    help=f"A paper's settings: {', '.join(PRESETS)}; flags go before it.",
+    help=f"A paper's settings: {', '.join(PRESETS)}; flags override it.",
 )
 @click.option(
     "--list-presets", is_flag=True, help="Print the presets with their sources, and exit."
@@ -133,7 +133,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where NAME.jsonl of the named suites lies.",
+    help="Where the named suites lie: spec-bench is DIR/spec_bench.jsonl.",
 )
 @click.option(
     "--drafter",
@@ -158,8 +158,9 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 )
 @click.option(
     "--assistant",
-    metavar="FOLDER|HUB-NAME",
-    help="Small model with the target's tokenizer, for transformers-assisted.",
+    metavar="NAME|FOLDER|FILE",
+    help="Small language model for transformers-assisted; drafts of another "
+    "vocabulary pass through text.",
 )
 @sampling_options
 @common_options
@@ -174,7 +175,12 @@ def bench(
 ) -> None:
     """Measure methods against each other on the same prompts, in turns, and say who won."""
     if list_presets:
-        click.echo(describe_presets(), nl=False)
+        from dynaspec_cli.ui.console import print_json
+
+        if common.json:
+            print_json({"schema": 1, "presets": presets_json()})
+        else:
+            click.echo(describe_presets(), nl=False)
         return
     asked = Asked(**own)
     sampling = sampling_config(common.seed, temperature, top_k, top_p, min_p)

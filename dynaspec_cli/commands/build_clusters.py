@@ -28,7 +28,7 @@ Examples:
     "--method",
     type=click.Choice(("dynaspec", "fr-spec", "vocabtrim", "pa-fr")),
     default="dynaspec",
-    help="What the bundle is for; dynaspec's serves the others too.",
+    help="What the bundle is for; dynaspec's serves the others too, as --shortlist NAME=DIR.",
 )
 @click.option(
     "--clusters", type=int, metavar="N", help="Token clusters.  [default: vocabulary / 128]"
@@ -37,7 +37,8 @@ Examples:
     "--router",
     type=click.Choice(("mlp", "centroid", "token", "output")),
     default="mlp",
-    help="mlp, token and output are trained; centroid needs no training.",
+    help="output: best where the router runs in turn with the drafter, as on a CPU; mlp: runs "
+    "beside it on CUDA; token: needs no features; centroid: needs no training.",
 )
 @click.option(
     "--corpus",
@@ -46,7 +47,12 @@ Examples:
     metavar="FILE",
     help='Text: .txt, or .jsonl and .jsonl.gz with "text", or a hub dataset. Repeatable.',
 )
-@click.option("--shortlist-size", type=int, metavar="N", help="Default size of the bundle.")
+@click.option(
+    "--shortlist-size",
+    type=int,
+    metavar="N",
+    help="Default size of the bundle.  [default: 1024 for dynaspec, else 32768]",
+)
 @click.option("--minutes", type=float, metavar="N", help="Time for reading, writing and training.")
 @click.option(
     "--drafter",

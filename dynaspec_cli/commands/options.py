@@ -52,7 +52,7 @@ class TextType(click.ParamType):
 
 
 class ShortlistType(click.ParamType):
-    """A method's name, or the path of a bundle folder or token-map file."""
+    """A method's name, the path of a bundle folder or token-map file, or NAME=FOLDER."""
 
     name = "shortlist"
 
@@ -60,7 +60,7 @@ class ShortlistType(click.ParamType):
         return f"[{'|'.join(shortlists.NAMES)}|PATH]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        shortlists.check_name(str(value))
+        shortlists.parse(str(value))
         return str(value)
 
 
@@ -177,7 +177,8 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         "--shortlist",
         type=ShortlistType(),
         default=None,
-        help="Which tokens the drafter scores; or a bundle's folder, or a token-map file."
+        help="Which tokens the drafter scores; or a bundle's folder, NAME=FOLDER to use it for "
+        "another method, or a token-map file."
         f"  [default: {shortlists.DEFAULT}, or nanospec where no shipped bundle fits the target]",
     ),
     click.option(

@@ -9,6 +9,10 @@ import click
 
 from dynaspec_cli.commands.options import CommonOptions, common_options
 
+STEPS = 20000
+NO_LIMIT = 10**9
+"""Where ``--minutes`` alone ends the run."""
+
 
 @click.command(
     epilog="""\b
@@ -38,7 +42,12 @@ Examples:
     metavar="DIR",
     help="The run's and the drafter's folder.",
 )
-@click.option("--steps", type=int, metavar="N", default=20000, help="Optimiser steps in all.")
+@click.option(
+    "--steps",
+    type=int,
+    metavar="N",
+    help="Optimiser steps in all.  [default: 20000, or as many as fit --minutes]",
+)
 @click.option(
     "--minutes",
     type=float,
@@ -74,7 +83,7 @@ def train_drafter(
     corpus: tuple[str, ...],
     prompts: tuple[str, ...],
     out: Path,
-    steps: int,
+    steps: int | None,
     minutes: float | None,
     resume: bool,
     start: Path | None,
@@ -87,8 +96,9 @@ def train_drafter(
 ) -> None:
     """Train an EAGLE-style drafter for --model on text and on what the model writes itself.
 
-    Checkpoints go to --out; a killed run goes on with --resume and ends where it would have ended.
-    The drafter there (config.json, model.safetensors) can be used at any time.
+    Checkpoints go to --out; a killed run goes on with --resume and, given --steps, ends where it
+    would have ended; given --minutes, it goes on for so many more. The drafter there (config.json,
+    model.safetensors) can be used at any time.
     """
     from dynaspec_cli.training.run import RunConfig, train
     from dynaspec_cli.training.shards import ShardConfig
@@ -111,7 +121,7 @@ def train_drafter(
         start=start,
         score_every=save_every,
         train=TrainConfig(
-            steps=steps,
+            steps=steps if steps is not None else NO_LIMIT if minutes is not None else STEPS,
             batch_tokens=batch_tokens,
             passes=passes,
             unroll=unroll,
@@ -121,17 +131,18 @@ def train_drafter(
         ),
         shards=ShardConfig(seed=common.seed),
     )
-    last = None
+    last = score = None
     with LoadBar(not common.quiet) as bar, TrainingView(not common.quiet, minutes) as view:
         for state in train(config, bar):
             bar.close()
             view.show(state)
-            last = state if state.score is not None or last is None else last
+            last, score = state, state.score or score
     if last is None:
         click.echo("nothing to do: the run has reached --steps; give more to prolong it", err=True)
+        if common.json:
+            print_json({"schema": 1, "out": str(out), "steps": 0, "tokens": 0})
         return
     if common.json:
-        score = last.score
         result = {
             "schema": 1,
             "out": str(out),

@@ -15,6 +15,7 @@ from dynaspec_cli.target.resolve import ModelSource
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_HEADER_BYTES = 100 << 20
+SIZES = ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")
 
 
 def safetensors_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -37,12 +38,23 @@ def safetensors_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
-    """config.json of a model folder, with a text model's keys on top."""
+    """config.json of a model folder, with a text model's keys on top. Sizes that the file leaves to
+    its family's defaults, or calls by other names (GPT-2), are taken from ``transformers``."""
     try:
         data = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DynaSpecError(f"{folder}: config.json cannot be read ({error})") from error
-    return {**data, **data.get("text_config", {})}
+    found = {**data, **data.get("text_config", {})}
+    if all(name in found for name in SIZES):
+        return found
+    from transformers import AutoConfig
+
+    try:
+        whole = AutoConfig.from_pretrained(folder).get_text_config()
+        return found | {name: getattr(whole, name) for name in SIZES}
+    except (OSError, ValueError, AttributeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DynaSpecError(f"{folder}: config.json does not tell its sizes ({reason})") from error
 
 
 def estimate(

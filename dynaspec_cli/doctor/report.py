@@ -53,7 +53,7 @@ def examine(
     facts["model"] = source.name
     if source.gguf is not None and not measure:
         dtype_name = facts["system"]["dtype"]
-        facts["memory"] = memory.gguf_estimate(source, dtype_name, available_memory())
+        facts["memory"] = memory.gguf_estimate(source, dtype_name, available_memory(str(place)))
         return {**facts, "head_share": None, "note": "not measured (--no-measure)"}
     model_path = model_folder(source, kind, progress)
     return {**facts, **_model_facts(model_path, model, facts, drafter, context, measure, progress)}
@@ -81,7 +81,7 @@ def _model_facts(
             tree_size=TreeConfig().size,
             drafter_bytes=drafter_bytes,
             reordered_head=drafter_bytes > 0,
-            available=available_memory(),
+            available=available_memory(system["device"]),
         )
 
     explicit = None if facts["drafter"] is None else Path(facts["drafter"]["folder"])

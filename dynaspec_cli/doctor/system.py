@@ -113,8 +113,10 @@ def memory_limit() -> int | None:
     return min(known, default=None)
 
 
-def available_memory() -> int | None:
-    """Bytes that can be had now without swapping."""
+def available_memory(device: str = "cpu") -> int | None:
+    """Bytes that can be had now on a device; of the host, without swapping."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
     free, limit, used = _meminfo("MemAvailable"), _cgroup("memory.max"), _cgroup("memory.current")
     if limit is not None and used is not None:
         return min(limit - used, free) if free is not None else limit - used

@@ -88,9 +88,14 @@ class DrafterConfig:
             raise DynaSpecError(
                 f"drafter {folder}: config.json is not valid JSON ({error})"
             ) from None
+        return cls.from_values(values, f"drafter {folder}")
+
+    @classmethod
+    def from_values(cls, values: dict[str, Any], where: str) -> DrafterConfig:
+        """From the values of a config.json; ``where`` it was, for errors."""
         if values.get("format") != FORMAT:
             raise DynaSpecError(
-                f"drafter {folder}: expected format {FORMAT!r}, got {values.get('format')!r}; "
+                f"{where}: expected format {FORMAT!r}, got {values.get('format')!r}; "
                 "only drafters made by train-drafter load"
             )
         known = {field.name for field in dataclasses.fields(cls)}
@@ -98,7 +103,7 @@ class DrafterConfig:
             f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING
         } - values.keys()
         if missing:
-            raise DynaSpecError(f"drafter {folder}: config.json lacks {', '.join(sorted(missing))}")
+            raise DynaSpecError(f"{where}: config.json lacks {', '.join(sorted(missing))}")
         return cls(**{key: value for key, value in values.items() if key in known})
 
     def to_json(self) -> str:

@@ -50,7 +50,9 @@ class DrafterState:
 
 class EagleDrafter:
     """See ``DrafterConfig`` for the formula. Predicted features are float32, in units of
-    ``config.feature_scale``."""
+    ``config.feature_scale``. ``source``: where it was loaded from."""
+
+    source = "memory"
 
     def __init__(self, config: DrafterConfig, tensors: dict[str, Tensor], target: Target) -> None:
         check_fits(config, target)
@@ -97,7 +99,9 @@ class EagleDrafter:
                 f"drafter {path}: not a readable safetensors file ({error}); copy it again"
             ) from None
         check_tensors(config, tensors, folder)
-        return cls(config, tensors, target)
+        drafter = cls(config, tensors, target)
+        drafter.source = str(folder)
+        return drafter
 
     @property
     def num_bytes(self) -> int:
@@ -109,13 +113,14 @@ class EagleDrafter:
 
     def begin(self, max_length: int, first_token: int) -> DrafterState:
         c, device = self.config, self.target.device
+        kind = torch.float32 if self.dtype == torch.float16 else self.dtype
         capacity = max_length + MAX_TREE_ROWS
         shape = (capacity, c.num_kv_heads, c.head_dim)
         angle = torch.arange(capacity, device=device).float()[:, None] * self.inverse_frequencies
         angle = torch.cat([angle, angle], 1)
         return DrafterState(
-            k=[torch.empty(shape, dtype=self.dtype, device=device) for _ in self.layers],
-            v=[torch.empty(shape, dtype=self.dtype, device=device) for _ in self.layers],
+            k=[torch.empty(shape, dtype=kind, device=device) for _ in self.layers],
+            v=[torch.empty(shape, dtype=kind, device=device) for _ in self.layers],
             cos=angle.cos(),
             sin=angle.sin(),
             capacity=capacity,
@@ -142,6 +147,7 @@ class EagleDrafter:
     ) -> Tensor:
         n, start = tokens.numel(), state.tree_rows
         end = start + n
+        tokens, parents = tokens.to(self.target.device), parents.to(self.target.device)
         if state.tree_mask is None:
             device = self.target.device
             state.tree_mask = torch.zeros(
@@ -173,7 +179,12 @@ class EagleDrafter:
         given = torch.cat([tokens, current]) if self.config.use_current_token else tokens
         embedded = self.target.embed(given).float()
         return ops.drafter_input(
-            features.float(), embedded, self.norms, self.fc, self.gate, self.config.eps
+            features.to(embedded.device).float(),
+            embedded,
+            self.norms,
+            self.fc,
+            self.gate,
+            self.config.eps,
         )
 
     def _run(

@@ -20,7 +20,11 @@ def load_drafter(value: str, target: Target) -> EagleDrafter | None:
         return None
     if value == "auto":
         folder = packaged_drafter(target)
-        return None if folder is None else EagleDrafter.load(folder, target)
+        if folder is None:
+            return None
+        drafter = EagleDrafter.load(folder, target)
+        drafter.source = "packaged"
+        return drafter
     folder = Path(value).expanduser()
     if not folder.exists():
         folder = _from_hub(value)
@@ -29,7 +33,9 @@ def load_drafter(value: str, target: Target) -> EagleDrafter | None:
             f"--drafter {value}: expected a folder with config.json and model.safetensors, got a "
             "file"
         )
-    return EagleDrafter.load(folder, target)
+    drafter = EagleDrafter.load(folder, target)
+    drafter.source = value
+    return drafter
 
 
 def packaged_drafter(target: Target) -> Path | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -71,8 +72,8 @@ class Engine:
         drafter: str = "auto",
         progress: Callable[[Any], None] | None = None,
     ) -> Engine:
-        """Load target, tokenizer and drafter (contract: --model, --dtype, --device, --threads,
-        --drafter)."""
+        """Load target, tokenizer and drafter; the arguments are the command line's options
+        (docs/cli.md)."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
@@ -138,13 +139,16 @@ class Engine:
                     first_s = now
                 else:
                     decode_s = now - first_s
-                    steps.append(emission.step)
                 kept, reason = self._cut(emission.token_ids, limit - len(new))
+                step = emission.step
+                if step is not None:
+                    step = step.up_to(len(kept)) if reason == "eos" else step
+                    steps.append(step)
                 text = detokenizer.push(kept)
                 if detokenizer.stopped:
                     kept, reason = kept[: detokenizer.num_tokens - len(new)], "stop"
                 new += kept
-                yield TokensEvent(tuple(kept), text, emission.step)
+                yield TokensEvent(tuple(kept), text, step)
                 if reason is not None:
                     break
                 if should_stop():
@@ -229,16 +233,17 @@ class Engine:
         drafting: dict[str, Any] = {"drafter": "none"}
         if speculation is not None and self.drafter is not None:
             drafting = {
-                "drafter": self.drafter.config.target_name,
+                "drafter": self.drafter.source,
                 "drafter_layers": self.drafter.config.num_layers,
                 "drafter_trained_tokens": self.drafter.config.trained_tokens,
                 "shortlist": speculation.shortlist.name,
-                "shortlist_size": config.shortlist.size,
+                "shortlist_source": config.shortlist.method,
+                "shortlist_size": speculation.shortlist.size,
                 "tree": tree.policy,
                 "tree_size": tree.size,
                 "tree_depth": tree.depth,
                 "tree_width": tree.width,
-                "tree_threshold": tree.threshold,
+                "tree_threshold": getattr(speculation.policy, "threshold", None),
             }
         return {
             "model": self.target.name,
@@ -254,9 +259,13 @@ class Engine:
             "seed": sampling.seed,
             "stop": list(config.stop),
             **drafting,
-            "kernels": ops.backend(),
+            "kernels": ops.backend(self.target.device),
             "target_kernels": getattr(self.target, "kernels", "transformers"),
-            "versions": {"dynaspec": __version__, "torch": torch.__version__},
+            "versions": {
+                "dynaspec": __version__,
+                "torch": torch.__version__,
+                "transformers": version("transformers"),
+            },
         }
 
     def _speculation(self, config: GenerationConfig) -> Speculation | None:

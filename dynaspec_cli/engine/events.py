@@ -7,7 +7,7 @@ None of them holds a tensor, so that this module (and the whole user interface) 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 SCHEMA = 1
@@ -46,6 +46,11 @@ class StepStats:
 
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase (``PHASES``)."""
+
+    def up_to(self, tokens: int) -> StepStats:
+        """The step as if it had settled its first ``tokens`` tokens only."""
+        covered = None if self.covered is None else self.covered[:tokens]
+        return replace(self, accepted=min(self.accepted, tokens), covered=covered)
 
 
 @dataclass(frozen=True)

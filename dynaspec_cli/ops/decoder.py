@@ -10,6 +10,7 @@ from dynaspec_cli.ops.checks import expect
 from dynaspec_cli.ops.extension import EXTENSION, compiled
 
 _OP = "decoder_layer"
+MATRICES = (torch.float32, torch.bfloat16, torch.float16)
 _ops = torch.ops.dynaspec
 
 
@@ -116,7 +117,8 @@ def _check_weights(
 ) -> None:
     w = dict(zip(reference.LAYER_WEIGHTS, weights, strict=True))
     down = w["down"]
-    expect(down.dim() == 2 and down.shape[0] == d, _OP, "down", f"[{d}, intermediate]", down)
+    fits = down.dim() == 2 and down.shape[0] == d and down.dtype in MATRICES
+    expect(fits, _OP, "down", f"float32, bfloat16 or float16 [{d}, intermediate]", down)
     norms = {"input_norm": d, "mlp_norm": d, "post_attention_norm": d, "post_mlp_norm": d}
     norms |= {"q_norm": head_dim, "k_norm": head_dim}
     for name, size in norms.items():
@@ -132,7 +134,7 @@ def _check_weights(
     shapes = {"qkv": (qkv_size, d), "out": (d, q_size), "gate_up": (2 * down.shape[1], d)}
     for name, shape in shapes.items():
         fits = tuple(w[name].shape) == shape
-        fits = fits and w[name].dtype in (torch.float32, torch.bfloat16, torch.float16)
+        fits = fits and w[name].dtype in MATRICES
         expect(fits, _OP, name, f"float32, bfloat16 or float16 {list(shape)}", w[name])
 
 

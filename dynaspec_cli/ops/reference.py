@@ -46,6 +46,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None)
     """
     if weight.dtype == torch.bfloat16:
         x = x.to(torch.bfloat16)
+    if weight.dtype == torch.int8 and (scale is None or not scale.numel()):
+        raise ValueError("linear: weight: int8 rows need their scale, got none")
     parts = []
     for lo in range(0, max(weight.shape[0], 1), _ROWS_AT_ONCE):
         rows = weight[lo : lo + _ROWS_AT_ONCE]
@@ -154,8 +156,8 @@ def router_clusters(
     if w1.numel() == 0:
         return linear(features, w2, b2 if b2.numel() else None, None)
     hidden = torch.cat([features.float(), tokens_embedding.float()], 1)
-    hidden = torch.nn.functional.silu(linear(hidden, w1, b1, None))
-    return linear(hidden, w2, b2, None)
+    hidden = torch.nn.functional.silu(linear(hidden, w1, b1 if b1.numel() else None, None))
+    return linear(hidden, w2, b2 if b2.numel() else None, None)
 
 
 class LayerShape(NamedTuple):

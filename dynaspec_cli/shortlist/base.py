@@ -49,6 +49,7 @@ def union_size(blocks: Tensor) -> int:
 
 class BlockShortlist:
     """Base of every policy. Subclasses choose rows in ``select``; scoring and bookkeeping are here.
+    ``size``: tokens that a draft step is meant to score, on average over the depth of a tree.
 
     ``mass``: "none" | "constant" | "running", how the target's mass outside the shortlist enters
     ``log_q`` (shortlist/mass.py).
@@ -56,8 +57,9 @@ class BlockShortlist:
 
     name = "?"
 
-    def __init__(self, head: DraftHead, mass: str = "none") -> None:
+    def __init__(self, head: DraftHead, size: int, mass: str = "none") -> None:
         self.head = head
+        self.size = size
         self.mass = mass
 
     def begin(self, prompt: Tensor, prefill: TargetOutput) -> Any:

@@ -105,7 +105,7 @@ def _centers(head: Tensor, count: int, epochs: float, seed: int, report: Progres
     from sklearn.cluster import MiniBatchKMeans
 
     vocab_size = int(head.shape[0])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed % 2**64)
     batch = min(vocab_size, max(BATCH_ROWS, 2 * count))
     steps = max(1, math.ceil(epochs * vocab_size / batch))
     model = MiniBatchKMeans(
@@ -114,7 +114,7 @@ def _centers(head: Tensor, count: int, epochs: float, seed: int, report: Progres
         n_init=1,
         batch_size=batch,
         reassignment_ratio=0.01,
-        random_state=seed,
+        random_state=seed % 2**32,
     )
     order = rng.permutation(vocab_size)
     at = 0

@@ -136,7 +136,8 @@ def _walk(
             at = root + d - 1
             first = at if d == 1 else max(1, at - width + 1)
             rows = torch.arange(at, first - 1, -1)
-            query = ShortlistQuery(d, text.inputs(d - 1)[rows - 1], tokens[rows])
+            before = text.inputs(d - 1)[rows - 1].to(target.device)
+            query = ShortlistQuery(d, before, tokens[rows])
             selection = shortlist.select(state, query)
             hidden = target.norm(text.inputs(d)[rows])
             size = shortlist.score(state, selection, hidden, 1).size

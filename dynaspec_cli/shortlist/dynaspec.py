@@ -77,7 +77,7 @@ class PendingSelection(Selection):
 class DynaSpecShortlist(BlockShortlist):
     """``head`` in the order of ``cluster_order``; ``offsets`` int32 [M+1] its clusters' borders;
     ``budgets`` tokens by draft position; ``core`` rows always in; ``context_cap`` context tokens at
-    most."""
+    most. ``size``: the mean of the budgets."""
 
     name = "dynaspec"
 
@@ -92,8 +92,9 @@ class DynaSpecShortlist(BlockShortlist):
         context_cap: int,
         mass: str = "none",
         prefill_positions: int = PREFILL_POSITIONS,
+        size: int | None = None,
     ) -> None:
-        super().__init__(head, mass)
+        super().__init__(head, budgets[0] if size is None else size, mass)
         self.router = router
         self.offsets = offsets.to(device=head.device, dtype=torch.int32)
         self.budgets = budgets

@@ -73,7 +73,7 @@ def from_token_map(
         resolve_size("fr-spec", size, target)
     ids = load_token_map(path, target.vocab_size, size).ids
     ids = ids if size is None else ids[:size]
-    return _frequency("fr-spec", ids, (ids.numel(),), target, options)
+    return _frequency("fr-spec", ids, (ids.numel(),), ids.numel(), target, options)
 
 
 def from_bundle(
@@ -97,14 +97,19 @@ def from_bundle(
         )
     decay = PA_FR_DECAY if method == "pa-fr" else 1.0
     budgets = BudgetSchedule(size, order.numel(), decay, options.depth).table()
-    return _frequency(method, order[: max(budgets)], budgets, target, options)
+    return _frequency(method, order[: max(budgets)], budgets, size, target, options)
 
 
 def _frequency(
-    method: str, ids: Tensor, budgets: tuple[int, ...], target: Target, options: Options
+    method: str,
+    ids: Tensor,
+    budgets: tuple[int, ...],
+    size: int,
+    target: Target,
+    options: Options,
 ) -> BlockShortlist:
     head = build_head(target.head_weight(), ids.long(), options.int8)
-    return FrequencyShortlist(method, head, budgets, options.mass)
+    return FrequencyShortlist(method, head, budgets, options.mass, size)
 
 
 def _dynaspec(
@@ -118,8 +123,11 @@ def _dynaspec(
     routed = bundle.router is not None and options.use_router
     if not routed:
         split = Split(core=1.0 - split.context, context=split.context, decay=1.0)
-    budgets = BudgetSchedule(size, target.vocab_size, split.decay, options.depth).table()
     core = min(max(1, int(size * split.core)), bundle.frequency.numel())  # never an empty shortlist
+    # Deep trees would let the last budgets fall below what is always in.
+    least = min(core + int(size * split.context), target.vocab_size)
+    schedule = BudgetSchedule(size, target.vocab_size, split.decay, options.depth)
+    budgets = tuple(max(budget, least) for budget in schedule.table())
     order, offsets = cluster_order(
         bundle.frequency, core, bundle.cluster_tokens, bundle.cluster_offsets
     )
@@ -137,6 +145,7 @@ def _dynaspec(
         int(size * split.context),
         options.mass,
         _given(options.prefill_positions, dynaspec.PREFILL_POSITIONS),
+        size,
     )
 
 

@@ -18,13 +18,18 @@ from dynaspec_cli.shortlist.head import DraftHead
 
 
 class FrequencyShortlist(BlockShortlist):
-    """``head`` in order of frequency; ``budgets``: rows by draft position (the last one
-    repeats)."""
+    """``head`` in order of frequency; ``budgets``: rows by draft position (the last one repeats);
+    ``size``: their mean, where they differ."""
 
     def __init__(
-        self, name: str, head: DraftHead, budgets: tuple[int, ...], mass: str = "none"
+        self,
+        name: str,
+        head: DraftHead,
+        budgets: tuple[int, ...],
+        mass: str = "none",
+        size: int | None = None,
     ) -> None:
-        super().__init__(head, mass)
+        super().__init__(head, budgets[0] if size is None else size, mass)
         self.name = name
         self._choices = [
             (torch.tensor([[0, n]], dtype=torch.int32, device=head.device), n)

@@ -17,7 +17,7 @@ class FullShortlist(BlockShortlist):
     name = "full"
 
     def __init__(self, head: DraftHead) -> None:
-        super().__init__(head)
+        super().__init__(head, head.num_rows)
         self._blocks = torch.tensor([[0, head.num_rows]], dtype=torch.int32, device=head.device)
 
     def select(self, state: Any, query: ShortlistQuery) -> Selection:

@@ -83,8 +83,7 @@ class NanoSpecShortlist(BlockShortlist):
         mass: str = "none",
         prefill_positions: int = PREFILL_POSITIONS,
     ) -> None:
-        super().__init__(head, mass)
-        self.size = size
+        super().__init__(head, size, mass)
         self.prefill_positions = prefill_positions
 
     def begin(self, prompt: Tensor, prefill: TargetOutput) -> ContextState:

@@ -28,13 +28,20 @@ PA_FR_DECAY = 0.8
 MAP_SUFFIXES = (".pt", ".pth", ".bin", ".json", ".txt")
 
 
-def check_name(method: str) -> None:
-    """Refuse what is neither a name nor an existing folder or file."""
-    if method not in NAMES and not Path(method).exists():
-        raise UsageError(
-            f"--shortlist: expected {', '.join(NAMES)}, a bundle's folder or a token-map file, got "
-            f"{method!r}"
-        )
+def parse(method: str) -> tuple[str | None, Path | None]:
+    """(name, file or folder) of a ``--shortlist`` value: a name, a path, or NAME=FOLDER, which is a
+    bundle used for another method than it was made for. Refuses anything else."""
+    if method in NAMES:
+        return method, None
+    name, equals, folder = method.partition("=")
+    if equals and name in NEEDS_BUNDLE and Path(folder).is_dir():
+        return name, Path(folder)
+    if Path(method).exists():
+        return None, Path(method)
+    raise UsageError(
+        f"--shortlist: expected {', '.join(NAMES)}, a bundle's folder, a token-map file, or "
+        f"NAME=FOLDER to use a bundle for another method, got {method!r}"
+    )
 
 
 def default_for(target: Target) -> str:
@@ -67,14 +74,14 @@ def create(
     """
     from dynaspec_cli.shortlist import factory
 
-    check_name(config.method)
+    name, path = parse(config.method)
     options = factory.Options(depth, mass, int8, prefill_positions, use_router)
-    if config.method not in NAMES:
-        path = Path(config.method)
+    if path is not None:
         if path.is_file():
             return factory.from_token_map(path, config.size, target, options)
         loaded = factory.load_bundle(path, target)
-        return factory.from_bundle(loaded.config.method, config.size, target, loaded, options)
+        method = name or loaded.config.method
+        return factory.from_bundle(method, config.size, target, loaded, options)
     if config.method in NEEDS_BUNDLE:
         found = bundle if bundle is not None else factory.packaged_bundle(target)
         if found is None:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 
-from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.cache_dir import (
     ENVIRONMENT,
@@ -36,6 +35,9 @@ from dynaspec_cli.target.gguf_file import inspect_gguf
 
 CONVERTER_VERSION = 1
 """Raised whenever the same file would be converted to other bytes."""
+
+FLOAT16_VERSION = 2
+"""The same for float16, whose first version recorded the hash of the rounded head."""
 
 SLACK_BYTES = 128 << 20
 
@@ -56,7 +58,8 @@ def converted(
         )
     label = str(dtype).removeprefix("torch.")
     root = cache_root() / "models"
-    key = f"{digest[:24]}-{label}-v{CONVERTER_VERSION}"
+    version = FLOAT16_VERSION if dtype == torch.float16 else CONVERTER_VERSION
+    key = f"{digest[:24]}-{label}-v{version}"
     folder = root / key
     if read_manifest(folder) is not None:
         return folder
@@ -95,11 +98,11 @@ def _build(
         else:
             file = source
         _require_space(work, inspect_gguf(file).num_weights * dtype.itemsize)
-        convert_gguf(file, work, dtype, name, progress)
+        digest = convert_gguf(file, work, dtype, name, progress)
         if isinstance(source, ChunkedFile):
             file.unlink()
         progress(LoadProgress("checking the result"))
-        write_manifest(work, {**facts, "head_hash": _stored_head_hash(work)})
+        write_manifest(work, {**facts, "head_hash": digest})
         if folder.exists():
             shutil.rmtree(folder)
         work.rename(folder)
@@ -114,13 +117,6 @@ def _build(
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
-
-
-def _stored_head_hash(folder: Path) -> str:
-    from dynaspec_cli.target.weights import WeightFiles
-
-    files = WeightFiles(folder)
-    return head_hash(files.head())
 
 
 @contextlib.contextmanager

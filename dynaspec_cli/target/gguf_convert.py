@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
@@ -34,8 +35,9 @@ alone."""
 
 def convert_gguf(
     source: Path, folder: Path, dtype: torch.dtype, name: str, progress: ProgressCallback
-) -> None:
-    """Write the model of ``source`` to the existing ``folder``.
+) -> str:
+    """Write the model of ``source`` to the existing ``folder``; returns the head's hash, taken
+    before the weights are rounded (float16 rounds away what the hash in bf16 reads).
 
     Raises ``DynaSpecError`` for architectures that ``transformers`` cannot read and for models that
     are no causal language model; ``OSError`` where writing fails.
@@ -58,12 +60,14 @@ def convert_gguf(
                 f"{name}: transformers cannot read this GGUF file as a causal language model "
                 f"({_first_line(error)})"
             ) from error
+        head = model.get_output_embeddings() or model.get_input_embeddings()
+        digest = head_hash(head.weight)
         progress(LoadProgress("writing weights"))
         if dtype != torch.float32:
             model = model.to(dtype)
         model.config.dtype = dtype
         model.save_pretrained(folder)
-        del model
+        del model, head
         progress(LoadProgress("converting the tokenizer"))
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(place, gguf_file=file)
@@ -75,6 +79,7 @@ def convert_gguf(
         tokenizer.save_pretrained(folder)
         if _bare_tokenizer_agrees(tokenizer, folder):
             write_text(folder / FAST_MARK, '{"agrees": true}\n')
+    return digest
 
 
 def _bare_tokenizer_agrees(tokenizer: Any, folder: Path) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Target
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
@@ -16,6 +17,7 @@ from dynaspec_cli.target.native_target import load_native
 from dynaspec_cli.target.quiet import quiet_transformers
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
+from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -27,8 +29,7 @@ def load(
     threads: int | None = None,
     progress: ProgressCallback = ignore_progress,
 ) -> tuple[Target, TextTokenizer]:
-    """Load a target (contract.md's ``--model``, ``--dtype``, ``--device``, ``--threads``) and its
-    tokenizer.
+    """Load a target (``--model``, ``--dtype``, ``--device``, ``--threads``) and its tokenizer.
 
     Raises ``DynaSpecError`` with one line for everything that can be wrong with the model,
     ``UsageError`` for options.
@@ -129,4 +130,16 @@ def load_transformers(
             f"{folder}: the weights lack {missing[0]!r} and {len(missing) - 1} more; the folder "
             "does not fit its config.json"
         )
-    return TransformersTarget(model.to(device), name, kernels)
+    # float16 rounds away what the hash reads; the others keep it.
+    known = _stored_head_hash(folder) if dtype == torch.float16 else None
+    return TransformersTarget(model.to(device), name, kernels, known)
+
+
+def _stored_head_hash(folder: Path) -> str | None:
+    """The hash of the head as the folder stores it; None where it stores none under a name that is
+    known."""
+    known = known_head_hash(folder)
+    if known is not None:
+        return known
+    files = WeightFiles(folder)
+    return head_hash(files.head()) if any(name in files for name in HEAD_NAMES) else None

@@ -45,7 +45,10 @@ class TransformersTarget:
     float32.
     """
 
-    def __init__(self, model: Any, name: str, kernels: str = "transformers") -> None:
+    def __init__(
+        self, model: Any, name: str, kernels: str = "transformers", known_hash: str | None = None
+    ) -> None:
+        self._hash = known_hash
         self.model = model.eval()
         self.name = name
         self.kernels = kernels
@@ -108,7 +111,9 @@ class TransformersTarget:
         return self._head.weight
 
     def head_hash(self) -> str:
-        return head_hash(self._head.weight)
+        if self._hash is None:
+            self._hash = head_hash(self._head.weight)
+        return self._hash
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:

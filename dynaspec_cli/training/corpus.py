@@ -98,10 +98,18 @@ def _json_lines(path: Path) -> Iterator[CorpusText]:
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
     opener: Any = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             found = _from_json(line, stem)
-            if found is not None:
-                yield found
+            if found is None:
+                continue
+            try:
+                found.text.encode()
+            except UnicodeEncodeError:  # half of a surrogate pair, written as an escape
+                raise DynaSpecError(
+                    f"--corpus {path}: line {number} holds half a character (a lone surrogate); "
+                    "mend or remove it"
+                ) from None
+            yield found
 
 
 def _from_json(line: str, default_group: str) -> CorpusText | None:

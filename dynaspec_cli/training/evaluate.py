@@ -55,8 +55,11 @@ def held_out_score(
     columns: Tensor,
     groups: Sequence[str],
     depth: int = 4,
-) -> HeldOutScore:
-    """Would drafts chosen among ``columns`` have been accepted?"""
+) -> HeldOutScore | None:
+    """Would drafts chosen among ``columns`` have been accepted? None where nothing is held out."""
+    if not held:
+        return None
+    columns = columns.to(head.device)
     candidates = head[columns]
     hits = torch.zeros(depth)
     seen = torch.zeros(depth)

@@ -145,7 +145,7 @@ def build(
         facts.update(trained)
     facts["drafter_features"] = drafter is not None
     facts["seconds"] = round(time.monotonic() - begun, 1)
-    keep = RANKED_TOKENS if target.vocab_size > RANKED_TOKENS else target.vocab_size
+    keep = min(target.vocab_size, max(RANKED_TOKENS, size))
     bundle = ShortlistBundle(
         BundleConfig(
             method=config.method,
@@ -321,7 +321,8 @@ def _router(
         kind=config.router, hidden=config.hidden, steps=config.steps, seed=config.seed
     )
     examples = router_examples(target, maker, count, frequency, drafter)
-    depends = {"kind": config.router, "hidden": config.hidden, "steps": config.steps}
+    depends: dict[str, Any] = {"kind": config.router, "hidden": config.hidden}
+    depends |= {"steps": config.steps, "drafter": _drafter_key(drafter)}
     state = work.file("router", clusters=clusters.num_clusters, shards=count, **depends)
     weights, facts = train_router(
         settings,
@@ -335,6 +336,15 @@ def _router(
     return config.router, weights, facts
 
 
+def _drafter_key(drafter: Drafter | None) -> str:
+    """What tells one drafter's features from another's: a router learns from them."""
+    weights = getattr(drafter, "fc", None)
+    if weights is None:
+        return "none"
+    content = weights.detach().float().cpu().numpy().tobytes()
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 def router_examples(
     target: Any, maker: ShardMaker, count: int, frequency: Tensor, drafter: Drafter | None
 ) -> RouterExamples:
@@ -344,6 +354,10 @@ def router_examples(
     core = torch.zeros(frequency.numel(), dtype=torch.bool)
     core[frequency[:CORE_FOR_TRAINING]] = True
     parts = []
+
+    def norm(features: Tensor) -> Tensor:  # examples are kept, and learned from, on the host
+        return target.norm(features).cpu()
+
     for index in range(count):
         shard = maker.get(index)
         kept = len(shard.tokens) if drafter is None else min(DRAFTED_SEQUENCES, len(shard.tokens))
@@ -355,7 +369,5 @@ def router_examples(
                 step = row % DRAFT_STEPS
                 drafted = drafted_features(drafter, features, tokens, step + 1)
                 before, at_position = drafted[step - 1] if step else features, drafted[step]
-            parts.append(
-                sequence_examples(tokens, before, at_position, following, core, target.norm)
-            )
-    return concatenate(parts, target.embed)
+            parts.append(sequence_examples(tokens, before, at_position, following, core, norm))
+    return concatenate(parts, lambda ids: target.embed(ids).cpu())

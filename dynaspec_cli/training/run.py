@@ -117,6 +117,7 @@ def _prepare(
             asked, asked_groups, config.shards.tokens, longest, config.shards.seed
         )
     maker = ShardMaker(teacher, texts, groups, config.shards, config.out / "shards", batches)
+    maker.claim()
     module = _module(config, target, maker)
     trainer = Trainer(module, maker, config.train, config.out)
     if config.resume:
@@ -183,7 +184,10 @@ def _held_out(
 
 
 def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
-    """A module initialised from the target, or from an earlier drafter (``start``)."""
+    """A module initialised from the target, or from an earlier drafter (``start``); the resumed
+    run's weights come from its checkpoint."""
+    if config.resume:
+        return from_target(Trainer.saved_config(config.out), target)
     if config.start is not None:
         earlier = EagleDrafter.load(config.start, target)
         module = from_target(earlier.config, target)

@@ -9,6 +9,7 @@ by the target.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,9 @@ from dynaspec_cli.training.teacher import Teacher
 
 TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0)
 """Of generated sequences, in turn: most decoding is greedy, but not all."""
+
+STAMP = "source.txt"
+"""What the shards of a folder were made from, as a digest."""
 
 WRITTEN_SHAPES = ((16, 128), (32, 112), (64, 112), (160, 96), (24, 120), (336, 160))
 """(prompt, continuation) lengths of generated shards, in turn."""
@@ -79,6 +83,24 @@ class ShardMaker:
         wanted = min(config.columns, int((self.counts > 0).sum()))
         self.columns = self.counts.topk(wanted).indices.sort().values
         self.length = min(config.length, teacher.max_length)
+
+    def claim(self) -> None:
+        """Mark the folder as this corpus', these prompts' and this model's; refuse it as
+        another's, whose shards would be taken for these."""
+        digest = hashlib.sha256(f"{self.config}:{self.teacher.target.head_hash()}".encode())
+        digest.update(self.counts.numpy().tobytes())
+        for batch in self.prompts:
+            digest.update(batch.tokens.numpy().tobytes())
+        stamp = self.folder / STAMP
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") != digest.hexdigest():
+            raise DynaSpecError(
+                f"--out: {self.folder} holds text of another model, corpus, prompts or seed; give "
+                "the same as before, or another --out"
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        part = stamp.with_suffix(".part")
+        part.write_text(digest.hexdigest(), encoding="utf-8")
+        part.replace(stamp)
 
     def get(self, index: int) -> Shard:
         """Shard ``index``, from disk if it is there and whole."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -55,6 +56,7 @@ class TrainConfig:
             or self.batch_tokens < 16
             or self.unroll < 1
             or self.window < 1
+            or self.save_every < 1
             or self.passes <= 0
         ):
             raise UsageError(f"train-drafter: impossible settings: {self}")
@@ -123,8 +125,9 @@ class Trainer:
             progress = (self.step + 1) / self.config.steps
             if seconds is not None:
                 progress = max(progress, min(1.0, (time.perf_counter() - begun) / seconds))
-            self.step += 1
-            losses = self._update(self._batch(self.step), self.config.rate(self.step, progress))
+            step = self.step + 1
+            losses = self._update(self._batch(step), self.config.rate(step, progress), step)
+            self.step = step  # only now: an interrupted update is made again
             rate = (self.tokens - first) / (time.perf_counter() - begun)
             yield TrainProgress(self.step, self.config.steps, self.tokens, tuple(losses), rate)
             over = progress >= 1.0
@@ -156,7 +159,7 @@ class Trainer:
         )
         return shard.tokens[rows], shard.features[rows], shard.prompt
 
-    def _update(self, batch: tuple[Tensor, Tensor, int], rate: float) -> list[float]:
+    def _update(self, batch: tuple[Tensor, Tensor, int], rate: float, step: int) -> list[float]:
         tokens, features, prompt = batch
         features = features.to(self.device)
         for group in self.optimizer.param_groups:
@@ -180,7 +183,7 @@ class Trainer:
         )
         if not torch.isfinite(loss):
             raise DynaSpecError(
-                f"train-drafter: the loss became {float(loss)} at step {self.step}; lower "
+                f"train-drafter: the loss became {float(loss)} at step {step}; lower "
                 "--learning-rate and --resume"
             )
         self.optimizer.zero_grad()
@@ -207,20 +210,22 @@ class Trainer:
             "step": str(self.step),
             "tokens": str(self.tokens),
             "config": json.dumps(self._identity()),
+            "base_tokens": str(self.base_tokens),
         }
         save_file(tensors, part, metadata=metadata)
         part.replace(self.folder / CHECKPOINT)
 
+    @staticmethod
+    def saved_config(folder: Path) -> DrafterConfig:
+        """The drafter's config of a run's checkpoint: a run begun with ``--start`` keeps it."""
+        with safe_open(_checkpoint(folder), "pt") as file:
+            saved = json.loads(file.metadata()["config"])["drafter"]
+        return DrafterConfig.from_values(json.loads(saved), f"checkpoint {folder}")
+
     def resume(self) -> None:
         """Continue from the folder's checkpoint. Raises DynaSpecError where the settings differ
         from the run's."""
-        from safetensors import safe_open
-
-        path = self.folder / CHECKPOINT
-        if not path.is_file():
-            raise DynaSpecError(
-                f"--resume: {self.folder} holds no {CHECKPOINT}; leave --resume out to begin"
-            )
+        path = _checkpoint(self.folder)
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
         saved, own = json.loads(metadata["config"]), self._identity()
@@ -236,15 +241,18 @@ class Trainer:
                 parameter.copy_(tensors[f"weight.{name}"])
             if f"exp_avg.{name}" in tensors:
                 self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(metadata["step"])),
+                    # On the parameters' device, as the fused optimiser keeps it.
+                    "step": torch.tensor(float(metadata["step"]), device=self.device),
                     "exp_avg": tensors[f"exp_avg.{name}"].to(self.device),
                     "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(self.device),
                 }
         self.step, self.tokens = int(metadata["step"]), int(metadata["tokens"])
+        self.base_tokens = int(metadata.get("base_tokens", self.base_tokens))
 
     def _identity(self) -> dict[str, str]:
-        """What must not change between the parts of a run (``steps`` may: a run can go on)."""
-        settings = dataclasses.replace(self.config, steps=1, save_every=1)
+        """What must not change between the parts of a run (``steps`` may, and the learning rate: a
+        run can go on)."""
+        settings = dataclasses.replace(self.config, steps=1, save_every=1, learning_rate=0.0)
         drafter = dataclasses.replace(self.module.config, trained_tokens=0)
         return {
             "settings": str(settings),
@@ -269,3 +277,12 @@ class Trainer:
             part = self.folder / (name + ".part")
             write(part)
             part.replace(self.folder / name)
+
+
+def _checkpoint(folder: Path) -> Path:
+    path = folder / CHECKPOINT
+    if not path.is_file():
+        raise DynaSpecError(
+            f"--resume: {folder} holds no {CHECKPOINT}; leave --resume out to begin"
+        )
+    return path

@@ -182,6 +182,40 @@ def test_assisted_peer_counts_what_came_with_the_first_pass(
     assert b.decode_tokens == 16 - b.first_tokens
 
 
+def test_an_assistant_may_have_a_vocabulary_of_its_own(
+    engine: Engine, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    from tokenizers import Tokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    other = Tokenizer.from_file(str(tiny_model_dir / "tokenizer.json"))
+    other.add_tokens(["one more", "and another"])
+    config = LlamaConfig(
+        vocab_size=other.get_vocab_size(),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    PreTrainedTokenizerFast(tokenizer_object=other).save_pretrained(tmp_path)
+    setting = peer_setting(engine, tiny_model_dir, assistant=str(tmp_path))
+    shared = TransformersModel(setting)
+    plain = TransformersPeer("transformers", setting, shared)
+    assisted = TransformersPeer("transformers-assisted", setting, shared)
+    for peer in (plain, assisted):
+        peer.prepare()
+    ids = [0, 50, 60, 70]
+    assert plain.run(ids, 16, 0).token_ids == assisted.run(ids, 16, 0).token_ids
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(DynaSpecError, match=r"no tokenizer\.json"):
+        TransformersPeer("transformers-assisted", setting, shared).prepare()
+
+
 def test_assisted_peer_needs_an_assistant(engine: Engine, tiny_model_dir: Path) -> None:
     setting = peer_setting(engine, tiny_model_dir)
     with pytest.raises(UsageError, match="--assistant"):

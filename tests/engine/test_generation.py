@@ -10,7 +10,7 @@ import torch
 from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.engine.api import Engine
-from dynaspec_cli.engine.events import DoneEvent, NoticeEvent, TokensEvent
+from dynaspec_cli.engine.events import DoneEvent, NoticeEvent, StepStats, TokensEvent
 from dynaspec_cli.engine.stats import mean_acceptance_length
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.load import load, load_transformers
@@ -103,6 +103,34 @@ def test_eos_inside_an_accepted_run_ends_the_text(engine):
     first = list(whole.token_ids).index(stop_id)
     assert result.finish_reason == "eos"
     assert result.token_ids == whole.token_ids[: first + 1]
+    # What was accepted behind the end of the text counts nowhere.
+    settled = 1 + sum(step.accepted + 1 for step in result.steps)
+    assert settled - result.new_tokens in (0, 1)  # 1: the text ended before the last bonus token
+    last = result.steps[-1]
+    assert last.covered is None or len(last.covered) <= last.accepted + 1
+
+
+def test_a_step_is_cut_behind_its_last_token():
+    step = StepStats(drafted=6, accepted=4, depth=4, covered=(True, True, False, True))
+    assert (step.up_to(2).accepted, step.up_to(2).covered) == (2, (True, True))
+    assert step.up_to(5) == step
+
+
+def test_float16(tiny_model_dir, tiny_drafter_dir):
+    engine = Engine.load(
+        str(tiny_model_dir), dtype="float16", device="cpu", drafter=str(tiny_drafter_dir)
+    )
+    plain = engine.complete(PROMPTS[0], config(new=12), speculative=False)
+    result = engine.complete(PROMPTS[0], config(new=12))
+    assert result.token_ids == plain.token_ids
+    assert result.num_spec_steps > 0
+    assert result.settings["drafter"] == str(tiny_drafter_dir)
+
+
+def test_settings_hold_what_was_used(engine):
+    settings = engine.complete(PROMPTS[0], config("nanospec", "dyspec", new=2)).settings
+    assert settings["shortlist_size"] == 400  # nanospec's cap, cut to the vocabulary
+    assert settings["tree_threshold"] == 2 / 7
 
 
 class _WithEos:

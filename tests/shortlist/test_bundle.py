@@ -76,6 +76,17 @@ def test_a_bundle_folder_is_a_shortlist_of_its_method_and_size(tmp_path):
         registry.create(ShortlistConfig(str(tmp_path / "out"), 98), target)
 
 
+def test_a_bundle_serves_the_other_methods_by_name(tmp_path):
+    target = TinyTarget(97)
+    tiny_bundle(target).save_pretrained(tmp_path / "out")
+    for method in ("fr-spec", "vocabtrim", "pa-fr", "dynaspec"):
+        shortlist = registry.create(ShortlistConfig(f"{method}={tmp_path / 'out'}", 11), target)
+        assert (shortlist.name, shortlist.size) == (method, 11)
+    for wrong in (f"nanospec={tmp_path / 'out'}", f"fr-spec={tmp_path / 'nowhere'}"):
+        with pytest.raises(UsageError, match="NAME=FOLDER"):
+            registry.create(ShortlistConfig(wrong, 11), target)
+
+
 def damage(folder, **changes):
     path = folder / CONFIG_FILE
     data = json.loads(path.read_text()) | changes

@@ -72,3 +72,9 @@ def test_held_out_part_depends_on_the_text_alone_and_has_the_stated_share():
     assert 400 < sum(held) < 600
     assert all(t.held_out(0.2) for t, h in zip(texts, held, strict=True) if h)
     assert not any(t.held_out(0.0) for t in texts)
+
+
+def test_half_a_character_is_told_with_its_line(tmp_path):
+    path = write(tmp_path / "a.jsonl", '{"text": "good"}\n{"text": "bad \\ud83d"}\n')
+    with pytest.raises(DynaSpecError, match=r"a\.jsonl: line 2 holds half a character"):
+        list(read_corpus([path]))

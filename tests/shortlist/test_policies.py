@@ -244,3 +244,13 @@ def test_without_the_router_the_frequent_tokens_take_its_share():
         assert 30 <= output.size <= 40
 
     drive(shortlist, target, seed=11, visit=visit)
+
+
+@pytest.mark.parametrize("depth", [6, 12, 16])
+def test_deep_trees_keep_core_and_context(depth):
+    target = TinyTarget(97)
+    shortlist = registry.create(
+        ShortlistConfig("dynaspec", 20), target, tiny_bundle(target), depth=depth
+    )
+    assert (shortlist.core, shortlist.context_cap) == (5, 5)
+    assert min(shortlist.budgets) >= 10

@@ -122,7 +122,7 @@ def test_offsets_and_absolute_ids_are_told_apart():
     assert VocabMap.from_unknown(torch.tensor([1, 2, 3, 94]), 97).ids.tolist() == [1, 2, 3, 94]
     assert VocabMap.from_unknown(torch.zeros(4, dtype=torch.int64), 97).ids.tolist() == [0, 1, 2, 3]
     # Both are valid: ask, or let the mask decide.
-    with pytest.raises(DynaSpecError, match="--d2t-convention"):
+    with pytest.raises(DynaSpecError, match="convention="):
         VocabMap.from_unknown(ids, 97)
     assert VocabMap.from_unknown(ids, 97, vocab.mask()).ids.equal(ids)
     assert VocabMap.from_unknown(vocab.offsets(), 97, vocab.mask()).ids.equal(ids)

@@ -27,13 +27,14 @@ from dynaspec_cli.target.gguf_file import inspect_gguf
 calls: list[Path] = []
 
 
-def fake_convert(source: Path, folder: Path, dtype: torch.dtype, name: str, progress: Any) -> None:
+def fake_convert(source: Path, folder: Path, dtype: torch.dtype, name: str, progress: Any) -> str:
     """Stands for the minute-long reader where a test is about the cache around it."""
     calls.append(folder)
     save_file(
         {"model.embed_tokens.weight": torch.ones(8, 4, dtype=dtype)}, folder / "model.safetensors"
     )
     (folder / "config.json").write_text("{}")
+    return "digest"
 
 
 @pytest.fixture
@@ -155,13 +156,14 @@ def test_leftovers_of_a_killed_conversion_are_removed(
     assert not stale.exists()
 
 
-def _slow_convert(source: Path, folder: Path, dtype: torch.dtype, name: str, progress: Any) -> None:
+def _slow_convert(source: Path, folder: Path, dtype: torch.dtype, name: str, progress: Any) -> str:
     import time
 
     fake_convert(source, folder, dtype, name, progress)
     with (folder.parent / "count").open("a") as file:
         file.write(".")
     time.sleep(0.5)
+    return "digest"
 
 
 def _convert_in_process(path: str, start: Any) -> None:
@@ -252,9 +254,9 @@ def test_pieces_are_joined_and_not_kept(
 ) -> None:
     seen: list[bytes] = []
 
-    def look(source: Path, *rest: Any) -> None:
+    def look(source: Path, *rest: Any) -> str:
         seen.append(source.read_bytes())
-        fake_convert(source, *rest)
+        return fake_convert(source, *rest)
 
     monkeypatch.setattr(gguf_cache, "convert_gguf", look)
     folder = convert(pieces(tiny_gguf, tmp_path))

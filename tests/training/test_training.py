@@ -21,7 +21,7 @@ from dynaspec_cli.training.loss import LossConfig, gram_matrix, soft_cross_entro
 from dynaspec_cli.training.prompts import prompt_batches
 from dynaspec_cli.training.run import RunConfig, train
 from dynaspec_cli.training.shards import ShardConfig
-from dynaspec_cli.training.trainer import TrainConfig
+from dynaspec_cli.training.trainer import TrainConfig, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,54 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(tiny_model_dir, corpus, tm
     assert whole.keys() == parts.keys()
     for name in whole:
         assert torch.equal(whole[name], parts[name]), name
+
+
+def test_an_interrupted_update_is_made_again(tiny_model_dir, corpus, tmp_path, monkeypatch):
+    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "whole", 6)):
+        pass
+    whole_update = Trainer._update
+
+    def stop_at_4(self, batch, rate, step):
+        if step == 4:
+            raise KeyboardInterrupt
+        return whole_update(self, batch, rate, step)
+
+    monkeypatch.setattr(Trainer, "_update", stop_at_4)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "parts", 6)):
+            pass
+    monkeypatch.setattr(Trainer, "_update", whole_update)
+    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "parts", 6, resume=True)):
+        pass
+    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    for name in whole:
+        assert torch.equal(whole[name], parts[name]), name
+
+
+def test_a_run_begun_with_another_drafter_is_resumed(tiny_model_dir, corpus, tmp_path):
+    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "first", 3)):
+        pass
+    start = tmp_path / "first"
+    config = json.loads((start / "config.json").read_text())
+    (start / "config.json").write_text(json.dumps(config | {"feature_scale": 3.0}))
+    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "second", 2, start=start)):
+        pass
+    resumed = list(train(make_run(tiny_model_dir, corpus, tmp_path / "second", 4, resume=True)))
+    assert [state.step for state in resumed] == [3, 4]
+    final = json.loads((tmp_path / "second" / "config.json").read_text())
+    assert final["feature_scale"] == 3.0
+    assert final["trained_tokens"] == config["trained_tokens"] + resumed[-1].tokens
+
+
+def test_text_of_another_corpus_is_not_taken_for_this_ones(tiny_model_dir, corpus, tmp_path):
+    run = train(make_run(tiny_model_dir, corpus, tmp_path / "run", 3))
+    next(run)
+    run.close()
+    other = tmp_path / "other.jsonl"
+    other.write_text("\n".join(reversed(corpus.read_text().splitlines()[:150])))
+    again = make_run(tiny_model_dir, other, tmp_path / "run", 3, resume=True)
+    with pytest.raises(DynaSpecError, match="text of another model, corpus"):
+        next(train(again))
 
 
 def test_training_lowers_the_loss_and_the_drafter_loads(tiny_model_dir, corpus, tmp_path):
