@@ -56,10 +56,6 @@ class SamplingConfig:
         return min(1.0, max(GREEDY_DRAFT_TEMPERATURE, self.temperature))
 
 
-MAX_DRAFTED = 1024
-"""Rows of a draft round that the drafter's cache has room for."""
-
-
 @dataclass(frozen=True)
 class TreeConfig:
     """Shape of the draft tree.
@@ -84,11 +80,6 @@ class TreeConfig:
         _require(1 <= self.depth <= 64, f"--tree-depth: expected 1 to 64 levels, got {self.depth}")
         _require(
             1 <= self.width <= 64, f"--tree-width: expected 1 to 64 children, got {self.width}"
-        )
-        _require(
-            self.width * (self.depth - 1) <= MAX_DRAFTED,
-            f"--tree-width {self.width} on {self.depth} levels: expected at most {MAX_DRAFTED} "
-            "nodes to be drafted from, width x (depth - 1)",
         )
         _require(
             self.threshold is None or 0 < self.threshold <= 1,

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn.functional import pad
 
 from dynaspec_cli import ops
 from dynaspec_cli.drafters.config import DrafterConfig
@@ -155,7 +156,9 @@ class EagleDrafter:
             )
             state.tree_positions = torch.empty(MAX_TREE_ROWS, dtype=torch.int64, device=device)
             state.tree_tokens = torch.empty(MAX_TREE_ROWS, dtype=torch.int64, device=device)
+        _make_room(state, end)
         mask, positions, known = state.tree_mask, state.tree_positions, state.tree_tokens
+        assert mask is not None
         assert positions is not None
         assert known is not None
         known[start:end] = tokens
@@ -212,6 +215,26 @@ class EagleDrafter:
                 c.activation,
             )
         return x
+
+
+def _make_room(state: DrafterState, rows: int) -> None:
+    """Grow what holds a round's temporary rows beyond ``MAX_TREE_ROWS``, for wide and deep
+    trees."""
+    mask, positions, tokens = state.tree_mask, state.tree_positions, state.tree_tokens
+    assert mask is not None
+    assert positions is not None
+    assert tokens is not None
+    if missing := max(0, rows - mask.shape[0]):
+        missing = max(missing, mask.shape[0])
+        state.tree_mask = pad(mask, (0, missing, 0, missing))
+        state.tree_positions, state.tree_tokens = (
+            pad(positions, (0, missing)),
+            pad(tokens, (0, missing)),
+        )
+    if missing := max(0, state.length + rows - state.k[0].shape[0]):
+        missing = max(missing, MAX_TREE_ROWS)
+        state.k = [pad(cache, (0, 0, 0, 0, 0, missing)) for cache in state.k]
+        state.v = [pad(cache, (0, 0, 0, 0, 0, missing)) for cache in state.v]
 
 
 def check_fits(config: DrafterConfig, target: Target) -> None:

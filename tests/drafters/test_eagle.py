@@ -184,3 +184,27 @@ def test_bad_files(tmp_path):
     (tmp_path / "config.json").write_text(config.to_json())
     with pytest.raises(DynaSpecError, match=r"lacks 'layers\.1"):
         EagleDrafter.load(tmp_path, FakeTarget())
+
+
+def test_room_for_temporary_rows_grows(monkeypatch):
+    config = make_config()
+    target = FakeTarget()
+    drafter = EagleDrafter(config, dict(make_module(config).state_dict()), target)
+    generator = torch.Generator().manual_seed(4)
+    tokens = torch.randint(0, V, (6,), generator=generator)
+    features = torch.randn(5, D, generator=generator)
+    frontiers = [torch.randint(0, V, (4,), generator=generator) for _ in range(5)]
+
+    def rounds():
+        state = drafter.begin(8, int(tokens[0]))
+        out = drafter.extend(state, features, tokens[1:]).expand(4, -1)
+        found = []
+        for level, drafted in enumerate(frontiers):
+            parents = torch.arange(4) + 4 * (level - 1) if level else torch.full((4,), -1)
+            out = drafter.step(state, out, drafted, parents)
+            found.append(out)
+        return torch.cat(found)
+
+    roomy = rounds()
+    monkeypatch.setattr("dynaspec_cli.drafters.eagle.MAX_TREE_ROWS", 6)
+    assert torch.equal(rounds(), roomy)
