@@ -21,7 +21,6 @@
 
 // clang-format off: each reads what stands before it
 #include "cpu/vec_avx2.h"
-#include "cpu/dot_impl.h"
 #include "cpu/kernels_impl.h"
 #include "cpu/decoder_impl.h"
 #include "cpu/table_impl.h"

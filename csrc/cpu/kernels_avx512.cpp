@@ -23,7 +23,6 @@
 
 // clang-format off: each reads what stands before it
 #include "cpu/vec_avx512.h"
-#include "cpu/dot_impl.h"
 #include "cpu/kernels_impl.h"
 #include "cpu/decoder_impl.h"
 #include "cpu/table_impl.h"
