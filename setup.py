@@ -152,6 +152,7 @@ def base_command(mode: str) -> Any:
 
 
 mode, reason = resolve_mode()
+NOTHING_BUILT = {"built": False, "kind": "0", "reason": reason, "torch": None}
 if reason:
     say(f"building without the compiled extension: {reason}; the PyTorch fallback will be used")
 
@@ -167,7 +168,7 @@ class BuildPy(build_py):
         super().run()
         folder = ROOT / PACKAGE if self.editable_mode else Path(self.build_lib) / PACKAGE
         if mode == "0":  # build_ext does not run without extensions
-            write_record(folder, {"built": False, "kind": "0", "reason": reason, "torch": None})
+            write_record(folder, NOTHING_BUILT)
 
 
 class BuildExt(base_command(mode)):  # type: ignore[misc]
@@ -184,7 +185,7 @@ class BuildExt(base_command(mode)):  # type: ignore[misc]
     def build(self) -> dict[str, Any]:
         """Build; the record of what came of it."""
         if mode == "0":
-            return {"built": False, "kind": "0", "reason": reason, "torch": None}
+            return NOTHING_BUILT
         import torch
 
         info: dict[str, Any] = {"built": True, "reason": "", "torch": torch.__version__}

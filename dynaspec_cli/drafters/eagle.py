@@ -80,9 +80,9 @@ class EagleDrafter:
         return on_huge_pages(weights) if self.target.device.type == "cpu" else weights
 
     @classmethod
-    def load(cls, folder: Path, target: Target) -> EagleDrafter:
+    def load(cls, folder: Path, target: Target, source: str | None = None) -> EagleDrafter:
         """A drafter folder (config.json, model.safetensors) made by train-drafter, checked against
-        ``target``."""
+        ``target``. ``source``: what reports call it, by default the folder."""
         config = DrafterConfig.load(folder)
         check_fits(config, target)
         path = folder / WEIGHTS_FILE
@@ -101,7 +101,7 @@ class EagleDrafter:
             ) from None
         check_tensors(config, tensors, folder)
         drafter = cls(config, tensors, target)
-        drafter.source = str(folder)
+        drafter.source = source or str(folder)
         return drafter
 
     @property
@@ -149,18 +149,7 @@ class EagleDrafter:
         n, start = tokens.numel(), state.tree_rows
         end = start + n
         tokens, parents = tokens.to(self.target.device), parents.to(self.target.device)
-        if state.tree_mask is None:
-            device = self.target.device
-            state.tree_mask = torch.zeros(
-                MAX_TREE_ROWS, MAX_TREE_ROWS, dtype=torch.bool, device=device
-            )
-            state.tree_positions = torch.empty(MAX_TREE_ROWS, dtype=torch.int64, device=device)
-            state.tree_tokens = torch.empty(MAX_TREE_ROWS, dtype=torch.int64, device=device)
-        _make_room(state, end)
-        mask, positions, known = state.tree_mask, state.tree_positions, state.tree_tokens
-        assert mask is not None
-        assert positions is not None
-        assert known is not None
+        mask, positions, known = _tree_buffers(state, end, self.target.device)
         known[start:end] = tokens
         if start == 0:
             positions[:end] = state.length
@@ -217,24 +206,27 @@ class EagleDrafter:
         return x
 
 
-def _make_room(state: DrafterState, rows: int) -> None:
-    """Grow what holds a round's temporary rows beyond ``MAX_TREE_ROWS``, for wide and deep
-    trees."""
+def _tree_buffers(
+    state: DrafterState, rows: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The round's mask, positions and tokens of temporary rows, with room for ``rows`` of them here
+    and in the cache: wide and deep trees may have more than ``MAX_TREE_ROWS``."""
     mask, positions, tokens = state.tree_mask, state.tree_positions, state.tree_tokens
-    assert mask is not None
-    assert positions is not None
-    assert tokens is not None
-    if missing := max(0, rows - mask.shape[0]):
-        missing = max(missing, mask.shape[0])
-        state.tree_mask = pad(mask, (0, missing, 0, missing))
-        state.tree_positions, state.tree_tokens = (
-            pad(positions, (0, missing)),
-            pad(tokens, (0, missing)),
-        )
-    if missing := max(0, state.length + rows - state.k[0].shape[0]):
-        missing = max(missing, MAX_TREE_ROWS)
-        state.k = [pad(cache, (0, 0, 0, 0, 0, missing)) for cache in state.k]
-        state.v = [pad(cache, (0, 0, 0, 0, 0, missing)) for cache in state.v]
+    if mask is None or positions is None or tokens is None:
+        size = MAX_TREE_ROWS
+        mask = torch.zeros(size, size, dtype=torch.bool, device=device)
+        positions = torch.empty(size, dtype=torch.int64, device=device)
+        tokens = torch.empty(size, dtype=torch.int64, device=device)
+    if rows > mask.shape[0]:
+        more = max(rows - mask.shape[0], mask.shape[0])
+        mask = pad(mask, (0, more, 0, more))
+        positions, tokens = pad(positions, (0, more)), pad(tokens, (0, more))
+    if (missing := state.length + rows - state.k[0].shape[0]) > 0:
+        more = max(missing, MAX_TREE_ROWS)
+        state.k = [pad(cache, (0, 0, 0, 0, 0, more)) for cache in state.k]
+        state.v = [pad(cache, (0, 0, 0, 0, 0, more)) for cache in state.v]
+    state.tree_mask, state.tree_positions, state.tree_tokens = mask, positions, tokens
+    return mask, positions, tokens
 
 
 def check_fits(config: DrafterConfig, target: Target) -> None:

@@ -20,11 +20,7 @@ def load_drafter(value: str, target: Target) -> EagleDrafter | None:
         return None
     if value == "auto":
         folder = packaged_drafter(target)
-        if folder is None:
-            return None
-        drafter = EagleDrafter.load(folder, target)
-        drafter.source = "packaged"
-        return drafter
+        return None if folder is None else EagleDrafter.load(folder, target, "packaged")
     folder = Path(value).expanduser()
     if not folder.exists():
         folder = _from_hub(value)
@@ -33,9 +29,7 @@ def load_drafter(value: str, target: Target) -> EagleDrafter | None:
             f"--drafter {value}: expected a folder with config.json and model.safetensors, got a "
             "file"
         )
-    drafter = EagleDrafter.load(folder, target)
-    drafter.source = value
-    return drafter
+    return EagleDrafter.load(folder, target, value)
 
 
 def packaged_drafter(target: Target) -> Path | None:

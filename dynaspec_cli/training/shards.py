@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.training.prompts import NEW_TOKENS, PromptBatch
 from dynaspec_cli.training.teacher import Teacher
 
@@ -98,9 +99,7 @@ class ShardMaker:
                 "the same as before, or another --out"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
-        part = stamp.with_suffix(".part")
-        part.write_text(digest.hexdigest(), encoding="utf-8")
-        part.replace(stamp)
+        write_text(stamp, digest.hexdigest())
 
     def get(self, index: int) -> Shard:
         """Shard ``index``, from disk if it is there and whole."""

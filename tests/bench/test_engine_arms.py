@@ -164,15 +164,23 @@ def peer_setting(engine: Engine, folder: Path, **changes: Any) -> PeerSetting:
     return PeerSetting(**(given | changes))
 
 
-def test_assisted_peer_counts_what_came_with_the_first_pass(
-    engine: Engine, tiny_model_dir: Path
-) -> None:
-    setting = peer_setting(engine, tiny_model_dir, assistant=str(tiny_model_dir))
+def with_assistant(
+    engine: Engine, folder: Path, assistant: Path
+) -> tuple[TransformersPeer, TransformersPeer]:
+    """Plain and assisted ``transformers`` on one model, ready to run."""
+    setting = peer_setting(engine, folder, assistant=str(assistant))
     shared = TransformersModel(setting)
     plain = TransformersPeer("transformers", setting, shared)
     assisted = TransformersPeer("transformers-assisted", setting, shared)
     for peer in (plain, assisted):
         peer.prepare()
+    return plain, assisted
+
+
+def test_assisted_peer_counts_what_came_with_the_first_pass(
+    engine: Engine, tiny_model_dir: Path
+) -> None:
+    plain, assisted = with_assistant(engine, tiny_model_dir, tiny_model_dir)
     ids = [0, 50, 60, 70]
     a, b = plain.run(ids, 16, 0), assisted.run(ids, 16, 0)
     assert a.token_ids == b.token_ids
@@ -203,17 +211,12 @@ def test_an_assistant_may_have_a_vocabulary_of_its_own(
     )
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     PreTrainedTokenizerFast(tokenizer_object=other).save_pretrained(tmp_path)
-    setting = peer_setting(engine, tiny_model_dir, assistant=str(tmp_path))
-    shared = TransformersModel(setting)
-    plain = TransformersPeer("transformers", setting, shared)
-    assisted = TransformersPeer("transformers-assisted", setting, shared)
-    for peer in (plain, assisted):
-        peer.prepare()
+    plain, assisted = with_assistant(engine, tiny_model_dir, tmp_path)
     ids = [0, 50, 60, 70]
     assert plain.run(ids, 16, 0).token_ids == assisted.run(ids, 16, 0).token_ids
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(DynaSpecError, match=r"no tokenizer\.json"):
-        TransformersPeer("transformers-assisted", setting, shared).prepare()
+        assisted.prepare()
 
 
 def test_assisted_peer_needs_an_assistant(engine: Engine, tiny_model_dir: Path) -> None:

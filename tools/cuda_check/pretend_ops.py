@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pretend import DeviceTensor, MixedDevicesError, check_streams, to_host
+from streams import replaced
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -80,11 +81,5 @@ def device_ops() -> Iterator[None]:
         "shortlist_union": _union,
         "draft_head": _draft_head,
     }
-    before = {name: getattr(ops, name) for name in stand_ins}
-    try:
-        for name, function in stand_ins.items():
-            setattr(ops, name, _device_op(name, function))
+    with replaced({(ops, name): _device_op(name, op) for name, op in stand_ins.items()}):
         yield
-    finally:
-        for name, function in before.items():
-            setattr(ops, name, function)
