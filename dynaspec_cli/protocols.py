@@ -172,8 +172,11 @@ class Shortlist(Protocol):
         """bool [m]: is a token in the selection (for the coverage statistic)."""
         ...
 
-    def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
-        """Learn from a verification: the tree, the target's output and the accepted rows."""
+    def observe(
+        self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
+    ) -> None:
+        """Learn from a verification: the tree, the target's output, the accepted rows and the
+        tokens that it settled (accepted ones, then the bonus token; int64 [m] on the host)."""
         ...
 
 

@@ -157,7 +157,7 @@ def decode(
             features = output.features[verdict.path]
             covered = draft.covered(tokens)
             with clock("router"):
-                draft.parts.shortlist.observe(draft.shortlist, tree, output, verdict.path)
+                draft.parts.shortlist.observe(draft.shortlist, tree, output, verdict.path, tokens)
         yield Emission(
             tokens.tolist(),
             StepStats(

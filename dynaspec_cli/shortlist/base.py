@@ -113,7 +113,9 @@ class BlockShortlist:
         """bool [m]: is a token (int64 [m]) in the selection."""
         return in_blocks(self.head.rows_of(token_ids), selection.blocks)
 
-    def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
+    def observe(
+        self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
+    ) -> None:
         """Update the running mass from the accepted path; ends the draft round."""
         if self.mass == "running" and state.round:
             choices = output.argmax(path)

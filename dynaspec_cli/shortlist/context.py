@@ -37,6 +37,10 @@ class ContextTokens:
         """``rows`` on the host."""
         return self._view[: self._count]
 
+    def holds(self, rows: Tensor) -> Tensor:
+        """bool [m]: is a row (int64 [m] on the host, none negative) in the set."""
+        return torch.from_numpy(self._slot[rows.numpy()] >= 0)
+
     def add(self, token_ids: Tensor) -> None:
         """Mark ids int64 [m] as seen, later ones more recently; evicts the least recently seen
         beyond the capacity."""

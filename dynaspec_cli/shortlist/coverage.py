@@ -150,5 +150,6 @@ def _walk(
         verified = torch.arange(root, last)
         output: Any = WalkOutput(text.features[verified], top[verified])
         tree = DraftTree(tokens[root:last], torch.arange(-1, last - root - 1))
-        shortlist.observe(state, tree, output, torch.arange(last - root))
+        settled = tokens[root + 1 : last + 1]
+        shortlist.observe(state, tree, output, torch.arange(last - root), settled)
         root = last

@@ -5,13 +5,13 @@ One token budget a draft step, by draft position, holds
     head);
   * tokens of the context: prompt, the target's top tokens so far, drafted tokens (context.py);
   * whole token clusters by the router's score, the maximum over the frontier's rows, until the
-    budget is full.
+    budget is full; only while the text brings new tokens (novelty.py).
 The paper has the clusters only; the split was tuned on held-out text (docs/shortlists.md).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -34,12 +34,18 @@ from dynaspec_cli.shortlist.nanospec import (
     observe_context,
     prefill_tokens,
 )
+from dynaspec_cli.shortlist.novelty import Novelty
 from dynaspec_cli.shortlist.overlap import SideStream
 from dynaspec_cli.shortlist.router import Router
 
 PREFILL_POSITIONS = 16
 """As for nanospec, but few: one pass over the head serves them all, and more gained little
 (docs/shortlists.md)."""
+
+
+ROUTED_FROM = 0.1
+"""Clusters are asked for while this share of the latest tokens is new, or more: what a router's
+time is worth (docs/shortlists.md)."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +71,20 @@ class Split:
 
 
 @dataclass
+class RoutedState(ContextState):
+    """``novelty``: of the text so far, seen from core and context."""
+
+    novelty: Novelty = field(default_factory=Novelty)
+
+
+@dataclass
 class PendingSelection(Selection):
-    """A selection whose rows are chosen in the call that scores them. ``scores`` float32 [n, M] of
-    the clusters, None until a router that reads the drafter's output has run."""
+    """A selection whose rows are chosen in the call that scores them. ``routed``: with clusters;
+    ``scores`` float32 [n, M] of these, None until a router that reads the drafter's output has
+    run."""
 
     budget: int = 0
+    routed: bool = False
     scores: Tensor | None = None
     done: bool = False
 
@@ -77,7 +92,8 @@ class PendingSelection(Selection):
 class DynaSpecShortlist(BlockShortlist):
     """``head`` in the order of ``cluster_order``; ``offsets`` int32 [M+1] its clusters' borders;
     ``budgets`` tokens by draft position; ``core`` rows always in; ``context_cap`` context tokens at
-    most. ``size``: the mean of the budgets."""
+    most. ``size``: the mean of the budgets. ``routed_from``: the share of new tokens from which on
+    clusters are asked for; 0: always."""
 
     name = "dynaspec"
 
@@ -93,6 +109,7 @@ class DynaSpecShortlist(BlockShortlist):
         mass: str = "none",
         prefill_positions: int = PREFILL_POSITIONS,
         size: int | None = None,
+        routed_from: float = ROUTED_FROM,
     ) -> None:
         super().__init__(head, budgets[0] if size is None else size, mass)
         self.router = router
@@ -102,23 +119,26 @@ class DynaSpecShortlist(BlockShortlist):
         self.core = max(1, min(core, budgets[-1]))
         self.context_cap = min(context_cap, budgets[-1] - self.core)
         self.prefill_positions = prefill_positions
+        self.routed_from = routed_from
+        self._row_of = head.rows_of(torch.arange(head.vocab_size)).cpu()
         self._embed = target.embed
         self._beside = SideStream(head.device)
         self._no_scores = torch.empty((0, 0), dtype=torch.float32, device=head.device)
         self._no_blocks = torch.empty((0, 2), dtype=torch.int32, device=head.device)
 
-    def begin(self, prompt: Tensor, prefill: TargetOutput) -> ContextState:
+    def begin(self, prompt: Tensor, prefill: TargetOutput) -> RoutedState:
         context = ContextTokens(self.head, self.context_cap)
         if self.context_cap:
             context.add(prompt)
             context.add(prefill_tokens(prefill, self.prefill_positions))
-        return ContextState(MassEstimate(self.mass), context=context)
+        return RoutedState(MassEstimate(self.mass), context=context)
 
     def select(self, state: Any, query: ShortlistQuery) -> Selection:
         """Runs an early router; the rows themselves are chosen by the op that scores them."""
         budget = self.budgets[min(query.depth, len(self.budgets)) - 1]
-        pending = PendingSelection(self._no_blocks, 0, query.depth, budget)
-        if self.router is not None and self.router.early:
+        routed = self.router is not None and state.novelty.share >= self.routed_from
+        pending = PendingSelection(self._no_blocks, 0, query.depth, budget, routed)
+        if routed and self.router is not None and self.router.early:
             pending.scores = self._beside.run(self._early_scores, query.features, query.tokens)
         return pending
 
@@ -156,8 +176,13 @@ class DynaSpecShortlist(BlockShortlist):
             self._choose(state, selection, self._scores(selection, None))
         return super().contains(state, selection, token_ids)
 
-    def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
-        super().observe(state, tree, output, path)
+    def observe(
+        self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
+    ) -> None:
+        super().observe(state, tree, output, path, settled)
+        rows = self._row_of[settled]
+        for at_hand in ((rows < self.core) | state.context.holds(rows)).tolist():
+            state.novelty.observe(not at_hand)
         if self.context_cap:
             observe_context(state.context, tree, output, path)
 
@@ -167,7 +192,7 @@ class DynaSpecShortlist(BlockShortlist):
 
     def _scores(self, selection: PendingSelection, hidden: Tensor | None) -> Tensor:
         """Scores of the clusters: an early router's are there, a late one needs ``hidden``."""
-        if self.router is None:
+        if self.router is None or not selection.routed:
             return self._no_scores
         if self.router.early:
             assert selection.scores is not None

@@ -99,7 +99,9 @@ class NanoSpecShortlist(BlockShortlist):
         blocks, size = state.cached
         return Selection(blocks, size, query.depth)
 
-    def observe(self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor) -> None:
-        super().observe(state, tree, output, path)
+    def observe(
+        self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
+    ) -> None:
+        super().observe(state, tree, output, path, settled)
         observe_context(state.context, tree, output, path)
         state.cached = None

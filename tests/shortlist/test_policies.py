@@ -37,9 +37,9 @@ def drive(shortlist, target, seed, rounds=6, width=3, depth=4, visit=None):
             if visit is not None:
                 visit(state, selection, hidden, output)
         tree = random_tree(v, 5, g)
-        shortlist.observe(
-            state, tree, target.output(torch.randn(6, d, generator=g)), torch.tensor([0, 1])
-        )
+        output = target.output(torch.randn(6, d, generator=g))
+        settled = torch.randint(0, v, (2,), generator=g)
+        shortlist.observe(state, tree, output, torch.tensor([0, 1]), settled)
     return seen
 
 
@@ -112,9 +112,8 @@ def test_interleaved_requests_do_not_mix(policy):
     a = shortlist.begin(torch.tensor([1, 2]), target.output(features))
     b = shortlist.begin(torch.tensor([3, 4]), target.output(features))
     before = sorted(b.context.rows().tolist())
-    shortlist.observe(
-        a, random_tree(97, 9, g), target.output(torch.randn(10, 8, generator=g)), torch.tensor([0])
-    )
+    output = target.output(torch.randn(10, 8, generator=g))
+    shortlist.observe(a, random_tree(97, 9, g), output, torch.tensor([0]), torch.tensor([5]))
     assert sorted(b.context.rows().tolist()) == before
 
 

@@ -1,0 +1,27 @@
+"""How much of the text is new: the share of its latest tokens that were at hand without a router.
+
+Clusters are worth their time only where the target says what neither the frequent tokens nor the
+context hold. Measured on the default model: a router costs a step 2 to 3 % of its time, and every
+percent of such tokens that it finds is worth about as much.
+"""
+
+from __future__ import annotations
+
+WINDOW = 64
+"""Tokens that the share looks back on, about."""
+PRIOR = 0.25
+PRIOR_TOKENS = 8
+"""A text begins as if so many tokens had been seen, ``PRIOR`` of them new."""
+
+
+class Novelty:
+    """Running share of new tokens of one request: a mean over the first ``WINDOW`` tokens, then one
+    that forgets."""
+
+    def __init__(self) -> None:
+        self.share = PRIOR
+        self._seen = PRIOR_TOKENS
+
+    def observe(self, new: bool) -> None:
+        self._seen = min(self._seen + 1, WINDOW)
+        self.share += (float(new) - self.share) / self._seen
