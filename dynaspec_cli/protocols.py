@@ -129,6 +129,9 @@ class DraftHeadOutput:
 
     Where the whole distribution was asked for: ``log_probs`` float32 [w, S], the log-softmax over
     the shortlist (no mass added), and ``all_ids`` int64 [S], the distinct token id of each column.
+
+    ``shared``: the frontier's tokens had a say in which tokens were scored, so what was drawn on
+    one branch shows in the distributions of the others.
     """
 
     log_q: Tensor
@@ -136,6 +139,7 @@ class DraftHeadOutput:
     size: int
     log_probs: Tensor | None = None
     all_ids: Tensor | None = None
+    shared: bool = True
 
 
 class Shortlist(Protocol):

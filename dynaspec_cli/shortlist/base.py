@@ -17,11 +17,13 @@ from dynaspec_cli.shortlist.mass import MassEstimate
 @dataclass
 class Selection:
     """Rows to score for one frontier: ``blocks`` int32 [b, 2] ascending and disjoint, ``size`` rows
-    in all, ``depth`` of the nodes they propose."""
+    in all, ``depth`` of the nodes they propose. ``shared``: the frontier was asked which rows
+    (``DraftHeadOutput``)."""
 
     blocks: Tensor
     size: int
     depth: int
+    shared: bool = True
 
 
 @dataclass
@@ -84,14 +86,20 @@ class BlockShortlist:
         log_mass = self.log_mass(state, selection)
         if not whole:
             log_q, ids = self._topk(state, selection, hidden, k, temperature)
-            return DraftHeadOutput(log_q + log_mass if log_mass else log_q, ids, selection.size)
+            log_q = log_q + log_mass if log_mass else log_q
+            return DraftHeadOutput(log_q, ids, selection.size, shared=selection.shared)
         self._settle(state, selection, hidden)
         log_probs, all_ids, _ = self.head.log_probs(
             hidden, selection.blocks, selection.size, temperature
         )
         log_q, columns = torch.topk(log_probs, min(k, log_probs.shape[1]), dim=-1)
         return DraftHeadOutput(
-            log_q + log_mass, all_ids[columns], selection.size, log_probs, all_ids
+            log_q + log_mass,
+            all_ids[columns],
+            selection.size,
+            log_probs,
+            all_ids,
+            selection.shared,
         )
 
     def _settle(self, state: Any, selection: Any, hidden: Tensor) -> None:

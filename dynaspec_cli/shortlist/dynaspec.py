@@ -79,12 +79,11 @@ class RoutedState(ContextState):
 
 @dataclass
 class PendingSelection(Selection):
-    """A selection whose rows are chosen in the call that scores them. ``routed``: with clusters;
-    ``scores`` float32 [n, M] of these, None until a router that reads the drafter's output has
-    run."""
+    """A selection whose rows are chosen in the call that scores them. ``shared``: with clusters, by
+    ``scores`` float32 [n, M], None until a router that reads the drafter's output has run; without,
+    it is the request's core and context."""
 
     budget: int = 0
-    routed: bool = False
     scores: Tensor | None = None
     done: bool = False
 
@@ -137,7 +136,7 @@ class DynaSpecShortlist(BlockShortlist):
         """Runs an early router; the rows themselves are chosen by the op that scores them."""
         budget = self.budgets[min(query.depth, len(self.budgets)) - 1]
         routed = self.router is not None and state.novelty.share >= self.routed_from
-        pending = PendingSelection(self._no_blocks, 0, query.depth, budget, routed)
+        pending = PendingSelection(self._no_blocks, 0, query.depth, routed, budget)
         if routed and self.router is not None and self.router.early:
             pending.scores = self._beside.run(self._early_scores, query.features, query.tokens)
         return pending
@@ -192,7 +191,7 @@ class DynaSpecShortlist(BlockShortlist):
 
     def _scores(self, selection: PendingSelection, hidden: Tensor | None) -> Tensor:
         """Scores of the clusters: an early router's are there, a late one needs ``hidden``."""
-        if self.router is None or not selection.routed:
+        if self.router is None or not selection.shared:
             return self._no_scores
         if self.router.early:
             assert selection.scores is not None

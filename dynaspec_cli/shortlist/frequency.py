@@ -38,4 +38,4 @@ class FrequencyShortlist(BlockShortlist):
 
     def select(self, state: Any, query: ShortlistQuery) -> Selection:
         blocks, size = self._choices[min(query.depth, len(self._choices)) - 1]
-        return Selection(blocks, size, query.depth)
+        return Selection(blocks, size, query.depth, shared=False)

@@ -21,4 +21,4 @@ class FullShortlist(BlockShortlist):
         self._blocks = torch.tensor([[0, head.num_rows]], dtype=torch.int32, device=head.device)
 
     def select(self, state: Any, query: ShortlistQuery) -> Selection:
-        return Selection(self._blocks, self.head.num_rows, query.depth)
+        return Selection(self._blocks, self.head.num_rows, query.depth, shared=False)

@@ -97,7 +97,7 @@ class NanoSpecShortlist(BlockShortlist):
             blocks = row_blocks(state.context.host_rows())
             state.cached = (blocks.to(self.head.device), len(state.context))
         blocks, size = state.cached
-        return Selection(blocks, size, query.depth)
+        return Selection(blocks, size, query.depth, shared=False)
 
     def observe(
         self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor

@@ -76,7 +76,8 @@ class DySpecGreedy(_DySpec):
 
 class DySpecSampled(_DySpec):
     """For a sampling target: children are drawn without replacement, and the ``size`` most valuable
-    slots are kept.
+    slots are kept; of a level's, where a shortlist is shared by its frontier
+    (``SampledTree.offer_level``).
 
     Whether a slot is filled never depends on the token drawn for it, only on what was drawn before:
     a slot that its token could have displaced lies below it or after it, and is worth less. This
@@ -94,6 +95,7 @@ class DySpecSampled(_DySpec):
 
     def grow(self, state: SampledTree, candidates: DraftHeadOutput) -> Frontier | None:
         state.take(candidates)
+        state.shared |= candidates.shared
         drawn = self.drawing.draw(candidates, self.width, replacement=False)
         bound = state.bound(self.size)
         slots, values = [], []
@@ -113,8 +115,9 @@ class DySpecSampled(_DySpec):
                 values.append((-value, node))
                 left = max(left - mass * chance, 0.0)
             state.drafts[parent] = (drawn, i, pairs)
-        state.offer(slots, self.size)
-        return self._next(state, values)
+        state.offer_level(slots, self.size)
+        full = state.shared and len(state.best) >= self.size
+        return None if full else self._next(state, values)
 
     def finish(self, state: SampledTree) -> DraftTree:
         return state.finished(state.chosen(), replacement=False)

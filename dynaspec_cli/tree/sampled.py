@@ -34,9 +34,24 @@ class Drawn:
 @dataclass
 class SampledTree(GrowingTree):
     """A growing tree whose children were drawn: per expanded node its level's draws, its row there,
-    and (column, node) of each draw that is a candidate, in draw order."""
+    and (column, node) of each draw that is a candidate, in draw order. ``shared``: some level's
+    candidates were (``DraftHeadOutput.shared``)."""
 
     drafts: dict[int, tuple[Drawn, int, list[tuple[int, int]]]] = field(default_factory=dict)
+    shared: bool = False
+
+    def offer_level(self, slots: list[tuple[float, int]], size: int) -> None:
+        """Let a level's (-priority, node) slots compete for the best ``size``.
+
+        Where a level's distributions show what was drawn on other branches, its priorities do too,
+        and a token drawn earlier could decide whether its own slot is displaced. Then slots
+        compete within their level, for the room that the levels above have left.
+        """
+        if self.shared:
+            self.best.extend(sorted(slots)[: size - len(self.best)])
+            self.best.sort()
+        else:
+            self.offer(slots, size)
 
     def finished(self, nodes: Sequence[int], replacement: bool) -> DraftTree:
         """The tree of ``nodes`` (ascending) with the distributions that verification needs."""

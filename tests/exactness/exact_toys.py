@@ -89,15 +89,19 @@ def outcomes(experiment: Callable[[Script], Any]) -> Iterator[tuple[Any, float]]
 class ToyModel:
     """Target and drafter over ``vocab`` tokens; all logits float64, fixed by (seed, context).
     ``shortlist``: tokens that a frontier may draft, a function of the depth and of *all* its
-    contexts; it varies and often misses the target's token."""
+    contexts; it varies and often misses the target's token. With ``shared`` False it is a function
+    of the depth alone."""
 
-    def __init__(self, vocab: int, shortlist_size: int, seed: int = 0, spread: float = 1.5) -> None:
-        self.vocab, self.shortlist_size, self.seed, self.spread = (
-            vocab,
-            shortlist_size,
-            seed,
-            spread,
-        )
+    def __init__(
+        self,
+        vocab: int,
+        shortlist_size: int,
+        seed: int = 0,
+        spread: float = 1.5,
+        shared: bool = True,
+    ) -> None:
+        self.vocab, self.shortlist_size, self.seed = vocab, shortlist_size, seed
+        self.spread, self.shared = spread, shared
         self.memo: dict[Any, Tensor] = {}
 
     def _normal(self, *key: Any) -> Tensor:
@@ -119,7 +123,7 @@ class ToyModel:
         return 0.5 * self._normal(0, context) + 0.7 * self._normal(1, context)
 
     def shortlist(self, contexts: list[Context]) -> Tensor:
-        noise = self._normal(2, tuple(contexts))
+        noise = self._normal(2, tuple(contexts) if self.shared else len(contexts[0]))
         return torch.sort(torch.topk(noise, self.shortlist_size).indices).values
 
     def candidates(self, contexts: list[Context], width: int) -> DraftHeadOutput:
@@ -130,7 +134,7 @@ class ToyModel:
         best = torch.topk(log_probs, min(width, ids.numel()))
         log_mass = math.log(0.9)
         return DraftHeadOutput(
-            best.values + log_mass, ids[best.indices], ids.numel(), log_probs, ids
+            best.values + log_mass, ids[best.indices], ids.numel(), log_probs, ids, self.shared
         )
 
 

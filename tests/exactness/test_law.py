@@ -138,6 +138,22 @@ def test_drafts_may_depend_on_rejected_drafts(tree: str) -> None:
     assert distance(law, target_law(model, (0,), sampling, 2)) < EXACT
 
 
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("seed", [5, 6, 7])
+def test_a_tree_that_is_full(seed: int, shared: bool) -> None:
+    """More slots than places. A token drawn at the root is in the frontier, so a shortlist that
+    asks the frontier shows it to the other branches, and with it what their slots are worth."""
+    model = ToyModel(vocab=4, shortlist_size=3, seed=seed, shared=shared)
+    config = TreeConfig("dyspec", size=3, depth=2, width=2, threshold=0.05)
+
+    def make(script: Script) -> TreePolicy:
+        return create_tree(config, SamplingConfig(temperature=1.0), TreeOptions(), script)
+
+    sampling = SamplingConfig(temperature=1.0)
+    law = emitted_law(model, make, (0,), sampling, 2)
+    assert distance(law, target_law(model, (0,), sampling, 2)) < 1e-12
+
+
 @pytest.mark.parametrize("tree", SAMPLING_TREES)
 def test_toys_exercise_acceptance_rejection_and_misses(tree: str) -> None:
     """The enumeration would prove nothing if drafts were always or never accepted."""

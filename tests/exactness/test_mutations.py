@@ -185,3 +185,16 @@ def test_acceptance_test_sharing_the_drafts_randomness() -> None:
         kept = token if u < p[token] / q[token] else 1
         emitted[kept] += 1 / steps
     assert abs(emitted[0] - p[0]) > 0.1
+
+
+def test_slots_displaced_by_what_a_shared_shortlist_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slots of all levels compete for the places, though the frontier's tokens chose the shortlist:
+    a drawn token can raise a slot of another branch above its own."""
+    assert law_error("dyspec", vocab=4) < 1e-12
+    original = ToyModel.candidates
+
+    def wrong(self, contexts, width):
+        return dataclasses.replace(original(self, contexts, width), shared=False)
+
+    monkeypatch.setattr(ToyModel, "candidates", wrong)
+    assert law_error("dyspec", vocab=4) > VISIBLE

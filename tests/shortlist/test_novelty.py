@@ -47,13 +47,13 @@ def test_clusters_go_when_nothing_is_new_and_come_back(router):
     g = torch.Generator().manual_seed(3)
     state = shortlist.begin(torch.tensor([7, 9]), target.output(torch.randn(2, 8, generator=g)))
     core = int(shortlist.head.row_ids[0])
-    assert choose(shortlist, state, target, g).routed
+    assert choose(shortlist, state, target, g).shared
     for _ in range(WINDOW):
         settle(shortlist, state, target, g, torch.tensor([core, core]))
     for depth in (1, 2, 3):
         selection = choose(shortlist, state, target, g, depth)
         held = torch.cat([torch.arange(shortlist.core), state.context.rows().long()]).unique()
-        assert not selection.routed
+        assert not selection.shared
         assert selection.size == held.numel()
         assert in_blocks(held, selection.blocks).all()
     for _ in range(WINDOW):
@@ -61,7 +61,7 @@ def test_clusters_go_when_nothing_is_new_and_come_back(router):
         new = rows[(rows >= shortlist.core) & ~state.context.holds(rows)][:1]
         settle(shortlist, state, target, g, shortlist.head.row_ids[new].long())
     selection = choose(shortlist, state, target, g)
-    assert selection.routed
+    assert selection.shared
     assert selection.size > shortlist.core + len(state.context)
 
 
@@ -84,4 +84,4 @@ def test_without_a_limit_clusters_are_always_asked_for():
     core = int(shortlist.head.row_ids[0])
     for _ in range(WINDOW):
         settle(shortlist, state, target, g, torch.tensor([core]))
-    assert choose(shortlist, state, target, g).routed
+    assert choose(shortlist, state, target, g).shared

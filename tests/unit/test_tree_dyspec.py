@@ -72,7 +72,12 @@ def grow(policy: TreePolicy, law: Law, source: InOrder | None = None) -> tuple[D
         frontier = policy.grow(
             state,
             DraftHeadOutput(
-                best.values.log(), best.indices, law.vocab, d.log(), torch.arange(law.vocab)
+                best.values.log(),
+                best.indices,
+                law.vocab,
+                d.log(),
+                torch.arange(law.vocab),
+                shared=False,
             ),
         )
         if frontier is None:
