@@ -107,7 +107,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "dtype": str(engine.target.dtype).removeprefix("torch."),
         "device": str(engine.target.device),
         "threads": torch.get_num_threads(),
-        "kernels": ops.backend(),
+        "kernels": ops.backend(engine.target.device),
         "target_kernels": getattr(engine.target, "kernels", "transformers"),
         "drafter_trained_tokens": None if drafter is None else drafter.config.trained_tokens,
     }

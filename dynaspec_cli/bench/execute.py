@@ -129,13 +129,18 @@ def execute(
         check_exact=options.check_exact,
     )
     interrupted = False
+    failure: DynaSpecError | None = None
     runner = Runner(plan, lab.methods, prompt_format, lab.codec, store, lab.reference, progress)
     try:
         runner.run()
     except KeyboardInterrupt:
         interrupted = True
+    except DynaSpecError as error:
+        if not store.samples:
+            raise
+        failure = error  # hours of finished prompts are worth a summary all the same
     settings |= {
-        "state": "interrupted" if interrupted else "complete",
+        "state": "interrupted" if interrupted or failure else "complete",
         "wall_s": round(time.perf_counter() - begun, 1),
     }
     summary = summarize(
@@ -151,6 +156,8 @@ def execute(
         _write_provenance(options, lab, settings)
         if store.samples:
             write_reports(options.out, summary)
+    if failure is not None:
+        raise failure
     return Outcome(summary, interrupted)
 
 

@@ -16,14 +16,16 @@ from dynaspec_cli.bench.engine_method import (
 from dynaspec_cli.bench.execute import Lab
 from dynaspec_cli.bench.method import Method
 from dynaspec_cli.bench.peers import PeerSetting, TransformersModel, make_peer
-from dynaspec_cli.bench.provenance import folder_hashes
+from dynaspec_cli.bench.provenance import file_hashes, folder_hashes
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.load import load_drafter
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.shortlist import factory
+from dynaspec_cli.shortlist.registry import NAMES
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import resolve_model
+from dynaspec_cli.training.trainer import CHECKPOINT
 
 PEER_CONTEXT = 8192
 """Tokens that llama.cpp keeps room for, at most the model's own limit."""
@@ -100,8 +102,13 @@ def _artifacts(
         found |= folder_hashes(folder)
     lists = [s.shortlist or "" for s in specs]
     named = [*drafters, *(text.partition("=")[2] or text for text in lists)]
-    for path in dict.fromkeys(Path(name).expanduser() for name in named if name):
-        if path.exists():
+    words = ("", "auto", "none", *NAMES)  # never a folder that happens to have such a name
+    for path in dict.fromkeys(Path(name).expanduser() for name in named if name not in words):
+        if path.is_dir():
+            # What is loaded; beside it a training run keeps its state and gigabytes of text.
+            files = (p for p in path.iterdir() if p.is_file() and p.name != CHECKPOINT)
+            found |= file_hashes(files, path.parent)
+        elif path.exists():
             found |= folder_hashes(path)
     gguf = resolve_model(model).gguf
     if isinstance(gguf, ChunkedFile):

@@ -119,6 +119,11 @@ def _exactness(arm: _Arm) -> dict[str, Any]:
     }
 
 
+def _reference(arm: _Arm) -> dict[str, Any]:
+    """``ar`` is what the others are compared with."""
+    return {"identical": len(arm.by_prompt), "ties": 0, "mismatches": 0, "mismatch_ids": []}
+
+
 def _merge_scripts(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     sums: dict[str, list[int]] = {}
     for sample in samples:
@@ -194,8 +199,8 @@ def _row(
             "num_draft_tokens": stats.num_draft_tokens(steps),
             "num_accepted_draft_tokens": stats.num_accepted_draft_tokens(steps),
         }
-    if checked and spec.kind != "ar":
-        row |= _exactness(arm)
+    if checked:
+        row |= _exactness(arm) if spec.kind != "ar" else _reference(arm)
     return row
 
 

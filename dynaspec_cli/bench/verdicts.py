@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynaspec_cli.bench.spec import parse_spec
+from dynaspec_cli.bench.spec import MethodSpec, parse_spec
+from dynaspec_cli.checkpoints.bundle import is_bundle
+from dynaspec_cli.shortlist.registry import NAMES
 
 Row = Mapping[str, Any]
 
@@ -120,15 +122,21 @@ def losses(summary: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _shortlist(spec: MethodSpec) -> str | None:
+    """The shortlist's name; of a bundle's folder by itself ``dynaspec``, for which it is made."""
+    name = None if spec.shortlist is None else spec.shortlist.partition("=")[0]
+    return "dynaspec" if name is not None and name not in NAMES and is_bundle(name) else name
+
+
 def _lost_to_rivals(rows: Sequence[Row]) -> list[tuple[str, str]]:
     """(what was lost, by how much) of the ``dynaspec`` arms of one task."""
     specs = [(parse_spec(row["method"]), row) for row in rows]
     found: list[tuple[str, str]] = []
     for spec, row in specs:
-        if spec.shortlist != "dynaspec":
+        if _shortlist(spec) != "dynaspec":
             continue
         for rival, other in specs:
-            if rival.shortlist in (None, "full", "dynaspec") or rival.family != spec.family:
+            if _shortlist(rival) in (None, "full", "dynaspec") or rival.family != spec.family:
                 continue
             mine, theirs = row["tokens_per_second"], other["tokens_per_second"]
             if theirs > mine > 0:

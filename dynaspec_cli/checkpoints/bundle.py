@@ -178,7 +178,7 @@ class ShortlistBundle:
 
         folder = Path(folder)
         visible = folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
-        if visible and not (folder / CONFIG_FILE).is_file():
+        if visible and not is_bundle(folder):
             raise DynaSpecError(f"{folder}: exists and is no bundle; choose an empty or new folder")
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))

@@ -122,6 +122,11 @@ def generate(
     )
     text = read_prompt(prompt, prompt_file)
     engine = load_engine(common, drafter)
+    if compare and engine.drafter is None:
+        raise DynaSpecError(
+            f"--compare: there is no drafter for {engine.target.name} to compare; "
+            "train one with dynaspec train-drafter, then --drafter FOLDER"
+        )
     ids = _encode(engine, text, chat, system)
     notices = []
     if shortlist is None and engine.drafter is not None:
@@ -190,11 +195,6 @@ def _compare(
     engine: Engine, ids: list[int], result: GenerationResult, config: GenerationConfig
 ) -> GenerationResult | None:
     """``result`` with its comparison; None after Ctrl-C."""
-    if engine.drafter is None:
-        raise DynaSpecError(
-            f"--compare: there is no drafter for {engine.target.name} to compare; "
-            "train one with dynaspec train-drafter, then --drafter FOLDER"
-        )
     try:
         compared = engine.compare(ids, result, config)
     except KeyboardInterrupt:

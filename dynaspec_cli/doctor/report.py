@@ -15,6 +15,7 @@ from dynaspec_cli.doctor.system import available_memory, system_facts
 from dynaspec_cli.engine.events import SCHEMA
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.shortlist.registry import DEFAULT, DEFAULT_SIZES
+from dynaspec_cli.target import gguf_cache
 from dynaspec_cli.target.load import choose_device, choose_dtype, model_folder
 from dynaspec_cli.target.resolve import resolve_model
 
@@ -51,11 +52,12 @@ def examine(
             raise
         return {**facts, "model": None, "memory": None, "head_share": None, "note": str(error)}
     facts["model"] = source.name
-    if source.gguf is not None and not measure:
+    ready = None if source.gguf is None else gguf_cache.found(source.gguf, kind, progress)
+    if source.gguf is not None and ready is None and not measure:
         dtype_name = facts["system"]["dtype"]
         facts["memory"] = memory.gguf_estimate(source, dtype_name, available_memory(str(place)))
         return {**facts, "head_share": None, "note": "not measured (--no-measure)"}
-    model_path = model_folder(source, kind, progress)
+    model_path = ready or model_folder(source, kind, progress)
     return {**facts, **_model_facts(model_path, model, facts, drafter, context, measure, progress)}
 
 
@@ -72,6 +74,7 @@ def _model_facts(
     from dynaspec_cli.drafters.load import packaged_drafter
 
     system = facts["system"]
+    available = available_memory(system["device"])  # before anything is loaded
 
     def needed(drafter_bytes: int) -> dict[str, Any]:
         return memory.estimate(
@@ -81,7 +84,7 @@ def _model_facts(
             tree_size=TreeConfig().size,
             drafter_bytes=drafter_bytes,
             reordered_head=drafter_bytes > 0,
-            available=available_memory(system["device"]),
+            available=available,
         )
 
     explicit = None if facts["drafter"] is None else Path(facts["drafter"]["folder"])
@@ -126,4 +129,6 @@ def _load(
 def _file_bytes(folder: Path | None) -> int:
     if folder is None:
         return 0
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    whole = folder / "model.safetensors"  # beside it a run keeps its optimiser's state
+    parts = [whole] if whole.is_file() else folder.glob("*.safetensors")
+    return sum(path.stat().st_size for path in parts)

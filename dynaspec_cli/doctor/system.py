@@ -107,6 +107,17 @@ def _cgroup(name: str) -> int | None:
         return None
 
 
+def _cgroup_used() -> int | None:
+    """Bytes in use but for pages of files, which the system gives back when they are wanted."""
+    used = _cgroup("memory.current")
+    try:
+        lines = Path("/sys/fs/cgroup/memory.stat").read_text(encoding="utf-8").splitlines()
+        idle = dict(line.split() for line in lines).get("inactive_file", "0")
+    except (OSError, ValueError):
+        return used
+    return None if used is None else max(0, used - int(idle))
+
+
 def memory_limit() -> int | None:
     """Bytes this process may use at most: the machine's memory or its container's limit."""
     known = [n for n in (_meminfo("MemTotal"), _cgroup("memory.max")) if n is not None]
@@ -117,7 +128,7 @@ def available_memory(device: str = "cpu") -> int | None:
     """Bytes that can be had now on a device; of the host, without swapping."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    free, limit, used = _meminfo("MemAvailable"), _cgroup("memory.max"), _cgroup("memory.current")
+    free, limit, used = _meminfo("MemAvailable"), _cgroup("memory.max"), _cgroup_used()
     if limit is not None and used is not None:
         return min(limit - used, free) if free is not None else limit - used
     return free

@@ -121,7 +121,10 @@ class Engine:
                 f"no drafter for {self.target.name}: plain autoregressive decoding; train one "
                 "with dynaspec train-drafter"
             )
+        building = time.perf_counter()
         speculation = self._speculation(config) if speculative else None
+        built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
+        begun += built_s
         detokenizer = IncrementalDetokenizer.for_tokenizer(self.tokenizer, ids, config.stop)
         source = GeneratorSource(config.sampling.seed)
         emissions = decode(
@@ -171,7 +174,7 @@ class Engine:
                 speculative=speculation is not None,
                 time_to_first_token_s=first_s,
                 decode_s=decode_s,
-                load_s=self.load_s,
+                load_s=self.load_s + built_s,
                 settings=self.settings(config, speculation),
             )
         )

@@ -50,19 +50,10 @@ def converted(
     Raises ``DynaSpecError`` for a damaged file, one that ``transformers`` cannot read, and a disk
     without room.
     """
-    if isinstance(source, ChunkedFile):
-        digest = source.sha256
-    else:
-        digest = source_hash(
-            source, lambda share: progress(LoadProgress("hashing the file", share))
-        )
-    label = str(dtype).removeprefix("torch.")
-    root = cache_root() / "models"
-    version = FLOAT16_VERSION if dtype == torch.float16 else CONVERTER_VERSION
-    key = f"{digest[:24]}-{label}-v{version}"
-    folder = root / key
+    folder, digest = _place(source, dtype, progress)
     if read_manifest(folder) is not None:
         return folder
+    root, key, label = folder.parent, folder.name, str(dtype).removeprefix("torch.")
     make_folder(root)
     with _lock(root / f"{key}.lock", progress):
         if read_manifest(folder) is not None:
@@ -70,6 +61,29 @@ def converted(
         _remove_leftovers(root, key)
         _build(source, folder, name, dtype, {"source_sha256": digest, "dtype": label}, progress)
     return folder
+
+
+def found(
+    source: Path | ChunkedFile, dtype: torch.dtype, progress: ProgressCallback
+) -> Path | None:
+    """The model folder of a GGUF file, if it was converted before."""
+    folder, _ = _place(source, dtype, progress)
+    return None if read_manifest(folder) is None else folder
+
+
+def _place(
+    source: Path | ChunkedFile, dtype: torch.dtype, progress: ProgressCallback
+) -> tuple[Path, str]:
+    """(where its conversion lies or will lie, the file's hash)."""
+    if isinstance(source, ChunkedFile):
+        digest = source.sha256
+    else:
+        digest = source_hash(
+            source, lambda share: progress(LoadProgress("hashing the file", share))
+        )
+    label = str(dtype).removeprefix("torch.")
+    version = FLOAT16_VERSION if dtype == torch.float16 else CONVERTER_VERSION
+    return cache_root() / "models" / f"{digest[:24]}-{label}-v{version}", digest
 
 
 def known_head_hash(folder: Path) -> str | None:

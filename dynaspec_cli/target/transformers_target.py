@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,7 +74,7 @@ class TransformersTarget:
             raise DynaSpecError(
                 f"{self._unsupported()} (it has no position limit, as ALiBi models)"
             )
-        self.max_context = int(context)
+        self.max_context = int(min(int(context), _one_rotation(config)))
         implementation = getattr(config, "_attn_implementation", "eager")
         self._additive = None if implementation == "sdpa" else self.dtype
         self._head = LMHead(
@@ -150,7 +151,9 @@ class TransformersTarget:
             state,
             tree.tokens.to(self.device),
             mask.to(self.device),
-            depth.to(self.device) + state.length,
+            # Nodes beyond the context's end are never accepted, but a position there would change
+            # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
+            (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
         )
         return HeadOutput(features, hidden, self._head)
 
@@ -212,3 +215,16 @@ def _logit_transform(config: Any) -> tuple[float, float | None]:
     multiplier *= float(getattr(config, "logit_scale", None) or 1.0)
     softcap = getattr(config, "final_logit_softcapping", None)
     return multiplier, None if softcap is None else float(softcap)
+
+
+def _one_rotation(config: Any) -> float:
+    """Tokens up to which every pass rotates positions alike. "longrope" picks its frequencies by
+    the longest position of a pass, so keys that a shorter pass cached would not fit beyond its
+    original context; transformers itself computes such a text anew there."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [entry for entry in parameters.values() if isinstance(entry, dict)]
+    for entry in nested or [parameters]:
+        if entry.get("rope_type") == "longrope":
+            own = getattr(config, "original_max_position_embeddings", None)
+            return float(entry.get("original_max_position_embeddings") or own or math.inf)
+    return math.inf

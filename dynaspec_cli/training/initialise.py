@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.drafters.config import DrafterConfig
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.training.model import DrafterModule
 
 NEXT_TOKEN_GAIN = 0.3
@@ -23,6 +23,11 @@ def drafter_config(target: Any, num_layers: int, feature_scale: float) -> Drafte
     four that are supported.
     """
     config = target.model.config.get_text_config()
+    if num_layers > len(_layers(target)):
+        raise UsageError(
+            f"--layers: expected at most the {len(_layers(target))} of {target.name}, which they "
+            f"are copies of, got {num_layers}"
+        )
     layer = _layers(target)[-1]
     attention, mlp = layer.self_attn, layer.mlp
     for owner, name in (

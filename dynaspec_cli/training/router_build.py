@@ -19,11 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynaspec_cli.checkpoints.bundle import BundleConfig, ShortlistBundle
+from dynaspec_cli.checkpoints.bundle import BundleConfig, ShortlistBundle, is_bundle
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter
 from dynaspec_cli.shortlist.clusters import TokenClusters, build_clusters
 from dynaspec_cli.shortlist.dynaspec import Split
+from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.training.corpus import read_corpus
 from dynaspec_cli.training.router import RouterTraining, train_router
 from dynaspec_cli.training.router_data import (
@@ -129,7 +130,9 @@ def build(
     maker = ShardMaker(teacher, corpus.texts, corpus.groups, shard_config, work.folder / "shards")
     frequency = _first(specials, _ranked(maker.counts, torch.arange(target.vocab_size)))
     needs_text = config.method in ("dynaspec", "vocabtrim")
-    count = _shards(config, maker, progress) if needs_text else 0
+    if needs_text:
+        maker.claim()
+    count = _shards(config, work, maker, progress) if needs_text else 0
     generated = _first(specials, _generated(maker, count, frequency)) if count else None
     clusters, router, router_kind = None, None, "none"
     facts: dict[str, Any] = {
@@ -181,11 +184,10 @@ class _Work:
         if out.exists() and not out.is_dir():
             raise DynaSpecError(f"--out {out}: exists and is no folder")
         self.folder = out / WORK_FOLDER
-        if out.is_dir() and any(out.iterdir()) and not config.resume:
-            raise DynaSpecError(
-                f"--out {out}: not empty; give --resume to go on with the build there, or another "
-                "folder"
-            )
+        ours = self.folder.is_dir() or is_bundle(out)
+        if out.is_dir() and any(out.iterdir()) and not (ours and config.resume):
+            way = "--resume to go on with the build there, or " if ours else ""
+            raise DynaSpecError(f"--out {out}: not empty; give {way}an empty or new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         key = {"head": head_hash, "corpus": list(config.corpus), "seed": config.seed}
         key["tokens"] = config.shard_tokens
@@ -196,6 +198,11 @@ class _Work:
                 "another --out"
             )
         stamp.write_text(json.dumps(key), encoding="utf-8")
+
+    @property
+    def shards_done(self) -> Path:
+        """How many shards the time was enough for, once that is known."""
+        return self.folder / "shards.txt"
 
     def file(self, name: str, **depends: Any) -> Path:
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:12]
@@ -255,8 +262,11 @@ def _first(specials: Sequence[int], order: Tensor) -> Tensor:
     return torch.cat([front, order[~torch.isin(order, front)]])
 
 
-def _shards(config: BuildConfig, maker: ShardMaker, progress: Progress) -> int:
-    """Make shards until the share of the time is used; returns how many there are."""
+def _shards(config: BuildConfig, work: _Work, maker: ShardMaker, progress: Progress) -> int:
+    """Make shards until the share of the time is used; returns how many there are. A build that is
+    resumed takes as many as before: what comes after depends on them."""
+    if config.minutes is not None and work.shards_done.is_file():
+        return int(work.shards_done.read_text(encoding="utf-8"))
     begun = time.monotonic()
     wanted = config.shards if config.minutes is None else MAX_SHARDS
     for index in range(wanted):
@@ -267,7 +277,9 @@ def _shards(config: BuildConfig, maker: ShardMaker, progress: Progress) -> int:
         progress("text read and written by the target", min(1.0, share))
         # Odd shards are the written ones, and both kinds are needed.
         if share >= 1 and index >= 1:
-            return index + 1
+            wanted = index + 1
+            break
+    write_text(work.shards_done, str(wanted))
     return wanted
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 import time
 from collections.abc import Iterator
@@ -51,15 +52,19 @@ class TrainConfig:
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
 
     def __post_init__(self) -> None:
-        if (
-            self.steps < 1
-            or self.batch_tokens < 16
-            or self.unroll < 1
-            or self.window < 1
-            or self.save_every < 1
-            or self.passes <= 0
+        for option, value, least in (
+            ("--steps", self.steps, 1),
+            ("--batch-tokens", self.batch_tokens, 16),
+            ("--unroll", self.unroll, 1),
+            ("--save-every", self.save_every, 1),
+            ("window", self.window, 1),
         ):
-            raise UsageError(f"train-drafter: impossible settings: {self}")
+            if value < least:
+                raise UsageError(f"{option}: expected at least {least}, got {value}")
+        for option, rate in (("--passes", self.passes), ("--learning-rate", self.learning_rate)):
+            # 0 is what a digest of the settings has for a learning rate
+            if not (math.isfinite(rate) and rate >= 0) or (option == "--passes" and rate == 0):
+                raise UsageError(f"{option}: expected a number above 0, got {rate}")
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate of 1-based ``step``: linear warm-up, constant, then linear to ``floor``

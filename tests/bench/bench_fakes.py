@@ -128,13 +128,14 @@ class Cheat(FakeSpeculative):
 
 
 class KilledAt(FakeAr):
-    """Dies in its n-th call, as a killed process would."""
+    """Dies in its n-th call, as an interrupted process would, or of ``error``."""
 
-    def __init__(self, call: int):
+    def __init__(self, call: int, error: BaseException | None = None):
         super().__init__()
         self.call = call
+        self.error = KeyboardInterrupt() if error is None else error
 
     def run(self, prompt_ids: Sequence[int], max_new_tokens: int, seed: int) -> TurnTrace:
         if len(self.calls) == self.call:
-            raise KeyboardInterrupt
+            raise self.error
         return super().run(prompt_ids, max_new_tokens, seed)

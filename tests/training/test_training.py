@@ -235,6 +235,20 @@ def test_bad_input(tiny_model_dir, corpus, tmp_path):
         pass
     with pytest.raises(UsageError, match="holds a run already"):
         make_run(tiny_model_dir, corpus, tmp_path / "run", 2)
+    with pytest.raises(UsageError, match=r"holds a config\.json that is no run's"):
+        make_run(tiny_model_dir, corpus, tiny_model_dir, 2)
+    with pytest.raises(UsageError, match="is no folder"):
+        make_run(tiny_model_dir, corpus, corpus, 2)
+    with pytest.raises(UsageError, match=r"--layers: expected at most the \d+ of"):
+        next(train(make_run(tiny_model_dir, corpus, tmp_path / "deep", 2, layers=99)))
+    for changes, message in (
+        ({"steps": 0}, "--steps: expected at least 1, got 0"),
+        ({"batch_tokens": 8}, "--batch-tokens: expected at least 16, got 8"),
+        ({"passes": 0.0}, "--passes: expected a number above 0"),
+        ({"learning_rate": -1.0}, "--learning-rate: expected a number above 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            TrainConfig(**changes)
     other = make_run(
         tiny_model_dir,
         corpus,
