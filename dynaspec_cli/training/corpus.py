@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import importlib
+import itertools
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -128,6 +129,11 @@ def _from_json(line: str, default_group: str) -> CorpusText | None:
     return CorpusText(text, str(group))
 
 
+HUB_TEXTS = 200_000
+"""Texts taken of a hub dataset: some have more than a disk holds, and all are read before the
+training begins."""
+
+
 def _dataset(name: str) -> Iterator[CorpusText]:
     try:
         load_dataset = importlib.import_module("datasets").load_dataset
@@ -138,7 +144,7 @@ def _dataset(name: str) -> Iterator[CorpusText]:
         ) from error
     try:
         rows = load_dataset(name, split="train", streaming=True)
-        for row in rows:
+        for row in itertools.islice(rows, HUB_TEXTS):
             text = row.get("text")
             if isinstance(text, str) and text.strip():
                 yield CorpusText(text, str(row.get("task") or name))
