@@ -45,7 +45,8 @@ Examples:
     multiple=True,
     required=True,
     metavar="FILE",
-    help='Text: .txt, or .jsonl and .jsonl.gz with "text", or a hub dataset (200,000 texts of it). Repeatable.',
+    help='Text: .txt, or .jsonl and .jsonl.gz with "text", or a hub dataset (200,000 texts of it). '
+    "Repeatable.",
 )
 @click.option(
     "--shortlist-size",

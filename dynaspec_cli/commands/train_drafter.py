@@ -27,7 +27,8 @@ Examples:
     multiple=True,
     required=True,
     metavar="FILE",
-    help='Text (.txt), or JSON lines with "text" (.jsonl, .jsonl.gz), or a hub dataset (200,000 texts of it); repeatable',
+    help='Text (.txt), or JSON lines with "text" (.jsonl, .jsonl.gz), or a hub dataset '
+    "(200,000 texts of it); repeatable",
 )
 @click.option(
     "--prompts",
