@@ -3,8 +3,8 @@
 # the target writes after prompts like a user's (128 tokens each, four fifths greedy or cool, the rest at temperature 1).
 # CORPUS: JSON lines (.jsonl.gz) with "text" and "task"; prompts_from_texts.py lists the tasks and what it asks about each.
 # Stop it at any time and run it again: it goes on from its last checkpoint. START: a drafter to begin with. LR: peak learning
-# rate; the shipped drafter's last run, with START, took 5e-4.
-# On one core of two: 580 to 750 tokens a second to train on; on two, 300 to 450 to write.
+# rate; the shipped drafter's last runs, with START, took 5e-4.
+# On one core of two: 580 to 750 tokens a second to train on; on two, 1,300 to 1,700, and 300 to 450 to write.
 set -euo pipefail
 : "${CORPUS:?set CORPUS to one or more files, e.g. CORPUS='mix.00.jsonl.gz mix.01.jsonl.gz'}"
 out="${OUT:-default-drafter}"
