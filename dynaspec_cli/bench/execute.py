@@ -118,8 +118,10 @@ def execute(
     )
     settings = _settings(options, lab, prompt_format)
     store = _open_store(options, _identity(settings, lab.artifacts))
-    begun = time.perf_counter()
-    _write_provenance(options, lab, settings)
+    begun, kept = time.perf_counter(), len(store.samples)
+    settings |= _earlier(options)
+    if not settings["wall_s"]:
+        _write_provenance(options, lab, settings)
     plan = Plan(
         suites=options.suites,
         max_new_tokens=dict(options.max_new_tokens),
@@ -141,8 +143,10 @@ def execute(
         failure = error  # hours of finished prompts are worth a summary all the same
     settings |= {
         "state": "interrupted" if interrupted or failure else "complete",
-        "wall_s": round(time.perf_counter() - begun, 1),
     }
+    measured = len(store.samples) > kept
+    if measured:
+        settings["wall_s"] = round(settings["wall_s"] + time.perf_counter() - begun, 1)
     summary = summarize(
         store.samples,
         options.specs,
@@ -153,7 +157,8 @@ def execute(
     )
     if options.out is not None:
         write_atomic(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
-        _write_provenance(options, lab, settings)
+        if measured or not kept:  # else the reports are written anew of what was measured then
+            _write_provenance(options, lab, settings)
         if store.samples:
             write_reports(options.out, summary)
     if failure is not None:
@@ -204,13 +209,28 @@ _IDENTITY = (
     "model", "head_hash", "dtype", "device", "threads", "kernels", "methods", "suites",
     "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p", "min_p",
     "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed", "tree_depth",
-    "tree_width", "tree_size", "tree_threshold", "check_exact",
+    "tree_width", "tree_size", "tree_threshold", "check_exact", "warmup", "target_kernels", "cpu",
+    "versions", "commit",
 )  # fmt: skip
 """Settings that an earlier part of a run must share with a later one."""
 
 
 def _identity(settings: Mapping[str, Any], artifacts: Mapping[str, Any]) -> dict[str, Any]:
     return {key: settings.get(key) for key in _IDENTITY} | {"artifacts": dict(artifacts)}
+
+
+def _earlier(options: BenchOptions) -> dict[str, Any]:
+    """When the run began and the seconds that its earlier parts took."""
+    if options.out is None or not options.resume:
+        return {"wall_s": 0.0}
+    try:
+        record = json.loads((options.out / provenance.FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {"wall_s": 0.0}
+    before = record.get("settings", {})
+    return {"wall_s": float(before.get("wall_s") or 0.0)} | (
+        {"started": before["started"]} if "started" in before else {}
+    )
 
 
 def _open_store(options: BenchOptions, identity: Mapping[str, Any]) -> SampleStore:

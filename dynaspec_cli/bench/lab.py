@@ -88,7 +88,9 @@ def build_lab(
         codec=EngineCodec(engine),
         reference=EngineReference(engine),
         facts=engine_facts(engine),
-        artifacts=_artifacts(model, [drafter, *(s.drafter or "" for s in specs)], specs),
+        artifacts=_artifacts(
+            model, [drafter, assistant or "", *(s.drafter or "" for s in specs)], specs
+        ),
     )
 
 

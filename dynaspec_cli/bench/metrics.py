@@ -149,7 +149,6 @@ def _row(
 ) -> dict[str, Any]:
     speculative = spec.kind == "speculative"
     steps = arm.steps
-    prompts = max(len(arm.by_prompt), 1)
     tokens = sum(s.decode_tokens for s in arm.samples)
     speed, speed_ci = (None, None) if ar is None else _speed_ratio(arm, ar, seed)
     if spec.kind == "ar":
@@ -167,7 +166,8 @@ def _row(
         "speedup": speed,
         "speedup_ci95": speed_ci,
         "speedup_spec_bench": None if ar is None else _spec_bench_speedup(arm, ar),
-        "prefill_s_per_prompt": sum(s.prefill_s for s in arm.samples) / prompts,
+        "prefill_s_per_prompt": sum(s.prefill_s for s in arm.samples)
+        / max(len(arm.samples), 1),  # a sample a prompt and repeat
         "mean_acceptance_length": None if spec.kind == "peer" else 1.0,
         "recovery": recovered,
         "recovery_ci95": recovered_ci,

@@ -54,7 +54,11 @@ class TransformersModel:
 
     def get(self) -> Any:
         if self._model is None:
+            from transformers import GenerationConfig
+
             self._model = load_causal(self.folder(), self._setting)
+            # Its own settings (a repetition penalty, ...) would be mixed into every request.
+            self._model.generation_config = GenerationConfig()
         return self._model
 
 
@@ -133,6 +137,8 @@ class TransformersPeer:
 
             def __call__(self, input_ids: Any, scores: Any, **extra: Any) -> Any:
                 if self.at is None:
+                    if input_ids.is_cuda:  # our engine and the assisted forms wait here too
+                        torch.cuda.synchronize(input_ids.device)
                     self.at = time.perf_counter()
                     self.tokens = input_ids.shape[1] - len(prompt_ids)
                 return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
@@ -199,16 +205,23 @@ class LlamaCppPeer:
         self._model: Any = None
 
     def prepare(self) -> None:
-        from llama_cpp import Llama
+        from llama_cpp import Llama, llama_supports_gpu_offload
 
         if self._model is not None:
             return
+        on_gpu = self._setting.device.type == "cuda"
+        if on_gpu and not llama_supports_gpu_offload():
+            raise DynaSpecError(
+                "--method llama.cpp: this build of llama.cpp has no GPU support; build it with "
+                "CUDA, or measure with --device cpu"
+            )
         try:
             self._model = Llama(
                 str(gguf_path(self._source)),
                 n_ctx=self._setting.context,
                 n_threads=self._setting.threads,
                 n_threads_batch=self._setting.threads,
+                n_gpu_layers=-1 if on_gpu else 0,
                 verbose=False,
             )
         except (ValueError, RuntimeError) as error:

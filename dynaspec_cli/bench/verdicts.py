@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dynaspec_cli.bench.spec import MethodSpec, parse_spec
-from dynaspec_cli.checkpoints.bundle import is_bundle
+from dynaspec_cli.checkpoints.bundle import is_bundle, read_config
 from dynaspec_cli.shortlist.registry import NAMES
 
 Row = Mapping[str, Any]
@@ -123,9 +124,11 @@ def losses(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _shortlist(spec: MethodSpec) -> str | None:
-    """The shortlist's name; of a bundle's folder by itself ``dynaspec``, for which it is made."""
+    """The shortlist's name; of a bundle's folder by itself the method that it is made for."""
     name = None if spec.shortlist is None else spec.shortlist.partition("=")[0]
-    return "dynaspec" if name is not None and name not in NAMES and is_bundle(name) else name
+    if name is None or name in NAMES or not is_bundle(name):
+        return name
+    return read_config(Path(name)).method
 
 
 def _lost_to_rivals(rows: Sequence[Row]) -> list[tuple[str, str]]:

@@ -214,7 +214,7 @@ class ShortlistBundle:
         folder = Path(name)
         if not folder.is_dir():
             folder = _from_hub(str(name))
-        config = _read_config(folder)
+        config = read_config(folder)
         tensors = _read_tensors(folder / CLUSTERS_FILE)
         router = _read_tensors(folder / ROUTER_FILE) if (folder / ROUTER_FILE).is_file() else None
         parts = ("frequency", "generated", "cluster_tokens", "cluster_offsets")
@@ -249,7 +249,7 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
-def _read_config(folder: Path) -> BundleConfig:
+def read_config(folder: Path) -> BundleConfig:
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise DynaSpecError(f"{folder}: no {CONFIG_FILE}; expected a folder made by build-clusters")

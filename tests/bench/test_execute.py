@@ -420,8 +420,12 @@ def test_a_process_killed_by_signal_9_loses_at_most_the_prompt_in_flight(tmp_pat
 def test_resuming_a_finished_run_only_writes_the_reports_anew(tmp_path: Path) -> None:
     first = execute(options(out=tmp_path), honest())
     (tmp_path / "report.md").unlink()
+    record = (tmp_path / "provenance.json").read_bytes()
     again = honest()
     second = execute(options(out=tmp_path, resume=True), again)
     assert not again.methods[0].calls  # type: ignore[attr-defined]
     assert second.summary["rows"] == first.summary["rows"]
+    for key in ("started", "wall_s", "commit", "versions"):
+        assert second.summary["settings"][key] == first.summary["settings"][key]
+    assert (tmp_path / "provenance.json").read_bytes() == record
     assert (tmp_path / "report.md").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -115,6 +116,14 @@ def test_spec_bench_speedup_averages_questions_with_prefill(rows: dict) -> None:
     mine = (9 / 0.42 + 5 / 0.18) / 2
     plain = (9 / 0.9 + 5 / 0.3) / 2
     assert rows["all", DYNA]["speedup_spec_bench"] == pytest.approx(mine / plain)
+
+
+def test_prefill_is_a_mean_over_prompts_and_repeats() -> None:
+    samples = trace_samples()
+    repeats = [dataclasses.replace(s, repeat=2) for s in samples]
+    for given in (samples, samples + repeats):
+        rows = {(r["task"], r["method"]): r for r in summary(given)["rows"]}
+        assert rows["all", DYNA]["prefill_s_per_prompt"] == pytest.approx(0.1)
 
 
 def test_acceptance_length_and_recovery(rows: dict) -> None:
