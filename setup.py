@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ PACKAGE = "dynaspec_cli"
 INFO_NAME = "_build_info.json"
 MODE = os.environ.get("DYNASPEC_BUILD", "auto").strip().lower() or "auto"
 CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+CUDA_ARCHS_BEFORE_12_8 = "8.0;8.6;8.9;9.0+PTX"
 GIB_PER_JOB = 2
 
 
@@ -78,6 +81,33 @@ def cpu_flags() -> list[str]:
     return flags
 
 
+def cuda_archs() -> str:
+    """DYNASPEC_CUDA_ARCHS; else what TORCH_CUDA_ARCH_LIST, which container images set for
+    everything they build, has from 8.0 on (older GPUs lack bf16 tensor cores); else all that the
+    toolkit knows."""
+    if own := os.environ.get("DYNASPEC_CUDA_ARCHS"):
+        return own
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").replace(",", ";").replace(" ", ";")
+    numbers = [arch for arch in listed.split(";") if re.match(r"\d+\.\d", arch)]
+    fit = [arch for arch in numbers if int(arch.split(".")[0]) >= 8]
+    if fit:
+        return ";".join(fit)
+    return CUDA_ARCHS if toolkit() >= (12, 8) else CUDA_ARCHS_BEFORE_12_8
+
+
+def toolkit() -> tuple[int, int]:
+    """nvcc's version; the newest known where it does not say."""
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    nvcc = Path(CUDA_HOME or "") / "bin" / "nvcc"
+    try:
+        said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return 12, 8
+    found = re.search(r"release (\d+)\.(\d+)", said.stdout)
+    return (int(found[1]), int(found[2])) if found else (12, 8)
+
+
 def make_extension(mode: str) -> Any:
     from torch.utils import cpp_extension
 
@@ -92,7 +122,7 @@ def make_extension(mode: str) -> Any:
             extra_compile_args={"cxx": cpu_flags()},
             extra_link_args=link,
         )
-    os.environ.setdefault("TORCH_CUDA_ARCH_LIST", os.environ.get("DYNASPEC_CUDA_ARCHS", CUDA_ARCHS))
+    os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs()
     return cpp_extension.CUDAExtension(
         f"{PACKAGE}._C",
         sources("", "cpu") + sources("cuda", suffixes=(".cpp", ".cu")),

@@ -165,6 +165,7 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs_padded(
   const auto floats = at::TensorOptions(at::kFloat).device(device);
   Tensor log_q = at::empty({n, width}, floats), ids = at::empty({width}, floats.dtype(at::kLong)),
          lse = at::empty({n}, floats);
+  if (n == 0) ids.fill_(-1);  // no launch writes them
   const int64_t most = std::min<int64_t>(n, DYNASPEC_MAX_HEAD_ROWS);
   const Tensor space =
       workspace(dynaspec_head_workspace(&described.raw, most, borders.size(0), 0, grid), device);

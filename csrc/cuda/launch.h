@@ -139,7 +139,7 @@ typedef struct dynaspec_walk {
 typedef struct dynaspec_draft {
   const float* values;
   const int64_t* ids;
-  int64_t size;
+  int64_t rows, size;
   const int64_t* row_of;
   bool replacement;
 } dynaspec_draft;

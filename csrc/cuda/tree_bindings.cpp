@@ -97,6 +97,7 @@ std::tuple<Tensor, Tensor> sampled_walk(const Tensor& tokens, const Tensor& pare
   dynaspec_draft draft{};
   draft.values = values.const_data_ptr<float>();
   draft.ids = static_cast<const int64_t*>(data_or_null(ids));
+  draft.rows = values.size(0);
   draft.size = values.size(1);
   draft.row_of = rows.const_data_ptr<int64_t>();
   draft.replacement = replacement;

@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   __syncthreads();
   for (int i = threadIdx.x; i < used; i += kThreads) {
-    const int64_t parent = parents[index[i]];
+    const int64_t parent = parent_of(parents, index[i]);
     new_parents[i] = parent < 0 ? -1 : places[parent];
   }
 }

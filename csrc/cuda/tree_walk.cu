@@ -30,6 +30,7 @@ struct WalkArguments {
   const int64_t* q_ids;
   const int64_t* q_rows;
   int q_size;
+  int64_t num_q;
   bool sampled, replacement;
   int64_t* path;
   int64_t* length;
@@ -129,12 +130,14 @@ __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
 struct Draft {
   const float* values;
   const int64_t* ids;  // null: entry = token
-  int size, removed;
+  int size, vocab, removed;
   double mass;
   bool alive;
 
+  // -1: padding, or an id that the target does not have.
   __device__ __forceinline__ int token(int entry) const {
-    return ids == nullptr ? entry : static_cast<int>(ids[entry]);
+    const int64_t id = ids == nullptr ? entry : ids[entry];
+    return id >= 0 && id < vocab ? static_cast<int>(id) : -1;
   }
   __device__ __forceinline__ float value(const WalkShared& s, int entry) const {
     return token(entry) < 0 || is_removed(s, removed, entry) ? 0.0f : values[entry];
@@ -162,9 +165,9 @@ __device__ void enter_row(const WalkArguments& a, WalkShared& s, int node, Draft
   for (int v = threadIdx.x; v < a.vocab; v += kThreads)
     a.residual[v] = static_cast<float>(p[v] / mass);
   const int64_t row = a.q_rows[node];
-  draft->alive = row >= 0;
+  draft->alive = row >= 0 && row < a.num_q;
   draft->removed = 0;
-  if (row < 0) return;
+  if (!draft->alive) return;
   draft->values = a.q + row * a.q_size;
   draft->ids = a.q_ids == nullptr ? nullptr : a.q_ids + row * a.q_size;
   draft->weigh(s);
@@ -192,7 +195,7 @@ __device__ double subtract(const WalkArguments& a, WalkShared& s, const Draft& d
 
 __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
   int node = 0, at = 0, steps = 1;
-  Draft draft{nullptr, nullptr, a.q_size, 0, 0.0, false};
+  Draft draft{nullptr, nullptr, a.q_size, a.vocab, 0, 0.0, false};
   enter_row(a, s, 0, &draft);
   double mass = 1.0;
   for (;;) {
@@ -268,6 +271,7 @@ extern "C" int dynaspec_stochastic_walk(const dynaspec_walk* walk, const dynaspe
     a.q_ids = draft->ids;
     a.q_rows = draft->row_of;
     a.q_size = static_cast<int>(draft->size);
+    a.num_q = draft->rows;
     a.replacement = draft->replacement;
   }
   a.path = path;

@@ -21,7 +21,7 @@ class PhaseClock:
     """
 
     def __init__(self, device: torch.device, synchronize: bool = False) -> None:
-        self._sync = synchronize and device.type == "cuda"
+        self._device = device if synchronize and device.type == "cuda" else None
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self._start = time.perf_counter()
 
@@ -31,8 +31,8 @@ class PhaseClock:
         try:
             yield
         finally:
-            if self._sync:
-                torch.cuda.synchronize()
+            if self._device is not None:
+                torch.cuda.synchronize(self._device)
             self._seconds[phase] += time.perf_counter() - begun
 
     def lap(self) -> dict[str, float]:

@@ -15,10 +15,16 @@ from torch import Tensor
 
 Optional = Tensor | None
 _CUDA_UNION_ROWS = 1 << 20  # bound on rows of a union without a head (csrc/cuda/bindings.cpp)
+_CUDA_BEST = 64  # DYNASPEC_MAX_TOPK (csrc/cuda/launch.h)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Optional, scale: Optional) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
+
+
+def _check_k(hidden: Tensor, k: int | torch.SymInt) -> None:
+    if hidden.device.type == "cuda" and k > _CUDA_BEST:
+        raise ValueError(f"k: expected at most {_CUDA_BEST} on CUDA, got {k}")
 
 
 def _best(hidden: Tensor, k: int | torch.SymInt) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,6 +63,7 @@ def _topk(
     k: int,
     temperature: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    _check_k(hidden, k)
     return _best(hidden, k)
 
 
@@ -102,6 +109,7 @@ def _draft_head(
     blocks, size = _union(
         cluster_scores, cluster_offsets, extra_rows, core_rows, budget, head.shape[0]
     )
+    _check_k(hidden, k)
     return (*_best(hidden, k), size, blocks)
 
 

@@ -118,7 +118,7 @@ class WalkStruct(ctypes.Structure):
 class DraftStruct(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("values", "ids")],
-        ("size", ctypes.c_int64),
+        *[(name, ctypes.c_int64) for name in ("rows", "size")],
         ("row_of", ctypes.c_void_p),
         ("replacement", ctypes.c_bool),
     ]
@@ -141,7 +141,7 @@ def walk(machine: Machine, tokens, parents, probs, uniforms, draft=None):  # typ
             DraftStruct(
                 machine.constant(q, "q").value,
                 machine.constant(ids, "q ids").value if ids.size else None,
-                q.shape[1],
+                *q.shape,
                 machine.constant(rows, "q rows").value,
                 replacement,
             )
@@ -209,6 +209,15 @@ def test_sampled_walk(machine: Machine, seed: int, sparse: bool, replacement: bo
     expected = reference.sampled_walk(
         *map(torch.from_numpy, (tokens, parents, probs, uniforms, q, ids, rows)), replacement
     )
+    np.testing.assert_array_equal(path, expected[0].numpy())
+    np.testing.assert_allclose(residual, expected[1].numpy(), atol=3e-6)
+    # What lies outside the vocabulary, or names no row of q, is padding too.
+    machine.reset(seed + 2)
+    wild = np.where(
+        ids < 0, np.where(np.arange(ids.size).reshape(ids.shape) % 2, vocab, 1 << 32), ids
+    )
+    draft = (q, wild, np.where(rows < 0, 3, rows), replacement)
+    path, residual = walk(machine, tokens, parents, probs, uniforms, draft)
     np.testing.assert_array_equal(path, expected[0].numpy())
     np.testing.assert_allclose(residual, expected[1].numpy(), atol=3e-6)
 
