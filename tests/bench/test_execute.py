@@ -17,6 +17,7 @@ import pytest
 from bench_fakes import Cheat, FakeAr, FakeCodec, FakeReference, FakeSpeculative, KilledAt
 from click.testing import CliRunner, Result
 
+import dynaspec_cli
 from dynaspec_cli.bench.execute import BenchOptions, Lab, Outcome, execute
 from dynaspec_cli.bench.spec import parse_specs
 from dynaspec_cli.bench.suites import Prompt, Suite
@@ -398,7 +399,10 @@ execute(options(out=Path(sys.argv[1]), warmup=0), lab(Slow(), FakeSpeculative(FU
 
 def test_a_process_killed_by_signal_9_loses_at_most_the_prompt_in_flight(tmp_path: Path) -> None:
     here = Path(__file__).parent
-    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parents[1]}"}
+    package = Path(dynaspec_cli.__file__).parents[
+        1
+    ]  # the same one: a run goes on with its own code
+    environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{package}"}
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
     file = tmp_path / "samples.jsonl"
     deadline = time.monotonic() + 120
