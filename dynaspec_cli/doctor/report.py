@@ -127,8 +127,10 @@ def _load(
 
 
 def _file_bytes(folder: Path | None) -> int:
+    from dynaspec_cli.drafters.eagle import WEIGHTS_FILE
+
     if folder is None:
         return 0
-    whole = folder / "model.safetensors"  # beside it a run keeps its optimiser's state
+    whole = folder / WEIGHTS_FILE  # beside it a run keeps its optimiser's state
     parts = [whole] if whole.is_file() else folder.glob("*.safetensors")
     return sum(path.stat().st_size for path in parts)

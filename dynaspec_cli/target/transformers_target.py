@@ -74,7 +74,7 @@ class TransformersTarget:
             raise DynaSpecError(
                 f"{self._unsupported()} (it has no position limit, as ALiBi models)"
             )
-        self.max_context = int(min(int(context), _one_rotation(config)))
+        self.max_context = int(min(context, _one_rotation(config)))
         implementation = getattr(config, "_attn_implementation", "eager")
         self._additive = None if implementation == "sdpa" else self.dtype
         self._head = LMHead(

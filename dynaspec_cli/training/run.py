@@ -69,7 +69,7 @@ class RunConfig:
             )
         if self.out.exists() and not self.out.is_dir():
             raise UsageError(f"--out {self.out}: exists and is no folder")
-        taken = [n for n in ("config.json", "model.safetensors") if (self.out / n).exists()]
+        taken = [n for n in ("config.json", WEIGHTS_FILE) if (self.out / n).exists()]
         if taken and not (self.out / CHECKPOINT).exists():
             raise UsageError(
                 f"--out {self.out}: holds a {taken[0]} that is no run's, which training would "

@@ -61,10 +61,12 @@ class TrainConfig:
         ):
             if value < least:
                 raise UsageError(f"{option}: expected at least {least}, got {value}")
-        for option, rate in (("--passes", self.passes), ("--learning-rate", self.learning_rate)):
-            # 0 is what a digest of the settings has for a learning rate
-            if not (math.isfinite(rate) and rate >= 0) or (option == "--passes" and rate == 0):
-                raise UsageError(f"{option}: expected a number above 0, got {rate}")
+        if not 0 < self.passes < math.inf:
+            raise UsageError(f"--passes: expected a number above 0, got {self.passes}")
+        if not 0 <= self.learning_rate < math.inf:  # 0 stands in a digest of the settings
+            raise UsageError(
+                f"--learning-rate: expected a number above 0, got {self.learning_rate}"
+            )
 
     def rate(self, step: int, progress: float) -> float:
         """Learning rate of 1-based ``step``: linear warm-up, constant, then linear to ``floor``
