@@ -399,11 +399,13 @@ execute(options(out=Path(sys.argv[1]), warmup=0), lab(Slow(), FakeSpeculative(FU
 
 def test_a_process_killed_by_signal_9_loses_at_most_the_prompt_in_flight(tmp_path: Path) -> None:
     here = Path(__file__).parent
-    package = Path(dynaspec_cli.__file__).parents[
-        1
-    ]  # the same one: a run goes on with its own code
+    # A run goes on with its own code only, so the child needs this very package. Python looks in
+    # the current folder before PYTHONPATH, and a checkout there holds another copy of it.
+    package = Path(dynaspec_cli.__file__).parents[1]
     environment = os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{package}"}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], env=environment, cwd=tmp_path
+    )
     file = tmp_path / "samples.jsonl"
     deadline = time.monotonic() + 120
     while not (file.exists() and file.read_bytes().count(b"\n") >= 6):
