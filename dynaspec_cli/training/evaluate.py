@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from dynaspec_cli.training.model import DrafterModule
 from dynaspec_cli.training.shards import Shard
@@ -107,15 +108,13 @@ def module_unroll(
     over whole sequences: features [B, T, d], tokens int64 [B, T]. Pair t is (feature t, token
     t + 1); output i belongs to pair ``begin`` + i, pairs before are context; rows below s of step s
     are void."""
-    config = module.config
     embedded = embedding(tokens.to(features.device)).to(features.dtype)
-    following, current = embedded[:, 1:], embedded[:, :-1]
-    scaled = (features.float() / config.feature_scale).to(features.dtype)[:, :-1]
-    past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in module.layers]
-    rope = module.rope(scaled.shape[1], 0, scaled.device)
-    outputs = [module(scaled, following, current, past, rope, begin)]
-    following, current, first = following[:, begin:], current[:, begin:], scaled[:, begin:][:, :1]
-    while len(outputs) < depth:
-        x = torch.cat([first, outputs[-1][:, :-1]], 1)
-        outputs.append(module(x, following, current, past, rope, begin))
+    scaled = (features.float() / module.config.feature_scale).to(features.dtype)
+    # Matrices are rounded to the activations' dtype once, not in every step.
+    weights = {
+        name: p.to(features.dtype) if p.dim() > 1 else p for name, p in module.named_parameters()
+    }
+    outputs: list[Tensor] = functional_call(
+        module, weights, (scaled[:, :-1], embedded[:, 1:], embedded[:, :-1], depth, begin)
+    )
     return outputs

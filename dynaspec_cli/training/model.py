@@ -6,6 +6,8 @@ Tensors are named as in the drafter's safetensors file, so that training and inf
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -13,9 +15,37 @@ from torch import Tensor, nn
 from dynaspec_cli.drafters.config import DrafterConfig
 
 
+class _RmsNorm(torch.autograd.Function):
+    """y = n w with n = x r, r = (mean(x^2) + eps)^-1/2, in float32, and its gradient written down:
+    dx = r (g w - n mean(g w n)), dw = sum(g n). Automatic differentiation takes three times as many
+    passes over rows of 640 numbers, which then cost as much as the products between them."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = x.float()
+        mean_square = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_() / x.shape[-1]
+        scale = mean_square.add_(eps).rsqrt_()
+        normed = wide * scale
+        context.save_for_backward(normed, scale, weight)
+        return (normed * weight).to(x.dtype)
+
+    @staticmethod
+    def backward(context: Any, grad: Tensor) -> Any:
+        normed, scale, weight = context.saved_tensors
+        wide = grad.float()
+        for_weight = (wide * normed).flatten(0, -2)
+        for_x = None
+        if context.needs_input_grad[0]:
+            inner = (for_weight @ weight).view(scale.shape) / normed.shape[-1]  # mean(g w n)
+            wide = (wide * weight).addcmul_(normed, inner, value=-1).mul_(scale)
+            for_x = wide.to(grad.dtype)
+        return for_x, for_weight.sum(0), None
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """RMS norm computed in float32, returned in the dtype of ``x``."""
-    return F.rms_norm(x.float(), (x.shape[-1],), weight, eps).to(x.dtype)
+    """RMS norm of x [..., d] computed in float32, returned in the dtype of ``x``."""
+    normed: Tensor = _RmsNorm.apply(x, weight, eps)
+    return normed
 
 
 class DrafterLayer(nn.Module):
@@ -74,17 +104,7 @@ class DrafterLayer(nn.Module):
         q = rotate(q, cos[begin:], sin[begin:]).transpose(1, 2)
         k = rotate(k, cos[begin - context :], sin[begin - context :]).transpose(1, 2)
         past.append((k, v))
-        if step == 0 and begin == 0 and (c.window == 0 or c.window >= rows):
-            o = F.scaled_dot_product_attention(
-                q, k, v, is_causal=True, scale=c.attention_scale, enable_gqa=True
-            )
-        else:
-            mask = unrolled_mask(begin + rows, begin, step, c.window, x.device)
-            keys = torch.cat([pair[0] for pair in past], 2)
-            values = torch.cat([pair[1] for pair in past], 2)
-            o = F.scaled_dot_product_attention(
-                q, keys, values, attn_mask=mask, scale=c.attention_scale, enable_gqa=True
-            )
+        o = attend(q, past, begin, c.window, c.attention_scale)
         o = F.linear(o.transpose(1, 2).reshape(batch, rows, -1), self.out.to(x.dtype))
         if c.has_post_norms:
             o = rms_norm(o, self.post_attention_norm, c.eps)
@@ -106,22 +126,45 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, None].to(x.dtype) + turned * sin[:, None].to(x.dtype)
 
 
-def unrolled_mask(length: int, begin: int, step: int, window: int, device: torch.device) -> Tensor:
-    """bool [T - begin, T + step (T - begin)] for the rows from ``begin`` on: columns are the T keys
-    of step 0, then those that step 1, ... has, of the rows from ``begin`` on (see
-    DrafterLayer.forward)."""
-    row = torch.arange(begin, length, device=device)[:, None]
-    column = torch.arange(length, device=device)[None, :]
-    committed = column <= row - step
+def attend(
+    q: Tensor, past: list[tuple[Tensor, Tensor]], begin: int, window: int, scale: float
+) -> Tensor:
+    """Attention [B, heads, R, D] of unrolled step s = ``len(past)`` - 1, for the R rows from
+    ``begin`` on; see DrafterLayer.forward.
+
+    ``past`` holds keys and values [B, kv heads, T, D] of step 0, R of the later steps. Of those a
+    row sees one each, so they are columns computed by themselves: a mask over all the keys of all
+    steps would cost several times as much. The softmax is float32.
+    """
+    batch, _, rows, width = q.shape
+    keys, values = past[0]
+    step, groups, length = len(past) - 1, keys.shape[1], keys.shape[2]
+    shared = q.reshape(batch, groups, -1, rows, width)  # query heads by their key head
+    scores = (shared.flatten(2, 3) @ keys.transpose(2, 3)).float() * scale
+    scores = scores.view(*shared.shape[:-1], length)
+    row = torch.arange(begin, length, device=q.device)[:, None]
+    column = torch.arange(length, device=q.device)[None, :]
+    unseen = column > row - step
     if window:
-        committed &= row - column < window
-    # A row too near the start has no committed pair left; its own key always remains.
-    chain = [column[:, begin:] == row - step + s for s in range(1, step + 1)]
-    return torch.cat([committed, *chain], 1)
+        unseen |= row - column >= window
+    parts = [scores.masked_fill(unseen, -torch.inf)]
+    ancestors = []
+    for s in range(1, step + 1):
+        # The row's ancestor in step s stands step - s rows before it; the first rows have none.
+        up = step - s
+        key, value = (F.pad(x[:, :, : rows - up], (0, 0, up, 0))[:, :, None] for x in past[s])
+        score = (shared * key).sum(-1, keepdim=True, dtype=torch.float32) * scale
+        parts.append(score.masked_fill((row < begin + up), -torch.inf))
+        ancestors.append(value)
+    share = torch.softmax(torch.cat(parts, -1), -1).to(q.dtype)
+    out = (share[..., :length].flatten(2, 3) @ values).view(shared.shape)
+    for s, value in enumerate(ancestors):
+        out = out + share[..., length + s, None] * value
+    return out.reshape(q.shape)
 
 
 class DrafterModule(nn.Module):
-    """Trainable drafter; ``forward`` is one unrolled step over whole sequences."""
+    """Trainable drafter; ``forward`` unrolls draft steps over whole sequences."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()
@@ -149,27 +192,38 @@ class DrafterModule(nn.Module):
         features: Tensor,
         next_embedding: Tensor,
         current_embedding: Tensor,
-        past: list[list[tuple[Tensor, Tensor]]],
-        rope: tuple[Tensor, Tensor],
+        depth: int,
         begin: int = 0,
-    ) -> Tensor:
-        """features [B, T, d] in units of ``feature_scale`` (the target's, or this module's own
-        output of the step before); embeddings [B, T, d]; returns the predicted features of the
-        following position, same units. Rows before ``begin`` are context: step 0 gets them and
-        returns the others, later steps get and return the others alone [B, T - begin, d]."""
+    ) -> list[Tensor]:
+        """Outputs [B, T - begin, d] of ``depth`` unrolled draft steps: the predicted features of
+        the position after each row, in units of ``feature_scale`` as ``features`` [B, T, d] are;
+        embeddings [B, T, d] of each row's two tokens. Rows before ``begin`` are context, of which
+        step 0 takes keys and values alone. A later step reads the output of the step before; its
+        rows below s of step s are void."""
         c = self.config
-        parts = [
-            rms_norm(features, self.feature_norm, c.eps),
-            rms_norm(next_embedding, self.next_norm, c.eps),
-        ]
+        past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.layers]
+        cos, sin = self.rope(features.shape[1], 0, features.device)
+        # The tokens' part of the layers' input is the same in every step.
+        parts = [rms_norm(next_embedding, self.next_norm, c.eps)]
         if c.use_current_token:
             parts.append(rms_norm(current_embedding, self.current_norm, c.eps))
-        x = features * self.gate.to(features.dtype) + F.linear(
-            torch.cat(parts, -1), self.fc.to(features.dtype)
+        from_feature, from_tokens = self.fc.to(features.dtype).split(
+            [c.hidden_size, c.inputs - c.hidden_size], 1
         )
-        for layer, layer_past in zip(self.layers, past, strict=True):
-            # In step 0 the layers below the last one compute the context as well: the next layer
-            # takes its keys and values from there.
-            whole = not layer_past and layer is not self.layers[-1]
-            x = layer(x, *rope, layer_past, 0 if whole else begin)
-        return x
+        token_input = F.linear(torch.cat(parts, -1), from_tokens)
+        outputs: list[Tensor] = []
+        x, first = features, features[:, begin : begin + 1]
+        for step in range(depth):
+            if step == 1:
+                token_input = token_input[:, begin:]
+            if step:
+                x = torch.cat([first, outputs[-1][:, :-1]], 1)
+            h = x * self.gate.to(x.dtype) + token_input
+            h = h + F.linear(rms_norm(x, self.feature_norm, c.eps), from_feature)
+            for layer, layer_past in zip(self.layers, past, strict=True):
+                # In step 0 the layers below the last one compute the context as well: the next
+                # layer takes its keys and values from there.
+                whole = step == 0 and layer is not self.layers[-1]
+                h = layer(h, cos, sin, layer_past, 0 if whole else begin)
+            outputs.append(h)
+        return outputs

@@ -10,7 +10,7 @@ by the target.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,18 +101,24 @@ class ShardMaker:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(stamp, digest.hexdigest())
 
-    def get(self, index: int) -> Shard:
-        """Shard ``index``, from disk if it is there and whole."""
+    def get(
+        self, index: int, choose: Callable[[int, int], list[int]] = lambda n, length: [*range(n)]
+    ) -> Shard:
+        """The sequences of shard ``index`` that ``choose`` names, given their number and length;
+        from disk if it is there and whole, and no more of it read than those."""
         path = self.folder / f"shard-{index:06d}.safetensors"
         if path.is_file():
             try:
                 with safe_open(path, "pt") as file:
                     prompt = int(file.metadata()["prompt"])
+                    tokens, groups = file.get_tensor("tokens"), file.get_tensor("groups")
+                    rows = choose(*tokens.shape)
+                    features = file.get_slice("features")
                     return Shard(
-                        file.get_tensor("tokens").long(),
-                        file.get_tensor("features"),
+                        tokens[rows].long(),
+                        torch.cat([features[row : row + 1] for row in rows]),
                         prompt,
-                        file.get_tensor("groups"),
+                        groups[rows],
                     )
             except (SafetensorError, OSError, KeyError):
                 path.unlink(missing_ok=True)
@@ -126,7 +132,8 @@ class ShardMaker:
         }
         save_file(tensors, part, metadata={"prompt": str(shard.prompt)})
         part.replace(path)
-        return shard
+        rows = choose(*shard.tokens.shape)
+        return Shard(shard.tokens[rows], shard.features[rows], shard.prompt, shard.groups[rows])
 
     def forget(self, index: int) -> None:
         """Delete a shard that is no longer drawn from."""

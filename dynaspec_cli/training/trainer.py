@@ -159,12 +159,14 @@ class Trainer:
         # The newest shard must exist before it is one of many, or its making would depend on the
         # draw.
         index = newest if draw.random() < 0.5 else draw.randint(oldest, newest)
-        shard: Shard = self.maker.get(index)
-        count, length = shard.tokens.shape
-        rows = draw.sample(
-            range(count), min(count, max(1, round(self.config.batch_tokens / length)))
-        )
-        return shard.tokens[rows], shard.features[rows], shard.prompt
+        seed = draw.getrandbits(64)
+
+        def choose(count: int, length: int) -> list[int]:
+            wanted = max(1, round(self.config.batch_tokens / length))
+            return random.Random(seed).sample(range(count), min(count, wanted))
+
+        shard: Shard = self.maker.get(index, choose)
+        return shard.tokens, shard.features, shard.prompt
 
     def _update(self, batch: tuple[Tensor, Tensor, int], rate: float, step: int) -> list[float]:
         tokens, features, prompt = batch

@@ -87,12 +87,7 @@ def test_chain_of_draft_steps_equals_unrolled_training(changes):
     with torch.no_grad():
         f = (features / config.feature_scale)[None]
         following, current = target.embed(tokens[1:])[None], target.embed(tokens[:-1])[None]
-        past = [[] for _ in range(config.num_layers)]
-        rope = module.rope(length, 0, torch.device("cpu"))
-        outputs, x = [], f
-        for _ in range(unroll):
-            outputs.append(module(x, following, current, past, rope))
-            x = torch.cat([f[:, :1], outputs[-1][:, :-1]], 1)
+        outputs = module(f, following, current, unroll)
         for root in range(2, length - unroll + 1):
             state = drafter.begin(length, int(tokens[0]))
             predicted = drafter.extend(state, features[: root + 1], tokens[1 : root + 2])

@@ -17,7 +17,15 @@ from dynaspec_cli.main import cli
 from dynaspec_cli.target.load import load, load_transformers
 from dynaspec_cli.training.evaluate import module_unroll
 from dynaspec_cli.training.initialise import drafter_config, from_target
-from dynaspec_cli.training.loss import LossConfig, gram_matrix, soft_cross_entropy, unrolled_loss
+from dynaspec_cli.training.loss import (
+    LossConfig,
+    gram_matrix,
+    quadratic_form,
+    soft_cross_entropy,
+    softmax_rows,
+    unrolled_loss,
+)
+from dynaspec_cli.training.model import rms_norm
 from dynaspec_cli.training.prompts import prompt_batches
 from dynaspec_cli.training.run import RunConfig, train
 from dynaspec_cli.training.shards import ShardConfig
@@ -194,6 +202,47 @@ def test_cross_entropy_has_the_gradient_of_the_plain_formula():
     (got,) = torch.autograd.grad(3 * fused, h)
     torch.testing.assert_close(fused, plain)
     torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("rows", [1, 31, 32, 77])
+def test_softmax_in_blocks_of_rows(rows):
+    generator = torch.Generator().manual_seed(rows)
+    h = torch.randn(rows, 6, generator=generator)
+    columns = torch.randn(50, 6, generator=generator)
+    torch.testing.assert_close(softmax_rows(h, columns), torch.softmax(h @ columns.t(), -1))
+
+
+def test_quadratic_form_has_the_gradient_of_the_plain_formula():
+    generator = torch.Generator().manual_seed(4)
+    error = torch.randn(7, 6, generator=generator, requires_grad=True)
+    root = torch.randn(6, 6, generator=generator)
+    gram, weight = root.t() @ root, torch.rand(7, generator=generator)
+    plain = ((error @ gram) * error).sum(-1) @ weight / 2
+    fused = quadratic_form(error, gram, weight)
+    torch.testing.assert_close(fused, plain)
+    for got, wanted in zip(
+        torch.autograd.grad(3 * fused, error), torch.autograd.grad(3 * plain, error), strict=True
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("shape", [(7, 6), (2, 5, 3, 4)])
+def test_rms_norm_has_the_gradient_of_the_plain_formula(shape):
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(shape, generator=generator, requires_grad=True)
+    weight = torch.randn(shape[-1], generator=generator, requires_grad=True)
+    toward = torch.randn(shape, generator=generator)
+    plain = torch.nn.functional.rms_norm(x, (shape[-1],), weight, 1e-6)
+    ours = rms_norm(x, weight, 1e-6)
+    torch.testing.assert_close(ours, plain)
+    for got, wanted in zip(
+        torch.autograd.grad((ours * toward).sum(), (x, weight)),
+        torch.autograd.grad((plain * toward).sum(), (x, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+    (alone,) = torch.autograd.grad((rms_norm(x.detach(), weight, 1e-6) * toward).sum(), weight)
+    torch.testing.assert_close(alone, got)
 
 
 @pytest.mark.parametrize("layers", [1, 2])
