@@ -216,7 +216,12 @@ _IDENTITY = (
 
 
 def _identity(settings: Mapping[str, Any], artifacts: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: settings.get(key) for key in _IDENTITY} | {"artifacts": dict(artifacts)}
+    # How many prompts a file gave is not in it: a larger --limit takes the same ones and more.
+    suites = [{key: suite[key] for key in ("name", "sha256")} for suite in settings["suites"]]
+    return {key: settings.get(key) for key in _IDENTITY} | {
+        "suites": suites,
+        "artifacts": dict(artifacts),
+    }
 
 
 def _earlier(options: BenchOptions) -> dict[str, Any]:
@@ -249,6 +254,13 @@ def _open_store(options: BenchOptions, identity: Mapping[str, Any]) -> SampleSto
             )
         provenance.check_identity(out / provenance.FILE, identity)
         store.resume([str(spec) for spec in options.specs])
+        planned = {(suite.name, prompt.id) for suite in options.suites for prompt in suite.prompts}
+        left = {(sample.suite, sample.id) for sample in store.samples} - planned
+        if left:
+            raise DynaSpecError(
+                f"--resume: the earlier run has {len(left)} prompts that this one leaves out; give "
+                "its --limit or a larger one, or another --out"
+            )
     return store
 
 

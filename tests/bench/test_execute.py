@@ -3,6 +3,7 @@ line."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -421,6 +422,21 @@ def test_a_process_killed_by_signal_9_loses_at_most_the_prompt_in_flight(tmp_pat
     assert len(again.methods[0].calls) == 4 - kept  # type: ignore[attr-defined]
     assert finished.summary["overall"][0]["prompts"] == 4
     assert not finished.interrupted
+
+
+def test_a_resumed_run_takes_in_more_prompts_but_not_fewer(tmp_path: Path) -> None:
+    few = dataclasses.replace(SUITE, prompts=SUITE.prompts[:3])
+    first = execute(options(out=tmp_path, suites=(few,), warmup=0), honest())
+    assert first.summary["overall"][0]["prompts"] == 3
+    again = honest()
+    second = execute(options(out=tmp_path, resume=True, warmup=0), again)
+    assert len(again.methods[0].calls) == 1  # type: ignore[attr-defined]
+    assert second.summary["overall"][0]["prompts"] == 4
+    assert second.summary["settings"]["suites"][0]["prompts"] == 4
+    kept = (tmp_path / "samples.jsonl").read_bytes()
+    with pytest.raises(DynaSpecError, match="has 1 prompts that this one leaves out; give its"):
+        execute(options(out=tmp_path, suites=(few,), resume=True, warmup=0), honest())
+    assert (tmp_path / "samples.jsonl").read_bytes() == kept
 
 
 def test_resuming_a_finished_run_only_writes_the_reports_anew(tmp_path: Path) -> None:
