@@ -9,6 +9,14 @@ class DynaSpecError(Exception):
     exit_code = 1
 
 
+def not_finite(name: str) -> DynaSpecError:
+    """The error of logits, called ``name``, that are no numbers."""
+    return DynaSpecError(
+        f"{name} hold NaN or infinite values: the weights may be damaged, or the dtype overflows; "
+        "check the model's files, or try --dtype float32"
+    )
+
+
 class UsageError(DynaSpecError):
     """An option or combination of options that can never work; exit code 2."""
 

@@ -20,5 +20,5 @@ if [ -e "$out/checkpoint.safetensors" ]; then
 elif [ -n "${START:-}" ]; then
   begin=(--start "$START")
 fi
-dynaspec train-drafter "${files[@]}" --prompts "$out/prompts.jsonl" --out "$out" --layers 1 --unroll 3 --passes 1 \
+dynaspec train-drafter "${files[@]}" --prompts "$out/prompts.jsonl" --out "$out" --unroll 3 --passes 1 \
   --batch-tokens 1024 --learning-rate "${LR:-7e-4}" --steps "${STEPS:-20000}" "${begin[@]}"

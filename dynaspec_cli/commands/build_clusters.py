@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -83,6 +82,7 @@ def build_clusters(
     from dynaspec_cli.target.events import LoadProgress
     from dynaspec_cli.training.router_build import BuildConfig
     from dynaspec_cli.training.router_run import run
+    from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.progress import LoadBar
 
     config = BuildConfig(
@@ -117,7 +117,7 @@ def build_clusters(
             "facts": {k: v for k, v in result.facts.items() if k != "coverage"},
             "coverage": rows,
         }
-        sys.stdout.write(json.dumps(report) + "\n")
+        print_json(report)
     else:
         sys.stdout.write(_table(rows))
         sys.stdout.write(f"{out}\n")

@@ -62,7 +62,9 @@ Examples:
     metavar="DIR",
     help="Begin with the weights of this drafter.",
 )
-@click.option("--layers", type=int, metavar="N", default=1, help="Decoder layers of the drafter.")
+@click.option(
+    "--layers", type=int, metavar="N", help="Decoder layers of a new drafter.  [default: 1]"
+)
 @click.option(
     "--unroll", type=int, metavar="N", default=3, help="Draft steps that a loss looks ahead."
 )
@@ -88,7 +90,7 @@ def train_drafter(
     minutes: float | None,
     resume: bool,
     start: Path | None,
-    layers: int,
+    layers: int | None,
     unroll: int,
     batch_tokens: int,
     passes: float,

@@ -6,6 +6,7 @@ arms of every comparison run the same code.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.clock import PhaseClock
 from dynaspec_cli.engine.events import StepStats
+from dynaspec_cli.errors import not_finite
 from dynaspec_cli.protocols import (
     Drafter,
     DraftTree,
@@ -178,7 +180,10 @@ def _first_token(
     row = torch.tensor([last])
     logits = output.logits(row)
     if sampling.greedy:
-        return int(logits[0].argmax())
+        best = int(logits[0].argmax())  # NaN ranks highest
+        if not math.isfinite(float(logits[0, best])):
+            raise not_finite("the target's logits")
+        return best
     return source.categorical(probabilities(logits, sampling)[0])
 
 

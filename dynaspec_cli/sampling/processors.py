@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, not_finite
 
 
 def probabilities(
@@ -50,10 +50,7 @@ def _check(logits: Tensor, name: str) -> None:
         return
     low, high = logits.aminmax()  # one pass; both are NaN where any logit is
     if not (math.isfinite(float(low)) and math.isfinite(float(high))):
-        raise DynaSpecError(
-            f"{name} hold NaN or infinite values: the weights may be damaged, or the dtype "
-            "overflows; check the model's files, or try --dtype float32"
-        )
+        raise not_finite(name)
 
 
 def _filtered(row: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:

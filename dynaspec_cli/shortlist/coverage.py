@@ -22,7 +22,6 @@ from dynaspec_cli.shortlist.base import BlockShortlist
 
 DEPTH = 3
 ADVANCE = 2
-PROMPT_SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -83,11 +82,12 @@ class Coverage:
         self.hits[key] = self.hits.get(key, 0) + int(hit)
         self.seen[key] = self.seen.get(key, 0) + 1
 
-    def share(self, group: str | None = None, depth: int | None = None) -> float:
-        """Covered share of the positions of a group and depth (None: all)."""
+    def share(self, group: str | None = None, depth: int | None = None) -> float | None:
+        """Covered share of the positions of a group and depth (None: all); None where there are
+        none."""
         keys = [k for k in self.seen if group in (None, k[0]) and depth in (None, k[1])]
         seen = sum(self.seen[k] for k in keys)
-        return sum(self.hits[k] for k in keys) / seen if seen else float("nan")
+        return sum(self.hits[k] for k in keys) / seen if seen else None
 
     @property
     def mean_size(self) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dynaspec_cli.errors import not_finite
 from dynaspec_cli.ops import linear, shortlist_topk
 from dynaspec_cli.ops.extension import EXTENSION
 
@@ -51,15 +52,20 @@ class LMHead:
         """int64 [n]; the lowest id wins an exact tie."""
         if self._streams:
             return self._streamed(hidden, 1)[:, 0]
-        return torch.cat(
-            [self._exact_leaders(piece, 1).argmax(-1) for piece in self._pieces(hidden)]
-        )
+        found = []
+        for piece in self._pieces(hidden):
+            logits = self._exact_leaders(piece, 1)
+            found.append(_finite(logits, logits.argmax(-1, keepdim=True))[:, 0])
+        return torch.cat(found)
 
     def leaders(self, hidden: Tensor, k: int) -> Tensor:
         """int64 [n, k]: the tokens of the k largest logits, best first."""
         if self._streams:
             return self._streamed(hidden, k)
-        found = [leaders(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
+        found = []
+        for piece in self._pieces(hidden):
+            logits = self._exact_leaders(piece, k)
+            found.append(_finite(logits, leaders(logits, k)))
         return torch.cat(found)
 
     def at(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -119,6 +125,14 @@ class LMHead:
 
     def _pieces(self, hidden: Tensor) -> list[Tensor]:
         return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.shape[0])))
+
+
+def _finite(logits: Tensor, best: Tensor) -> Tensor:
+    """``best`` int64 [n, k], the ids of the largest logits [n, V]; NaN ranks highest, so the first
+    of a row betrays it. Not on a GPU, where looking would stop the step to wait for it."""
+    if logits.device.type == "cpu" and not logits.gather(1, best[:, :1]).isfinite().all():
+        raise not_finite("the target's logits")
+    return best
 
 
 def leaders(logits: Tensor, k: int) -> Tensor:

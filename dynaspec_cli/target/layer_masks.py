@@ -19,8 +19,14 @@ def layer_kinds(config: Any, name: str) -> dict[str, int] | int:
     attention.
 
     Raises ``DynaSpecError`` for layers whose state cannot be rolled back or masked as a tree
-    (linear attention, chunks).
+    (linear attention, chunks, windows that the model applies by itself).
     """
+    if getattr(config, "attention_layers", None) is not None:
+        # GPT-Neo masks by the row in the cache, which in a tree is not the position.
+        raise DynaSpecError(
+            f"{name}: its layers apply a window of their own and cannot verify a draft tree; "
+            "choose a model with full or sliding-window attention"
+        )
     window = getattr(config, "sliding_window", None) or 0
     types = getattr(config, "layer_types", None)
     if types is None:

@@ -24,19 +24,24 @@ class RotaryTable:
     def __init__(self, inv_freq: Tensor, scaling: float) -> None:
         self._inv_freq = inv_freq.float()
         self._scaling = scaling
-        self._cos = self._sin = torch.empty(0, 2 * inv_freq.numel())
+        empty = torch.empty(0, 2 * inv_freq.numel())
+        self._table = (empty, empty)
 
     def rows(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin) float32 [n, head_dim] of positions int64 [n]."""
         needed = int(positions.max()) + 1
-        have = self._cos.shape[0]
+        # The table is the model's, not a request's: it is replaced as a whole, so that a request
+        # that is interrupted here, or another thread's, leaves and finds it in one piece.
+        cos, sin = self._table
+        have = cos.shape[0]
         if needed > have:
             more = torch.arange(have, -(-needed // BLOCK) * BLOCK, dtype=torch.float32)
             angles = more[:, None] * self._inv_freq
             angles = torch.cat((angles, angles), -1)
-            self._cos = torch.cat((self._cos, angles.cos() * self._scaling))
-            self._sin = torch.cat((self._sin, angles.sin() * self._scaling))
-        return self._cos[positions], self._sin[positions]
+            cos = torch.cat((cos, angles.cos() * self._scaling))
+            sin = torch.cat((sin, angles.sin() * self._scaling))
+            self._table = (cos, sin)
+        return cos[positions], sin[positions]
 
 
 def rotary_tables(spec: NativeSpec, config: dict[str, Any]) -> dict[str, RotaryTable]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from dynaspec_cli.training.model import DrafterModule
-from dynaspec_cli.training.shards import Shard
+from dynaspec_cli.training.shards import Shard, ended
 
 
 @dataclass(frozen=True)
@@ -28,22 +28,27 @@ class HeldOutScore:
 @dataclass(frozen=True)
 class HeldOut:
     """Sequences to score on, and the target's ``choice`` int64 [N, T - begin + 1] after each row
-    from ``begin`` - 1 on. Positions that the target continued count, or every position of corpus
-    text, where the target's choice is what its features say."""
+    from ``begin`` - 1 on. Positions that the target continued count up to the end of the text
+    (``going`` bool [N, T]), or every position of corpus text, where the target's choice is what its
+    features say."""
 
     shard: Shard
     begin: int
     choice: Tensor
+    going: Tensor
 
     @classmethod
-    def of(cls, shard: Shard, head: Tensor, final_norm: nn.Module) -> HeldOut:
+    def of(
+        cls, shard: Shard, head: Tensor, final_norm: nn.Module, ends: Sequence[int] = ()
+    ) -> HeldOut:
         begin = shard.prompt if shard.prompt < shard.tokens.shape[1] else 2
         with torch.no_grad():
             choice = [
                 F.linear(final_norm(features[begin - 1 :]), head).argmax(-1)
                 for features in shard.features
             ]
-        return cls(shard, begin, torch.stack(choice))
+        going = ~ended(shard.tokens, shard.prompt, ends)
+        return cls(shard, begin, torch.stack(choice), going)
 
 
 @torch.no_grad()
@@ -70,6 +75,8 @@ def held_out_score(
         for i in range(shard.tokens.shape[0]):
             tokens, features = shard.tokens[i : i + 1], shard.features[i : i + 1]
             choice = case.choice[i]
+            # Row t is asked for the choice after token t + 1, which must not have ended the text.
+            going = case.going[i, begin + depth - 2 :].to(choice.device)
             outputs = module_unroll(module, features, tokens, embedding, depth)
             accepted: Tensor | None = None
             chain = 1.0
@@ -81,12 +88,14 @@ def held_out_score(
                         0
                     ]
                 ]
-                hit = best == choice[depth - 1 :][: best.numel()]
+                asked = going[: best.numel()]
+                hit = (best == choice[depth - 1 :][: best.numel()]) & asked
                 hits[step] += float(hit.sum())
-                seen[step] += hit.numel()
+                seen[step] += float(asked.sum())
                 shifted = hit[step:]
                 accepted = shifted if accepted is None else accepted[: shifted.numel()] & shifted
-                chain += float(accepted.float().mean()) if accepted.numel() else 0.0
+                roots = going[: accepted.numel()]
+                chain += float(accepted[roots].float().mean()) if bool(roots.any()) else 0.0
             sums.setdefault(groups[int(shard.groups[i])], []).append(chain)
     every = [value for values in sums.values() for value in values]
     return HeldOutScore(

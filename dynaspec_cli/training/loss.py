@@ -138,7 +138,8 @@ def unrolled_loss(
         h, t = predicted.reshape(-1, width), truth.reshape(-1, width)
         w = weight.clone()
         w[:, :step] = 0
-        w = (w / w.sum()).reshape(-1)
+        # All rows may be void: every text of a batch may end with its first token.
+        w = (w / w.sum().clamp_min(1e-6)).reshape(-1)
         entropy = soft_cross_entropy(h, columns, p, w)
         values.append(float(entropy.detach()))
         loss = entropy

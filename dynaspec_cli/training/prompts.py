@@ -32,8 +32,9 @@ def prompt_batches(
     prompts: Sequence[Tensor], groups: Sequence[int], tokens: int, longest: int, seed: int
 ) -> list[PromptBatch]:
     """Batches of about ``tokens`` tokens (continuations included) in an order that ``seed`` fixes.
-    ``longest``: tokens of a sequence at most; what exceeds it is cut from the prompt's end. Lengths
-    that few prompts have are left out."""
+    ``longest``: tokens of a sequence at most; what exceeds it is cut from the prompt's end. A
+    length that few prompts have makes a small batch; a few left over of a frequent one are left
+    out."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(prompts):
         by_length[_length(min(ids.numel(), longest - NEW_TOKENS))].append(index)

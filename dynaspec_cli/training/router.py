@@ -121,10 +121,10 @@ def train_router(
     optimizer = torch.optim.AdamW(
         module.parameters(), lr=settings.lr, betas=(0.9, 0.98), weight_decay=settings.weight_decay
     )
-    start = _restore(state_file, module, optimizer) if state_file is not None else 0
+    start, loss_sum = _restore(state_file, module, optimizer) if state_file else (0, 0.0)
     weights = torch.where(examples.known, settings.known_weight, 1.0)
     labels = cluster_of[examples.labels]
-    begun, loss_sum, loss_count, step = time.monotonic(), 0.0, 0, start
+    begun, step = time.monotonic(), start
     steps = min(settings.steps, math.ceil(settings.max_epochs * len(examples) / settings.batch))
     for step in range(start + 1, steps + 1):
         share = step / steps
@@ -141,18 +141,18 @@ def train_router(
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
         optimizer.step()
-        loss_sum, loss_count = loss_sum + float(loss.detach()), loss_count + 1
+        loss_sum += float(loss.detach())
         if progress is not None:
             progress("router", min(1.0, share))
         done = step == steps or share >= 1.0
         if state_file is not None and (step % SAVE_EVERY == 0 or done):
-            _save(state_file, module, optimizer, step)
+            _save(state_file, module, optimizer, step, loss_sum)
         if done:
             break
     facts = {
         "router_steps": step,
         "router_examples": len(examples),
-        "router_loss": round(loss_sum / max(1, loss_count), 4),
+        "router_loss": round(loss_sum / max(1, step), 4),
     }
     return _export(module), facts
 
@@ -171,10 +171,19 @@ def _export(module: RouterModule) -> dict[str, Tensor]:
     return {n: v.to(torch.bfloat16) if v.ndim == 2 else v for n, v in found.items()}
 
 
-def _save(path: Path, module: RouterModule, optimizer: torch.optim.Optimizer, step: int) -> None:
+def _save(
+    path: Path,
+    module: RouterModule,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    loss_sum: float,
+) -> None:
     from safetensors.torch import save_file
 
-    tensors = {"step": torch.tensor([step])}
+    tensors = {
+        "step": torch.tensor([step]),
+        "loss_sum": torch.tensor([loss_sum], dtype=torch.float64),
+    }
     for name, p in module.named_parameters():
         state = optimizer.state[p]
         tensors[f"{name}.value"] = p.detach().contiguous()
@@ -185,17 +194,20 @@ def _save(path: Path, module: RouterModule, optimizer: torch.optim.Optimizer, st
     temporary.replace(path)
 
 
-def _restore(path: Path, module: RouterModule, optimizer: torch.optim.Optimizer) -> int:
+def _restore(
+    path: Path, module: RouterModule, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """(steps taken, sum of their losses); zeros where there is no state of this module."""
     from safetensors.torch import load_file
 
     if not path.is_file():
-        return 0
+        return 0, 0.0
     tensors = load_file(path)
     step = int(tensors["step"])
     for name, p in module.named_parameters():
         value = tensors.get(f"{name}.value")
         if value is None or value.shape != p.shape:
-            return 0
+            return 0, 0.0
         with torch.no_grad():
             p.copy_(value)
         optimizer.state[p] = {
@@ -203,4 +215,4 @@ def _restore(path: Path, module: RouterModule, optimizer: torch.optim.Optimizer)
             "exp_avg": tensors[f"{name}.exp_avg"].clone(),
             "exp_avg_sq": tensors[f"{name}.exp_avg_sq"].clone(),
         }
-    return step
+    return step, float(tensors["loss_sum"]) if "loss_sum" in tensors else 0.0

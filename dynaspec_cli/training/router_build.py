@@ -26,27 +26,21 @@ from dynaspec_cli.shortlist.clusters import TokenClusters, build_clusters
 from dynaspec_cli.shortlist.dynaspec import Split
 from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.training.corpus import read_corpus
+from dynaspec_cli.training.held_out import HeldOutTexts, pieces
 from dynaspec_cli.training.router import RouterTraining, train_router
-from dynaspec_cli.training.router_data import (
-    RouterExamples,
-    concatenate,
-    drafted_features,
-    sequence_examples,
-)
+from dynaspec_cli.training.router_data import router_examples
 from dynaspec_cli.training.router_report import CoverageRow, coverage_table, held_out_texts
 from dynaspec_cli.training.shards import ShardConfig, ShardMaker
 from dynaspec_cli.training.teacher import Teacher
 
 WORK_FOLDER = ".build"
-MAX_TEXT_TOKENS = 2048
+PIECE_TOKENS = 1024
+"""Longer texts are cut into pieces."""
 HELD_OUT_TEXTS = 48
+LEAST_HELD_OUT_TOKENS = 8
 MAX_SHARDS = 64
 RANKED_TOKENS = 65536
 """Tokens of an order that a bundle keeps; what was never counted follows in order of its id."""
-CORE_FOR_TRAINING = 1024
-DRAFT_STEPS = 3
-DRAFTED_SEQUENCES = 32
-"""Sequences of a shard that a drafter runs along, position by position."""
 SHARDS_SHARE, ROUTER_SHARE = 0.55, 0.3
 """Of ``minutes``: reading and writing text with the target, training the router."""
 
@@ -106,14 +100,15 @@ def build(
     encode: Callable[[str], list[int]],
     progress: Progress,
     drafter: Drafter | None = None,
-    specials: Sequence[int] = (),
+    ends: Sequence[int] = (),
+    bos_id: int | None = None,
 ) -> BuildResult:
     """Build the bundle of ``target`` (a ``TransformersTarget``) and save it in ``config.out``.
 
     ``encode``: text -> token ids. ``progress(stage, share)``. ``drafter``: whose predicted features
-    the router learns from and coverage is measured with; None: the target's own stand in. Raises
-    DynaSpecError or UsageError for bad settings, an unusable corpus or a folder that cannot be
-    written.
+    the router learns from and coverage is measured with; None: the target's own stand in. ``ends``:
+    tokens that end a text; with ``bos_id`` they lead every order of tokens. Raises DynaSpecError or
+    UsageError for bad settings, an unusable corpus or a folder that cannot be written.
     """
     begun = time.monotonic()
     size = _checked_size(config, target.vocab_size)
@@ -124,10 +119,13 @@ def build(
         )
     work = _Work(config, target.head_hash())
     progress("reading the corpus", None)
-    corpus = _read(config.corpus, encode)
+    corpus = _read(config.corpus, encode, bos_id)
     teacher = Teacher(target)
     shard_config = ShardConfig(tokens=config.shard_tokens, seed=config.seed)
-    maker = ShardMaker(teacher, corpus.texts, corpus.groups, shard_config, work.folder / "shards")
+    maker = ShardMaker(
+        teacher, corpus.texts, corpus.groups, shard_config, work.folder / "shards", ends=ends
+    )
+    specials = [i for i in (*ends, bos_id) if i is not None]
     frequency = _first(specials, _ranked(maker.counts, torch.arange(target.vocab_size)))
     needs_text = config.method in ("dynaspec", "vocabtrim")
     if needs_text:
@@ -222,21 +220,26 @@ def _checked_size(config: BuildConfig, vocab_size: int) -> int:
     return size
 
 
-def _read(sources: Sequence[str], encode: Callable[[str], list[int]]) -> _Corpus:
-    found = _Corpus()
+def _read(
+    sources: Sequence[str], encode: Callable[[str], list[int]], bos_id: int | None
+) -> _Corpus:
+    found, held = _Corpus(), HeldOutTexts(HELD_OUT_TEXTS)
     for text in read_corpus(sources):
-        ids = torch.tensor(encode(text.text)[:MAX_TEXT_TOKENS], dtype=torch.int32)
+        ids = torch.tensor(encode(text.text), dtype=torch.int32)
         if ids.numel() < 2:
             continue
+        parts = list(pieces(ids, PIECE_TOKENS, bos_id))
         if text.held_out():
-            if len(found.held) < HELD_OUT_TEXTS:
-                found.held.append(ids)
-                found.held_groups.append(text.group)
+            if ids.numel() >= LEAST_HELD_OUT_TOKENS:
+                held.add(text.group, parts[0])
             continue
         if text.group not in found.names:
             found.names.append(text.group)
-        found.texts.append(ids)
-        found.groups.append(found.names.index(text.group))
+        found.texts.extend(parts)
+        found.groups.extend([found.names.index(text.group)] * len(parts))
+    for group, ids in held.take():
+        found.held.append(ids)
+        found.held_groups.append(group)
     if not found.texts:
         raise DynaSpecError("--corpus: no text of two tokens or more to learn from; add text")
     if not found.held:
@@ -355,31 +358,3 @@ def _drafter_key(drafter: Drafter | None) -> str:
         return "none"
     content = weights.detach().float().cpu().numpy().tobytes()
     return hashlib.sha256(content).hexdigest()[:12]
-
-
-def router_examples(
-    target: Any, maker: ShardMaker, count: int, frequency: Tensor, drafter: Drafter | None
-) -> RouterExamples:
-    """Positions of the first ``count`` shards; the label is the token that follows, which the
-    target wrote or would have had to predict. With a drafter the inputs are those of draft
-    positions 1 .. ``DRAFT_STEPS`` in turn."""
-    core = torch.zeros(frequency.numel(), dtype=torch.bool)
-    core[frequency[:CORE_FOR_TRAINING]] = True
-    parts = []
-
-    def norm(features: Tensor) -> Tensor:  # examples are kept, and learned from, on the host
-        return target.norm(features).cpu()
-
-    for index in range(count):
-        shard = maker.get(index)
-        kept = len(shard.tokens) if drafter is None else min(DRAFTED_SEQUENCES, len(shard.tokens))
-        for row in range(kept):
-            tokens, features = shard.tokens[row], shard.features[row]
-            following = torch.cat([tokens[1:], tokens.new_tensor([-1])])
-            before, at_position = features, features
-            if drafter is not None:
-                step = row % DRAFT_STEPS
-                drafted = drafted_features(drafter, features, tokens, step + 1)
-                before, at_position = drafted[step - 1] if step else features, drafted[step]
-            parts.append(sequence_examples(tokens, before, at_position, following, core, norm))
-    return concatenate(parts, lambda ids: target.embed(ids).cpu())

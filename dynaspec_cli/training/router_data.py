@@ -9,11 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynaspec_cli.protocols import Drafter
+from dynaspec_cli.training.shards import ShardMaker
+
+CORE_FOR_TRAINING = 1024
+DRAFT_STEPS = 3
+DRAFTED_SEQUENCES = 32
+"""Sequences of a shard that a drafter runs along, position by position."""
+EXAMPLE_BYTES = 2 * 2**30
+"""Host memory for a router's examples."""
 
 
 @dataclass
@@ -93,8 +102,49 @@ def _seen_before(tokens: Tensor, at: Tensor, labels: Tensor) -> Tensor:
 def concatenate(
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], embed: Callable[[Tensor], Tensor]
 ) -> RouterExamples:
-    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    """All examples in one; ``parts`` is emptied on the way, so that no column is held twice but the
+    one in work."""
+    lists = [list(column) for column in zip(*parts, strict=True)]
+    parts.clear()
+    columns = []
+    for column in lists:
+        columns.append(torch.cat(column))
+        column.clear()
     features, hidden, tokens, labels, known = columns
     return RouterExamples(
         features.to(torch.bfloat16), hidden.to(torch.bfloat16), tokens, labels, known, embed
     )
+
+
+def router_examples(
+    target: Any, maker: ShardMaker, count: int, frequency: Tensor, drafter: Drafter | None
+) -> RouterExamples:
+    """Positions of the first ``count`` shards, as many as ``EXAMPLE_BYTES`` hold; the label is the
+    token that follows, which the target wrote or would have had to predict. With a drafter the
+    inputs are those of draft positions 1 .. ``DRAFT_STEPS`` in turn."""
+    core = torch.zeros(frequency.numel(), dtype=torch.bool)
+    core[frequency[:CORE_FOR_TRAINING]] = True
+    parts = []
+
+    def norm(features: Tensor) -> Tensor:  # examples are kept, and learned from, on the host
+        return target.norm(features).to(torch.bfloat16).cpu()
+
+    positions = EXAMPLE_BYTES // (2 * 2 * target.hidden_size * count)  # of a shard: two bf16 rows
+
+    def choose(rows: int, length: int) -> list[int]:
+        most = max(1, positions // length)
+        return list(range(min(rows, most if drafter is None else min(DRAFTED_SEQUENCES, most))))
+
+    for index in range(count):
+        shard = maker.get(index, choose)
+        for row in range(len(shard.tokens)):
+            tokens, features = shard.tokens[row], shard.features[row]
+            following = torch.cat([tokens[1:], tokens.new_tensor([-1])])
+            before, at_position = features, features
+            if drafter is not None:
+                step = row % DRAFT_STEPS
+                drafted = drafted_features(drafter, features, tokens, step + 1)
+                before, at_position = drafted[step - 1] if step else features, drafted[step]
+            before = before.to(torch.bfloat16)
+            parts.append(sequence_examples(tokens, before, at_position, following, core, norm))
+    return concatenate(parts, lambda ids: target.embed(ids).cpu())

@@ -27,14 +27,14 @@ _ROWS = 64
 
 @dataclass(frozen=True)
 class CoverageRow:
-    """One policy at one size: covered share of the positions, over all and by draft position, and
-    the mean size."""
+    """One policy at one size: covered share of the positions, over all and by draft position (None
+    where no text was long enough), and the mean size."""
 
     policy: str
     size: int
     mean_size: float
-    coverage: float
-    by_position: tuple[float, ...]
+    coverage: float | None
+    by_position: tuple[float | None, ...]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -103,9 +103,13 @@ def coverage_table(
                 name,
                 wanted,
                 round(found.mean_size, 1),
-                round(found.share(), 4),
-                tuple(round(found.share(depth=d + 1), 4) for d in range(DEPTH)),
+                _rounded(found.share()),
+                tuple(_rounded(found.share(depth=d + 1)) for d in range(DEPTH)),
             )
         )
         progress("coverage", (at + 1) / len(plan))
     return rows
+
+
+def _rounded(share: float | None) -> float | None:
+    return None if share is None else round(share, 4)

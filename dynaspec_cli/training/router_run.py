@@ -36,7 +36,12 @@ def run(
     progress("loading weights", None)
     target = load_transformers(folder, source.name, kind, place)
     tokenizer = load_tokenizer(folder)
-    specials = [i for i in (*tokenizer.eos_ids, tokenizer.bos_id) if i is not None]
     return build(
-        config, target, tokenizer.encode, progress, load_drafter(drafter, target), specials
+        config,
+        target,
+        tokenizer.encode,
+        progress,
+        load_drafter(drafter, target),
+        tokenizer.eos_ids,
+        tokenizer.bos_id,
     )

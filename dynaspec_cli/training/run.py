@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.eagle import WEIGHTS_FILE, EagleDrafter
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.target.events import ProgressCallback, ignore_progress
@@ -20,6 +21,7 @@ from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.training.corpus import read_corpus
 from dynaspec_cli.training.evaluate import HeldOut, held_out_score
+from dynaspec_cli.training.held_out import HeldOutTexts, pieces
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.training.prompts import PromptBatch, prompt_batches
 from dynaspec_cli.training.shards import Shard, ShardConfig, ShardMaker
@@ -27,7 +29,8 @@ from dynaspec_cli.training.teacher import Teacher
 from dynaspec_cli.training.trainer import CHECKPOINT, TrainConfig, Trainer, TrainProgress
 
 HELD_OUT_TEXTS = 200
-MAX_TEXT_TOKENS = 4096
+PIECE_TOKENS = 1024
+"""Longer texts are cut into pieces."""
 MAX_PROMPTED_TOKENS = 768
 """Of a prompt and its continuation."""
 
@@ -36,7 +39,7 @@ MAX_PROMPTED_TOKENS = 768
 class RunConfig:
     """Where from and where to. ``minutes`` overrides the step count of ``train``; ``start``: a
     drafter folder to go on from. ``prompts``: files like the corpus', each text a whole prompt for
-    the target to continue."""
+    the target to continue. ``layers`` of a new drafter (1 unless stated)."""
 
     model: str | None
     corpus: tuple[str, ...]
@@ -44,7 +47,7 @@ class RunConfig:
     dtype: str = "auto"
     device: str = "auto"
     threads: int | None = None
-    layers: int = 1
+    layers: int | None = None
     minutes: float | None = None
     resume: bool = False
     start: Path | None = None
@@ -56,8 +59,12 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"--minutes: expected more than 0, got {self.minutes}")
-        if self.layers < 1:
+        if self.layers is not None and self.layers < 1:
             raise UsageError(f"--layers: expected at least 1, got {self.layers}")
+        if not self.train.learning_rate > 0:
+            raise UsageError(
+                f"--learning-rate: expected a number above 0, got {self.train.learning_rate}"
+            )
         if self.resume and self.start is not None:
             raise UsageError(
                 "--resume continues the run in --out; it cannot be combined with --start"
@@ -81,7 +88,8 @@ def train(
     config: RunConfig, progress: ProgressCallback = ignore_progress
 ) -> Iterator[TrainProgress]:
     """Run it, yielding progress after every step; every ``score_every`` steps with the held-out
-    score. The drafter is saved with each score and at the end, also when the caller stops early."""
+    score. Checkpoint and drafter are saved every ``save_every`` steps and at the end, also when the
+    caller stops early."""
     trainer, held_out, names = _prepare(config, progress)
     seconds = None if config.minutes is None else config.minutes * 60
     try:
@@ -97,11 +105,9 @@ def train(
                     names,
                 )
                 state = dataclasses.replace(state, score=score)
-                trainer.save_drafter()
             yield state
     finally:
-        trainer.save_checkpoint()
-        trainer.save_drafter()
+        trainer.save()
 
 
 def _prepare(
@@ -111,62 +117,70 @@ def _prepare(
         torch.set_num_threads(config.threads)
     place = choose_device(config.device)
     kind = choose_dtype(config.dtype, place)
+    if kind == torch.float16:
+        raise UsageError(
+            "--dtype: expected bfloat16 or float32 to train in, got float16, in which small "
+            "gradients vanish; the drafter will run in every dtype"
+        )
     source = resolve_model(config.model)
     folder = model_folder(source, kind, progress)
     target = load_transformers(folder, source.name, kind, place)
     tokenizer = load_tokenizer(folder)
-    texts, groups, held_texts, held_groups, names = _encode(config.corpus, tokenizer)
+    texts, groups, held_texts, held_groups, names = _encode(config.corpus, tokenizer, PIECE_TOKENS)
     teacher = Teacher(target)
     batches: list[PromptBatch] = []
     if config.prompts:
-        asked, asked_groups, held_texts, held_groups, names = _encode(config.prompts, tokenizer)
+        asked, asked_groups, held_texts, held_groups, names = _encode(
+            config.prompts, tokenizer, None
+        )
         longest = min(MAX_PROMPTED_TOKENS, teacher.max_length)
         batches = prompt_batches(
             asked, asked_groups, config.shards.tokens, longest, config.shards.seed
         )
-    maker = ShardMaker(teacher, texts, groups, config.shards, config.out / "shards", batches)
+    ends = tokenizer.eos_ids
+    maker = ShardMaker(teacher, texts, groups, config.shards, config.out / "shards", batches, ends)
     maker.claim()
     module = _module(config, target, maker)
     trainer = Trainer(module, maker, config.train, config.out)
     if config.resume:
         trainer.resume()
-    held = _held_out(teacher, held_texts, held_groups, maker.columns, bool(config.prompts))
+    held = _held_out(maker, held_texts, held_groups, bool(config.prompts))
     return trainer, held, names
 
 
 def _encode(
-    corpus: Sequence[str], tokenizer: TextTokenizer
+    corpus: Sequence[str], tokenizer: TextTokenizer, piece: int | None
 ) -> tuple[list[Tensor], list[int], list[Tensor], list[int], list[str]]:
-    """Token ids of the texts and their groups, training and held-out apart."""
+    """Token ids of the texts, in pieces of ``piece`` tokens (None: whole), and their groups,
+    training and held-out apart."""
     names: list[str] = []
     texts: list[Tensor] = []
     groups: list[int] = []
-    held: list[Tensor] = []
-    held_groups: list[int] = []
+    held = HeldOutTexts(HELD_OUT_TEXTS)
     for text in read_corpus(corpus):
         if text.group not in names:
             names.append(text.group)
-        ids = torch.tensor(tokenizer.encode(text.text)[:MAX_TEXT_TOKENS], dtype=torch.int32)
+        ids = torch.tensor(tokenizer.encode(text.text), dtype=torch.int32)
         if ids.numel() < 2:
             continue
+        parts = [ids] if piece is None else list(pieces(ids, piece, tokenizer.bos_id))
         if text.held_out():
-            if len(held) < HELD_OUT_TEXTS:
-                held.append(ids)
-                held_groups.append(names.index(text.group))
+            held.add(text.group, parts[0])
             continue
-        texts.append(ids)
-        groups.append(names.index(text.group))
+        texts.extend(parts)
+        groups.extend([names.index(text.group)] * len(parts))
     if not texts:
         raise DynaSpecError("--corpus: no text to train on; add files with more text")
-    return texts, groups, held, held_groups, names
+    kept = held.take()
+    return texts, groups, [ids for _, ids in kept], [names.index(g) for g, _ in kept], names
 
 
 def _held_out(
-    teacher: Teacher, texts: list[Tensor], groups: list[int], columns: Tensor, whole: bool
+    maker: ShardMaker, texts: list[Tensor], groups: list[int], whole: bool
 ) -> list[HeldOut]:
     """Greedy continuations of held-out beginnings, or of ``whole`` prompts of the lengths that most
     have: what decoding will look like."""
-    new = 80
+    new, teacher = 80, maker.teacher
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(texts):
         length = ids.numel() if whole else min(ids.numel(), 48)
@@ -183,11 +197,11 @@ def _held_out(
         prompts = torch.stack([texts[i][:length] for i in chosen]).long().to(device)
         zero = torch.zeros(len(chosen), device=device)
         tokens, features = teacher.write(
-            prompts, new, zero, torch.Generator(device=device), columns.to(device)
+            prompts, new, zero, torch.Generator(device=device), maker.columns.to(device)
         )
         kinds = torch.tensor([groups[i] for i in chosen])
         shard = Shard(tokens.cpu(), features, length, kinds)
-        held.append(HeldOut.of(shard, teacher.head, teacher.final_norm))
+        held.append(HeldOut.of(shard, teacher.head, teacher.final_norm, maker.ends))
     return held
 
 
@@ -195,10 +209,10 @@ def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
     """A module initialised from the target, or from an earlier drafter (``start``); the resumed
     run's weights come from its checkpoint."""
     if config.resume:
-        return from_target(Trainer.saved_config(config.out), target)
+        return from_target(_continued(config, Trainer.saved_config(config.out)), target)
     if config.start is not None:
         earlier = EagleDrafter.load(config.start, target)
-        module = from_target(earlier.config, target)
+        module = from_target(_continued(config, earlier.config), target)
         from safetensors.torch import load_file
 
         with torch.no_grad():
@@ -209,4 +223,13 @@ def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
     # Features are measured in the root mean square of their median dimension: some families have a
     # few huge ones.
     scale = float(features.pow(2).mean((0, 1)).sqrt().median())
-    return from_target(drafter_config(target, config.layers, scale), target)
+    return from_target(drafter_config(target, config.layers or 1, scale), target)
+
+
+def _continued(config: RunConfig, drafter: DrafterConfig) -> DrafterConfig:
+    if config.layers not in (None, drafter.num_layers):
+        raise UsageError(
+            f"--layers: the drafter to go on from has {drafter.num_layers}, got {config.layers}; "
+            "leave --layers out"
+        )
+    return drafter

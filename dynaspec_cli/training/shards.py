@@ -63,9 +63,17 @@ class Shard:
     groups: Tensor
 
 
+def ended(tokens: Tensor, prompt: int, ends: Sequence[int]) -> Tensor:
+    """bool [N, T]: the target has ended the text at this token of tokens int64 [N, T] or before,
+    behind the ``prompt``."""
+    end = torch.isin(tokens, torch.tensor(ends, dtype=tokens.dtype))
+    end[:, :prompt] = False
+    return end.cumsum(1) > 0
+
+
 class ShardMaker:
     """``texts``: token ids of each text (BOS first where the model wants one), ``groups``: a small
-    integer for each."""
+    integer for each; ``ends``: the tokens that end a text."""
 
     def __init__(
         self,
@@ -75,28 +83,32 @@ class ShardMaker:
         config: ShardConfig,
         folder: Path,
         prompts: Sequence[PromptBatch] = (),
+        ends: Sequence[int] = (),
     ) -> None:
         if not texts:
             raise DynaSpecError("train-drafter: the corpus holds no text to train on")
         self.teacher, self.config, self.folder = teacher, config, folder
-        self.texts, self.groups, self.prompts = texts, groups, prompts
+        self.texts, self.groups, self.prompts, self.ends = texts, groups, prompts, tuple(ends)
         self.counts = torch.bincount(torch.cat(list(texts)).long(), minlength=teacher.head.shape[0])
         wanted = min(config.columns, int((self.counts > 0).sum()))
-        self.columns = self.counts.topk(wanted).indices.sort().values
+        frequent = self.counts.topk(wanted).indices
+        # A corpus holds no end of text, and a writer that cannot end writes past its answers.
+        self.columns = torch.cat([frequent, torch.tensor(self.ends, dtype=torch.int64)]).unique()
         self.length = min(config.length, teacher.max_length)
 
     def claim(self) -> None:
         """Mark the folder as this corpus', these prompts' and this model's; refuse it as
         another's, whose shards would be taken for these."""
-        digest = hashlib.sha256(f"{self.config}:{self.teacher.target.head_hash()}".encode())
-        digest.update(self.counts.numpy().tobytes())
-        for batch in self.prompts:
-            digest.update(batch.tokens.numpy().tobytes())
+        teacher = self.teacher
+        made_by = f"{self.config}:{teacher.target.head_hash()}:{teacher.head.dtype}:{self.ends}"
+        digest = hashlib.sha256(made_by.encode())
+        for ids in (*self.texts, *(batch.tokens for batch in self.prompts)):
+            digest.update(ids.numpy().tobytes())
         stamp = self.folder / STAMP
         if stamp.is_file() and stamp.read_text(encoding="utf-8") != digest.hexdigest():
             raise DynaSpecError(
-                f"--out: {self.folder} holds text of another model, corpus, prompts or seed; give "
-                "the same as before, or another --out"
+                f"--out: {self.folder} holds text of another model, --dtype, corpus, prompts or "
+                "seed; give the same as before, or another --out"
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         write_text(stamp, digest.hexdigest())
@@ -134,6 +146,13 @@ class ShardMaker:
         part.replace(path)
         rows = choose(*shard.tokens.shape)
         return Shard(shard.tokens[rows], shard.features[rows], shard.prompt, shard.groups[rows])
+
+    def epoch_tokens(self) -> list[int]:
+        """Tokens of each shard until they begin anew; corpus text has no end, its shards are
+        alike."""
+        if not self.prompts:
+            return [self.config.tokens]
+        return [b.tokens.numel() + len(b.tokens) * NEW_TOKENS for b in self.prompts]
 
     def forget(self, index: int) -> None:
         """Delete a shard that is no longer drawn from."""

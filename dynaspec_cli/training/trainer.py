@@ -11,8 +11,10 @@ import json
 import math
 import random
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -25,7 +27,7 @@ from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.training.evaluate import HeldOutScore, module_unroll
 from dynaspec_cli.training.loss import LossConfig, gram_matrix, unrolled_loss
 from dynaspec_cli.training.model import DrafterModule
-from dynaspec_cli.training.shards import Shard, ShardMaker
+from dynaspec_cli.training.shards import Shard, ShardMaker, ended
 
 CHECKPOINT = "checkpoint.safetensors"
 STATE = "state.json"
@@ -105,7 +107,8 @@ class Trainer:
         self.embedding = teacher.target._embedding
         self.norm = teacher.final_norm
         counts = maker.counts
-        self.frequent = counts.topk(min(config.loss.columns, counts.numel())).indices.sort().values
+        frequent = counts.topk(min(config.loss.columns, counts.numel())).indices
+        self.frequent = torch.cat([frequent, torch.tensor(maker.ends, dtype=torch.int64)]).unique()
         self.gram = gram_matrix(teacher.head, counts) if config.loss.gram else None
         matrices = [p for p in module.parameters() if p.dim() > 1]
         vectors = [p for p in module.parameters() if p.dim() == 1]
@@ -121,6 +124,11 @@ class Trainer:
         self.step = 0
         self.tokens = 0
         self.base_tokens = module.config.trained_tokens
+        self.sound = True
+        """Whether the weights are those of ``step``: not in the middle of an update, nor after one
+        that ruined them. Else nothing is saved, and the last checkpoint stays."""
+        self._saved = -1
+        self._steps = list(accumulate(self._shard_steps()))
 
     # -- the run ----------------------------------------------------------------------------------
 
@@ -134,22 +142,25 @@ class Trainer:
                 progress = max(progress, min(1.0, (time.perf_counter() - begun) / seconds))
             step = self.step + 1
             losses = self._update(self._batch(step), self.config.rate(step, progress), step)
-            self.step = step  # only now: an interrupted update is made again
+            self.step, self.sound = step, True  # only now: an interrupted update is made again
             rate = (self.tokens - first) / (time.perf_counter() - begun)
-            yield TrainProgress(self.step, self.config.steps, self.tokens, tuple(losses), rate)
             over = progress >= 1.0
             if over or self.step % self.config.save_every == 0:
-                self.save_checkpoint()
+                self.save()
+            yield TrainProgress(self.step, self.config.steps, self.tokens, tuple(losses), rate)
             if over:
                 return
 
+    def _shard_steps(self) -> list[int]:
+        """Steps that each shard of an epoch feeds: tokens * passes / batch_tokens."""
+        share = self.config.passes / self.config.batch_tokens
+        return [max(1, round(tokens * share)) for tokens in self.maker.epoch_tokens()]
+
     def _round(self, step: int) -> tuple[int, random.Random]:
-        """(newest shard, random numbers) of a step: a shard feeds tokens * passes / batch_tokens
-        steps."""
-        per_shard = max(
-            1, round(self.maker.config.tokens * self.config.passes / self.config.batch_tokens)
-        )
-        return (step - 1) // per_shard, random.Random(self.config.seed * 7_919 + step)
+        """(newest shard, random numbers) of a 1-based step."""
+        epoch, place = divmod(step - 1, self._steps[-1])
+        newest = epoch * len(self._steps) + bisect_right(self._steps, place)
+        return newest, random.Random(self.config.seed * 7_919 + step)
 
     def _batch(self, step: int) -> tuple[Tensor, Tensor, int]:
         newest, draw = self._round(step)
@@ -184,25 +195,38 @@ class Trainer:
         normed = [self.norm((out * scale).to(features.dtype)) for out in outputs]
         truth = self.norm(features[:, 1 + begin :])
         ids = torch.cat([self.frequent, tokens.unique()]).unique().to(self.device)
-        weight = torch.ones(truth.shape[:2], device=self.device)
+        # What stands after the end of a text is never decoded.
+        going = ~ended(tokens, prompt, self.maker.ends)[:, 1 + begin :]
+        weight = going.float().to(self.device)
         if written and not begin:
-            weight[:, : max(prompt - 2, 0)] = self.config.loss.prompt_weight
+            weight[:, : max(prompt - 2, 0)] *= self.config.loss.prompt_weight
         loss, values = unrolled_loss(
             normed, truth, self.maker.teacher.head[ids], self.gram, weight, self.config.loss
         )
-        if not torch.isfinite(loss):
-            raise DynaSpecError(
-                f"train-drafter: the loss became {float(loss)} at step {step}; lower "
-                "--learning-rate and --resume"
-            )
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        norm = torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
+        for name, value in (("loss", loss), ("gradient", norm)):
+            if not torch.isfinite(value):
+                self.sound = False  # most likely an update before this one ruined the weights
+                raise DynaSpecError(
+                    f"train-drafter: the {name} became {float(value)} at step {step}; go on from "
+                    "the last checkpoint with --resume and a lower --learning-rate"
+                )
+        self.sound = False
         self.optimizer.step()
         self.tokens += tokens.numel()
         return values
 
     # -- files ------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """The checkpoint, then the drafter made of it; neither where the weights are not
+        ``sound``, nor twice."""
+        if self.sound and self._saved != self.step:
+            self.save_checkpoint()
+            self.save_drafter()
+            self._saved = self.step
 
     def save_checkpoint(self) -> None:
         """Weights, both moments of every weight, and the counters; written beside and renamed."""

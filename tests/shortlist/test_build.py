@@ -85,8 +85,8 @@ def test_a_killed_build_goes_on_to_the_same_result(tiny_model_dir, corpus, tmp_p
     whole = built(settings(corpus, tmp_path / "whole"), tiny_model_dir)
     saved = training._save
 
-    def save_and_die(path, module, optimizer, step):
-        saved(path, module, optimizer, step)
+    def save_and_die(path, module, optimizer, step, loss_sum):
+        saved(path, module, optimizer, step, loss_sum)
         if step == 3:
             raise KeyboardInterrupt
 
@@ -142,7 +142,7 @@ def test_a_changed_corpus_is_refused(tiny_model_dir, corpus, tmp_path):
     built(config, tiny_model_dir)
     lines = text.read_text().splitlines()
     text.write_text("\n".join(lines[: len(lines) // 2]))
-    with pytest.raises(DynaSpecError, match="holds text of another model, corpus"):
+    with pytest.raises(DynaSpecError, match="holds text of another model, --dtype, corpus"):
         built(dataclasses.replace(config, resume=True), tiny_model_dir)
 
 

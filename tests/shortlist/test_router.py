@@ -57,12 +57,12 @@ def test_a_resumed_run_ends_where_an_unbroken_one_ends(tmp_path, monkeypatch):
     examples = learnable("mlp", 300)
     settings = RouterTraining("mlp", hidden=8, steps=20, batch=32)
     arguments = (settings, examples, torch.arange(CLUSTERS), torch.zeros(CLUSTERS, 16))
-    whole, _ = train_router(*arguments)
+    whole, wanted = train_router(*arguments)
     path = tmp_path / "state.safetensors"
     saved = training._save
 
-    def die(at, module, optimizer, step):
-        saved(at, module, optimizer, step)
+    def die(at, module, optimizer, step, loss_sum):
+        saved(at, module, optimizer, step, loss_sum)
         if step == 14:
             raise KeyboardInterrupt
 
@@ -71,7 +71,9 @@ def test_a_resumed_run_ends_where_an_unbroken_one_ends(tmp_path, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             train_router(*arguments, state_file=path)
     resumed, facts = train_router(*arguments, state_file=path)
+    assert facts == wanted
     assert facts["router_steps"] == 20
+    assert train_router(*arguments, state_file=path)[1] == wanted  # nothing left to do
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
 

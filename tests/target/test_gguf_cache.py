@@ -281,6 +281,54 @@ def test_inspection_counts_the_weights(tiny_gguf: Path) -> None:
     layer = 2 * WIDTH + 2 * WIDTH * WIDTH + 2 * kv * WIDTH + 3 * INNER * WIDTH
     assert summary.architecture == "llama"
     assert summary.num_weights == 2 * VOCAB * WIDTH + WIDTH + LAYERS * layer
+    assert (summary.vocab_size, summary.hidden_size) == (VOCAB, WIDTH)
+    assert summary.kv_width == 2 * LAYERS * kv
+
+
+@pytest.mark.parametrize(
+    ("keys", "width"),
+    [
+        ({"head_count_kv": (1, 3)}, (1 + 3) * 2 * 8),  # one number a layer
+        ({"head_count_kv": (1, 3, 1)}, None),
+        ({"head_count_kv": 2, "key_length": 16, "value_length": 4}, 2 * 2 * (16 + 4)),
+        ({}, 2 * 4 * 2 * 8),
+        ({"block_count": None}, None),
+    ],
+)
+def test_sizes_of_the_kv_cache_from_the_keys(
+    keys: dict[str, Any], width: int | None, tmp_path: Path
+) -> None:
+    import gguf
+    import numpy as np
+
+    path = tmp_path / "shape.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    sizes = {"block_count": 2, "embedding_length": 32, "head_count": 4} | keys
+    if sizes["block_count"] is not None:
+        writer.add_block_count(sizes["block_count"])
+    writer.add_embedding_length(sizes["embedding_length"])
+    writer.add_head_count(sizes["head_count"])
+    for name in ("head_count_kv", "key_length", "value_length"):
+        if name in sizes:
+            getattr(writer, f"add_{name}")(sizes[name])
+    writer.add_tensor("token_embd.weight", np.zeros((10, 32), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert inspect_gguf(path).kv_width == width
+
+
+def test_inspection_of_a_file_in_pieces(tiny_gguf: Path, tmp_path: Path) -> None:
+    data, size = tiny_gguf.read_bytes(), tiny_gguf.stat().st_size
+    cut = size - 4000  # the header is in the first piece
+    chunks = (tmp_path / "a", tmp_path / "b")
+    chunks[0].write_bytes(data[:cut])
+    chunks[1].write_bytes(data[cut:])
+    assert inspect_gguf(ChunkedFile(chunks, "")) == inspect_gguf(tiny_gguf)
+    chunks[1].write_bytes(data[cut:-1])
+    with pytest.raises(DynaSpecError, match="is truncated"):
+        inspect_gguf(ChunkedFile(chunks, ""))
 
 
 @pytest.mark.parametrize("keep", [6, 40, 3000, -1])

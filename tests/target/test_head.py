@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
+from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target import head as head_module
 from dynaspec_cli.target.head import LMHead, leaders
 
@@ -110,3 +111,14 @@ def test_leaders_by_stripes_are_those_of_a_whole_sort(vocab: int) -> None:
     ids = leaders(logits, 3)
     assert torch.equal(logits.gather(1, ids), logits.sort(descending=True).values[:, :3])
     assert all(len(set(row)) == 3 for row in ids.tolist())
+
+
+@pytest.mark.parametrize("extra", [{"softcap": 6.0}, {"bias": torch.zeros(40)}])
+def test_logits_that_are_no_numbers_have_no_best_token(extra) -> None:
+    weight = torch.randn(40, 8)
+    weight[7, 3] = float("nan")
+    head = LMHead(weight, **extra)
+    hidden = torch.randn(2, 8)
+    for best in (lambda: head.argmax(hidden), lambda: head.leaders(hidden, 3)):
+        with pytest.raises(DynaSpecError, match="hold NaN or infinite values"):
+            best()

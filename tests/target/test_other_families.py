@@ -91,6 +91,19 @@ def test_a_family_that_cannot_be_verified_is_refused(tmp_path: Path) -> None:
         load_target(tmp_path, "bloom", torch.float32, torch.device("cpu"))
 
 
+def test_a_family_that_masks_by_itself_is_refused(tmp_path: Path) -> None:
+    """GPT-Neo's local layers mask by the row in the cache: past its window a branching tree would
+    be verified wrongly, which a check on a few tokens cannot see."""
+    from transformers import GPTNeoConfig
+
+    from dynaspec_cli.target.load import load_target
+
+    small = {"vocab_size": 97, "hidden_size": 32, "num_layers": 2, "num_heads": 4}
+    saved(GPTNeoConfig(attention_types=[[["global", "local"], 1]], **small), tmp_path)
+    with pytest.raises(DynaSpecError, match="its layers apply a window of their own"):
+        load_target(tmp_path, "neo", torch.float32, torch.device("cpu"))
+
+
 def test_a_model_with_wrong_numbers_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

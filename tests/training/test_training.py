@@ -4,144 +4,24 @@ result loads."""
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file
+from training_runs import make_run
 
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.main import cli
 from dynaspec_cli.target.load import load, load_transformers
-from dynaspec_cli.training.evaluate import module_unroll
+from dynaspec_cli.training.evaluate import HeldOut, held_out_score
+from dynaspec_cli.training.held_out import HeldOutTexts, pieces
 from dynaspec_cli.training.initialise import drafter_config, from_target
-from dynaspec_cli.training.loss import (
-    LossConfig,
-    gram_matrix,
-    quadratic_form,
-    soft_cross_entropy,
-    softmax_rows,
-    unrolled_loss,
-)
-from dynaspec_cli.training.model import rms_norm
 from dynaspec_cli.training.prompts import prompt_batches
-from dynaspec_cli.training.run import RunConfig, train
-from dynaspec_cli.training.shards import ShardConfig
-from dynaspec_cli.training.trainer import TrainConfig, Trainer
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("corpus") / "text.jsonl"
-    words = ["the", "quick", "brown", "fox", "jumps", "over", "lazy", "dogs", "and", "Paris", "is"]
-    generator = torch.Generator().manual_seed(0)
-    lines = []
-    for i in range(200):
-        picks = torch.randint(len(words), (60,), generator=generator).tolist()
-        lines.append(json.dumps({"task": "ab"[i % 2], "text": " ".join(words[j] for j in picks)}))
-    path.write_text("\n".join(lines))
-    return path
-
-
-def make_run(model: Path, corpus: Path, out: Path, steps: int, **changes) -> RunConfig:
-    schedule = TrainConfig(
-        steps=steps,
-        batch_tokens=64,
-        unroll=2,
-        warmup=2,
-        save_every=1000,
-        decay_share=1e-9,
-        window=3,
-    )
-    settings = {
-        "model": str(model),
-        "corpus": (str(corpus),),
-        "out": out,
-        "dtype": "float32",
-        "device": "cpu",
-        "score_every": 1000,
-        "train": schedule,
-        "shards": ShardConfig(tokens=192, length=32, columns=300),
-    }
-    return RunConfig(**(settings | changes))
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return {
-        k: v
-        for k, v in load_file(folder / "checkpoint.safetensors").items()
-        if k.startswith("weight.")
-    }
-
-
-def test_a_killed_run_ends_where_an_unbroken_one_does(tiny_model_dir, corpus, tmp_path):
-    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "whole", 14)):
-        pass
-    first = train(make_run(tiny_model_dir, corpus, tmp_path / "parts", 14))
-    for state in first:
-        if state.step == 9:
-            first.close()
-            break
-    for shard in (tmp_path / "parts" / "shards").glob("*"):  # a cleaned cache must not matter
-        shard.unlink()
-    steps = [
-        s.step for s in train(make_run(tiny_model_dir, corpus, tmp_path / "parts", 14, resume=True))
-    ]
-    assert steps == [10, 11, 12, 13, 14]
-    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    assert whole.keys() == parts.keys()
-    for name in whole:
-        assert torch.equal(whole[name], parts[name]), name
-
-
-def test_an_interrupted_update_is_made_again(tiny_model_dir, corpus, tmp_path, monkeypatch):
-    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "whole", 6)):
-        pass
-    whole_update = Trainer._update
-
-    def stop_at_4(self, batch, rate, step):
-        if step == 4:
-            raise KeyboardInterrupt
-        return whole_update(self, batch, rate, step)
-
-    monkeypatch.setattr(Trainer, "_update", stop_at_4)
-    with pytest.raises(KeyboardInterrupt):
-        for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "parts", 6)):
-            pass
-    monkeypatch.setattr(Trainer, "_update", whole_update)
-    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "parts", 6, resume=True)):
-        pass
-    whole, parts = weights(tmp_path / "whole"), weights(tmp_path / "parts")
-    for name in whole:
-        assert torch.equal(whole[name], parts[name]), name
-
-
-def test_a_run_begun_with_another_drafter_is_resumed(tiny_model_dir, corpus, tmp_path):
-    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "first", 3)):
-        pass
-    start = tmp_path / "first"
-    config = json.loads((start / "config.json").read_text())
-    (start / "config.json").write_text(json.dumps(config | {"feature_scale": 3.0}))
-    for _ in train(make_run(tiny_model_dir, corpus, tmp_path / "second", 2, start=start)):
-        pass
-    resumed = list(train(make_run(tiny_model_dir, corpus, tmp_path / "second", 4, resume=True)))
-    assert [state.step for state in resumed] == [3, 4]
-    final = json.loads((tmp_path / "second" / "config.json").read_text())
-    assert final["feature_scale"] == 3.0
-    assert final["trained_tokens"] == config["trained_tokens"] + resumed[-1].tokens
-
-
-def test_text_of_another_corpus_is_not_taken_for_this_ones(tiny_model_dir, corpus, tmp_path):
-    run = train(make_run(tiny_model_dir, corpus, tmp_path / "run", 3))
-    next(run)
-    run.close()
-    other = tmp_path / "other.jsonl"
-    other.write_text("\n".join(reversed(corpus.read_text().splitlines()[:150])))
-    again = make_run(tiny_model_dir, other, tmp_path / "run", 3, resume=True)
-    with pytest.raises(DynaSpecError, match="text of another model, corpus"):
-        next(train(again))
+from dynaspec_cli.training.run import train
+from dynaspec_cli.training.shards import Shard, ended
+from dynaspec_cli.training.teacher import Teacher
+from dynaspec_cli.training.trainer import TrainConfig
 
 
 def test_training_lowers_the_loss_and_the_drafter_loads(tiny_model_dir, corpus, tmp_path):
@@ -157,109 +37,6 @@ def test_training_lowers_the_loss_and_the_drafter_loads(tiny_model_dir, corpus, 
     drafter = EagleDrafter.load(tmp_path / "d", target)
     assert drafter.config.trained_tokens == states[-1].tokens
     assert drafter.config.head_hash == target.head_hash()
-
-
-def test_gram_matrix_is_the_variance_of_logit_errors():
-    generator = torch.Generator().manual_seed(1)
-    head = torch.randn(40, 6, generator=generator)
-    counts = torch.randint(1, 50, (40,), generator=generator)
-    error = torch.randn(6, generator=generator)
-    pi = (counts + 1).float() ** 0.75
-    pi /= pi.sum()
-    logits = head @ error
-    variance = (pi * (logits - (pi * logits).sum()) ** 2).sum()
-    torch.testing.assert_close(
-        error @ gram_matrix(head, counts) @ error, variance, rtol=1e-4, atol=1e-5
-    )
-
-
-def test_loss_is_least_at_the_target_and_ignores_void_rows():
-    generator = torch.Generator().manual_seed(2)
-    truth = torch.randn(1, 5, 6, generator=generator)
-    columns = torch.randn(9, 6, generator=generator)
-    weight = torch.ones(1, 5)
-    config = LossConfig(gram=0.0)
-    best, values = unrolled_loss([truth, truth], truth, columns, None, weight, config)
-    entropy = torch.distributions.Categorical(logits=truth @ columns.t()).entropy()[0]
-    assert values == pytest.approx([float(entropy.mean()), float(entropy[1:].mean())], rel=1e-5)
-    void = truth.clone()
-    void[:, 0] = 100.0
-    same, _ = unrolled_loss([truth, void], truth, columns, None, weight, config)
-    assert float(same) == pytest.approx(float(best))
-    worse, _ = unrolled_loss([truth + 0.5, truth], truth, columns, None, weight, config)
-    assert float(worse) > float(best)
-
-
-def test_cross_entropy_has_the_gradient_of_the_plain_formula():
-    generator = torch.Generator().manual_seed(3)
-    h = torch.randn(7, 6, generator=generator, requires_grad=True)
-    columns = torch.randn(9, 6, generator=generator)
-    p = torch.softmax(torch.randn(7, 9, generator=generator), -1)
-    weight = torch.rand(7, generator=generator)
-    plain = -(p * torch.log_softmax(h @ columns.t(), -1)).sum(-1) @ weight
-    (wanted,) = torch.autograd.grad(3 * plain, h)
-    fused = soft_cross_entropy(h, columns, p, weight)
-    (got,) = torch.autograd.grad(3 * fused, h)
-    torch.testing.assert_close(fused, plain)
-    torch.testing.assert_close(got, wanted)
-
-
-@pytest.mark.parametrize("rows", [1, 31, 32, 77])
-def test_softmax_in_blocks_of_rows(rows):
-    generator = torch.Generator().manual_seed(rows)
-    h = torch.randn(rows, 6, generator=generator)
-    columns = torch.randn(50, 6, generator=generator)
-    torch.testing.assert_close(softmax_rows(h, columns), torch.softmax(h @ columns.t(), -1))
-
-
-def test_quadratic_form_has_the_gradient_of_the_plain_formula():
-    generator = torch.Generator().manual_seed(4)
-    error = torch.randn(7, 6, generator=generator, requires_grad=True)
-    root = torch.randn(6, 6, generator=generator)
-    gram, weight = root.t() @ root, torch.rand(7, generator=generator)
-    plain = ((error @ gram) * error).sum(-1) @ weight / 2
-    fused = quadratic_form(error, gram, weight)
-    torch.testing.assert_close(fused, plain)
-    for got, wanted in zip(
-        torch.autograd.grad(3 * fused, error), torch.autograd.grad(3 * plain, error), strict=True
-    ):
-        torch.testing.assert_close(got, wanted)
-
-
-@pytest.mark.parametrize("shape", [(7, 6), (2, 5, 3, 4)])
-def test_rms_norm_has_the_gradient_of_the_plain_formula(shape):
-    generator = torch.Generator().manual_seed(5)
-    x = torch.randn(shape, generator=generator, requires_grad=True)
-    weight = torch.randn(shape[-1], generator=generator, requires_grad=True)
-    toward = torch.randn(shape, generator=generator)
-    plain = torch.nn.functional.rms_norm(x, (shape[-1],), weight, 1e-6)
-    ours = rms_norm(x, weight, 1e-6)
-    torch.testing.assert_close(ours, plain)
-    for got, wanted in zip(
-        torch.autograd.grad((ours * toward).sum(), (x, weight)),
-        torch.autograd.grad((plain * toward).sum(), (x, weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(got, wanted)
-    (alone,) = torch.autograd.grad((rms_norm(x.detach(), weight, 1e-6) * toward).sum(), weight)
-    torch.testing.assert_close(alone, got)
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-def test_context_rows_change_nothing_but_the_work(tiny_model_dir, layers):
-    """Rows from ``begin`` on are the same whether or not the rows before them are computed."""
-    target = load_transformers(tiny_model_dir, "tiny", torch.float32, torch.device("cpu"))
-    module = from_target(drafter_config(target, layers, 1.0), target)
-    torch.manual_seed(4)
-    for parameter in module.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    tokens = torch.randint(5, 200, (2, 12))
-    features = torch.randn(2, 12, target.hidden_size)
-    begin, depth = 4, 3
-    whole = module_unroll(module, features, tokens, target._embedding, depth)
-    part = module_unroll(module, features, tokens, target._embedding, depth, begin)
-    for step in range(depth):
-        torch.testing.assert_close(part[step][:, step:], whole[step][:, begin + step :])
 
 
 def test_prompts_are_batched_by_length_and_continued(tiny_model_dir, corpus, tmp_path):
@@ -288,6 +65,12 @@ def test_bad_input(tiny_model_dir, corpus, tmp_path):
         make_run(tiny_model_dir, corpus, tiny_model_dir, 2)
     with pytest.raises(UsageError, match="is no folder"):
         make_run(tiny_model_dir, corpus, corpus, 2)
+    with pytest.raises(UsageError, match="--learning-rate: expected a number above 0, got 0"):
+        make_run(tiny_model_dir, corpus, tmp_path / "x", 2, train=TrainConfig(learning_rate=0.0))
+    with pytest.raises(UsageError, match="--dtype: expected bfloat16 or float32 to train in"):
+        next(train(make_run(tiny_model_dir, corpus, tmp_path / "half", 2, dtype="float16")))
+    with pytest.raises(UsageError, match="--layers: the drafter to go on from has 1, got 2"):
+        next(train(make_run(tiny_model_dir, corpus, tmp_path / "run", 4, resume=True, layers=2)))
     with pytest.raises(UsageError, match=r"--layers: expected at most the \d+ of"):
         next(train(make_run(tiny_model_dir, corpus, tmp_path / "deep", 2, layers=99)))
     for changes, message in (
@@ -344,3 +127,49 @@ def test_command(tiny_model_dir, corpus, tmp_path):
     again = CliRunner().invoke(cli, arguments)
     assert again.exit_code == 2
     assert "add --resume" in again.stderr
+
+
+def test_held_out_texts_are_of_every_group():
+    held = HeldOutTexts(5)
+    for group, count in (("a", 9), ("b", 2), ("c", 1)):
+        for i in range(count):
+            held.add(group, torch.tensor([i, 7]))
+    found = [(group, int(ids[0])) for group, ids in held.take()]
+    assert found == [("a", 0), ("b", 0), ("c", 0), ("a", 1), ("b", 1)]
+
+
+def test_long_texts_are_cut_into_pieces_behind_their_bos():
+    ids = torch.tensor([2, *range(10, 21)])
+    cut = [part.tolist() for part in pieces(ids, 5, 2)]
+    assert cut == [[2, 10, 11, 12, 13], [2, 14, 15, 16, 17], [2, 18, 19, 20]]
+    cut = [part.tolist() for part in pieces(ids, 5, None)]
+    assert cut == [[2, 10, 11, 12, 13], [14, 15, 16, 17, 18], [19, 20]]
+    assert [p.tolist() for p in pieces(torch.tensor([2, 5, 6, 7, 8, 9]), 5, None)] == [
+        [2, 5, 6, 7, 8]
+    ]
+
+
+def test_what_follows_the_end_of_a_text_is_not_scored(tiny_model_dir):
+    tokens = torch.tensor([[3, 9, 4, 5, 9, 6, 7], [3, 4, 4, 5, 5, 6, 7]])
+    assert ended(tokens, 2, (9,)).tolist() == [[False] * 4 + [True] * 3, [False] * 7]
+    assert not ended(tokens, 2, ()).any()
+    assert not ended(tokens, 7, (9,)).any()  # corpus text
+    target = load_transformers(tiny_model_dir, "tiny", torch.float32, torch.device("cpu"))
+    module = from_target(drafter_config(target, 1, 1.0), target)
+    teacher = Teacher(target)
+    tokens = torch.randint(5, 200, (1, 24), generator=torch.Generator().manual_seed(1))
+    tokens[0, 20] = 3
+    features = teacher.read(tokens)
+    columns = torch.arange(target.vocab_size)
+
+    def score(length, ends):
+        shard = Shard(tokens[:, :length], features[:, :length], 6, torch.zeros(1).long())
+        held = HeldOut.of(shard, teacher.head, teacher.final_norm, ends)
+        return held_out_score(
+            module, [held], teacher.head, target._embedding, teacher.final_norm, columns, ["x"]
+        )
+
+    # What is asked for at the end of text and behind it does not count: only rows up to token 19.
+    assert score(24, (3,)).top1 == score(20, ()).top1
+    tokens[0, 6] = 3
+    assert score(24, (3,)).top1 == (0.0, 0.0, 0.0, 0.0)
