@@ -97,7 +97,7 @@ def describe(error: Exception) -> tuple[str, int]:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         where = f" for {error.filename}" if error.filename else ""
         return f"No disk space is left{where}; free some, or set another cache folder", 1
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+    if _is_out_of_memory(error):
         return (
             "Out of memory; choose a smaller --model, --dtype bfloat16 or a shorter prompt "
             "(dynaspec doctor --model estimates what is needed)",
@@ -106,6 +106,16 @@ def describe(error: Exception) -> tuple[str, int]:
     first = str(error).strip().splitlines()[:1]
     kind = type(error).__name__
     return f"Unexpected {': '.join([kind, *first])} (run again with --debug for the traceback)", 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch has a class of its own for CUDA alone: its CPU allocator raises a RuntimeError, and a
+    mapping that the system refuses is an OSError."""
+    if isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error):
+        return True
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 @click.group(
@@ -141,7 +151,9 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    click.echo(f"Warning: {message}", err=True)
+    context = click.get_current_context(silent=True)
+    if context is None or not context.params.get("quiet"):
+        click.echo(f"Warning: {message}", err=True)
 
 
 def main() -> NoReturn:

@@ -46,6 +46,8 @@ class BenchOptions:
     check_exact: bool = False
     out: Path | None = None
     resume: bool = False
+    drafter: str = "auto"
+    assistant: str | None = None
     preset: str | None = None
     asked: Mapping[str, Any] = field(default_factory=dict)
 
@@ -89,13 +91,16 @@ class Lab:
 
 @dataclass(frozen=True)
 class Outcome:
-    """``summary`` is the object of summary.json; ``interrupted``: Ctrl-C ended the run early."""
+    """``summary`` is the object of summary.json; ``interrupted``: Ctrl-C ended the run early;
+    ``failure``: what a prompt failed with, which ended it too."""
 
     summary: Mapping[str, Any]
     interrupted: bool
+    failure: Exception | None = None
 
     def check(self) -> None:
-        """Raise ExactnessError (exit code 3) where a method of ours gave a wrong answer."""
+        """Raise ExactnessError (exit code 3) where a method of ours gave a wrong answer, else the
+        failure."""
         wrong: dict[str, list[str]] = {}
         for row in self.summary["overall"]:
             kind = self.summary["settings"]["kinds"][row["method"]]
@@ -106,13 +111,17 @@ class Outcome:
             raise ExactnessError(
                 "--check-exact: answers differ from the target's own beyond a numerical tie "
                 f"({named})"
+                + (f"; and the run ended early: {self.failure}" if self.failure else "")
             )
+        if self.failure is not None:
+            raise self.failure
 
 
 def execute(
     options: BenchOptions, lab: Lab, progress: ProgressCallback = lambda done, total, what: None
 ) -> Outcome:
-    """Run, store and report. Ctrl-C keeps every finished prompt and still writes the reports."""
+    """Run, store and report. Ctrl-C, or a prompt that fails, keeps every finished prompt and still
+    writes the reports; where there is none, the failure is raised."""
     prompt_format = PromptFormat(
         lab.codec, options.prompt_format, options.max_prompt_tokens, options.system
     )
@@ -131,13 +140,13 @@ def execute(
         check_exact=options.check_exact,
     )
     interrupted = False
-    failure: DynaSpecError | None = None
+    failure: Exception | None = None
     runner = Runner(plan, lab.methods, prompt_format, lab.codec, store, lab.reference, progress)
     try:
         runner.run()
     except KeyboardInterrupt:
         interrupted = True
-    except DynaSpecError as error:
+    except Exception as error:  # out of memory as well
         if not store.samples:
             raise
         failure = error  # hours of finished prompts are worth a summary all the same
@@ -161,9 +170,7 @@ def execute(
             _write_provenance(options, lab, settings)
         if store.samples:
             write_reports(options.out, summary)
-    if failure is not None:
-        raise failure
-    return Outcome(summary, interrupted)
+    return Outcome(summary, interrupted, failure)
 
 
 def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> dict[str, Any]:
@@ -171,6 +178,8 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
     dtype = str(lab.facts["dtype"])
     return {
         **lab.facts,
+        "drafter": provenance.published(options.drafter),
+        "assistant": provenance.published(options.assistant),
         "cpu": provenance.machine()["cpu"],
         "methods": [str(spec) for spec in options.specs],
         "kinds": {str(spec): spec.kind for spec in options.specs},
@@ -206,11 +215,11 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
 
 
 _IDENTITY = (
-    "model", "head_hash", "dtype", "device", "threads", "kernels", "methods", "suites",
-    "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p", "min_p",
-    "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed", "tree_depth",
-    "tree_width", "tree_size", "tree_threshold", "check_exact", "warmup", "target_kernels", "cpu",
-    "versions", "commit",
+    "model", "drafter", "assistant", "head_hash", "dtype", "device", "threads", "kernels",
+    "methods", "suites", "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p",
+    "min_p", "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed",
+    "tree_depth", "tree_width", "tree_size", "tree_threshold", "check_exact", "warmup",
+    "target_kernels", "cpu", "versions", "commit",
 )  # fmt: skip
 """Settings that an earlier part of a run must share with a later one."""
 

@@ -23,6 +23,7 @@ from dynaspec_cli.drafters.load import load_drafter
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.shortlist import factory
 from dynaspec_cli.shortlist.registry import NAMES
+from dynaspec_cli.target.cache_dir import source_hash
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.training.trainer import CHECKPOINT
@@ -55,7 +56,6 @@ def build_lab(
     specs: Sequence[MethodSpec],
     *,
     model: str | None,
-    drafter: str,
     sampling: SamplingConfig,
     tree: TreeConfig,
     assistant: str | None = None,
@@ -88,33 +88,64 @@ def build_lab(
         codec=EngineCodec(engine),
         reference=EngineReference(engine),
         facts=engine_facts(engine),
-        artifacts=_artifacts(
-            model, [drafter, assistant or "", *(s.drafter or "" for s in specs)], specs
-        ),
+        artifacts=_artifacts(model, assistant, list(engines.values()), specs),
     )
 
 
+DATA = Path(str(resources.files("dynaspec_cli"))) / "data"
+MODEL_FILES = ("config.json", "generation_config.json", "tokenizer*", "*.safetensors")
+"""What decides a model's answers; the chat template has a hash of its own in the settings."""
+
+
 def _artifacts(
-    model: str | None, drafters: Sequence[str], specs: Sequence[MethodSpec]
+    model: str | None, assistant: str | None, engines: Sequence[Engine], specs: Sequence[MethodSpec]
 ) -> dict[str, Any]:
-    """Hashes of the packaged data, of every folder or file that was named, and of a GGUF model."""
+    """Hashes of all that is loaded: the packaged data, the model and the assistant, every drafter's
+    folder (of a hub name: where it was downloaded to), every bundle and token map of a spec."""
     found: dict[str, Any] = {}
-    data = Path(str(resources.files("dynaspec_cli"))) / "data"
-    for folder in sorted(p for p in data.iterdir() if p.is_dir() and p.name != "suites"):
+    for folder in sorted(p for p in DATA.iterdir() if p.is_dir() and p.name != "suites"):
         found |= folder_hashes(folder)
-    lists = [s.shortlist or "" for s in specs]
-    named = [*drafters, *(text.partition("=")[2] or text for text in lists)]
-    words = ("", "auto", "none", *NAMES)  # never a folder that happens to have such a name
-    for path in dict.fromkeys(Path(name).expanduser() for name in named if name not in words):
+    drafters = [engine.drafter.folder for engine in engines if engine.drafter is not None]
+    lists = [Path(path).expanduser() for path in map(_bundle_path, specs) if path is not None]
+    for path in dict.fromkeys([*(p for p in drafters if p is not None), *lists]):
+        if path.is_relative_to(DATA):
+            continue
         if path.is_dir():
             # What is loaded; beside it a training run keeps its state and gigabytes of text.
             files = (p for p in path.iterdir() if p.is_file() and p.name != CHECKPOINT)
-            found |= file_hashes(files, path.parent)
+            _add(found, file_hashes(files, path.parent))
         elif path.exists():
-            found |= folder_hashes(path)
-    gguf = resolve_model(model).gguf
-    if isinstance(gguf, ChunkedFile):
-        found["model.gguf"] = {"bytes": gguf.size, "sha256": gguf.sha256}
-    elif gguf is not None:
-        found |= folder_hashes(gguf)
+            _add(found, folder_hashes(path))
+    for name in (model, *([] if assistant is None else [assistant])):
+        _add(found, _model_hashes(name))
     return found
+
+
+def _bundle_path(spec: MethodSpec) -> str | None:
+    """The folder or file of a spec's shortlist; None for a name, whatever folders there are."""
+    text = spec.shortlist
+    return None if text is None or text in NAMES else text.partition("=")[2] or text
+
+
+def _model_hashes(model: str | None) -> dict[str, Any]:
+    source = resolve_model(model)
+    if isinstance(source.gguf, ChunkedFile):
+        return {"model.gguf": {"bytes": source.gguf.size, "sha256": source.gguf.sha256}}
+    if source.gguf is not None:  # remembered since it was loaded, whatever its size
+        size = source.gguf.stat().st_size
+        return {source.gguf.name: {"bytes": size, "sha256": source_hash(source.gguf)}}
+    if source.folder is None:
+        return {}
+    files = {p for pattern in MODEL_FILES for p in source.folder.glob(pattern) if p.is_file()}
+    return file_hashes(files, source.folder.parent)
+
+
+def _add(found: dict[str, Any], hashes: dict[str, Any]) -> None:
+    """Into ``found``; where another folder of the same name has such a file, under a name of its
+    own."""
+    for name, value in hashes.items():
+        key, count = name, 1
+        while found.get(key, value) != value:
+            count += 1
+            key = f"{name} ({count})"
+        found[key] = value

@@ -10,7 +10,8 @@ from dynaspec_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Preset:
-    """``max_new_tokens`` by suite; ``tree`` is (depth, width); None leaves the default.
+    """``max_new_tokens`` by suite; None leaves the default. Every source decodes greedily, which is
+    the command's default too, so that sampling is no part of a preset.
 
     ``source`` says where each number stands; ``differs`` what cannot be the same here.
     """
@@ -27,7 +28,6 @@ class Preset:
     max_prompt_tokens: int | None = None
     repeats: int = 1
     warmup: int = 1
-    temperature: float = 0.0
 
 
 _EAGLE_NODES = 59  # total_token 60 counts the root

@@ -60,14 +60,20 @@ def describe_run(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows = [
         ("model", s.get("model")),
         ("dtype, device, threads", _joined(s.get("dtype"), s.get("device"), s.get("threads"))),
-        ("drafter", _trained(s.get("drafter_trained_tokens"))),
+        ("drafter", _drafter(s.get("drafter"), s.get("drafter_trained_tokens"))),
+        ("assistant", s.get("assistant")),
         ("processor", s.get("cpu")),
         ("suites", ", ".join(f"{x['name']} ({x['prompts']} prompts)" for x in s.get("suites", []))),
         ("new tokens a turn", _per_suite(s.get("max_new_tokens"))),
         ("sampling", _sampling(s)),
         ("prompt format", s.get("prompt_format")),
+        ("chat template, SHA-256", s.get("chat_template_sha256")),
+        ("system prompt, SHA-256", s.get("system_prompt_sha256")),
+        ("tokens kept of a turn's text", s.get("max_prompt_tokens")),
         ("repeats, warm-up runs, seed", _joined(s.get("repeats"), s.get("warmup"), s.get("seed"))),
         ("tree depth, width, default size", _joined(*(s.get(f"tree_{k}") for k in _TREE_KEYS))),
+        ("tree threshold", s.get("tree_threshold")),
+        ("exactness", "checked (--check-exact)" if s.get("check_exact") else None),
         ("tie bound", s.get("tie_bound")),
         ("kernels", s.get("kernels")),
         ("preset", s.get("preset")),
@@ -85,8 +91,9 @@ def _joined(*values: Any) -> str | None:
     return None if all(v is None for v in values) else ", ".join(str(v) for v in values)
 
 
-def _trained(tokens: int | None) -> str | None:
-    return None if tokens is None else f"trained on {tokens:,} tokens"
+def _drafter(option: str | None, tokens: int | None) -> str | None:
+    trained = None if tokens is None else f"trained on {tokens:,} tokens"
+    return ", ".join(part for part in (option, trained) if part)
 
 
 def _per_suite(value: Mapping[str, int] | None) -> str | None:

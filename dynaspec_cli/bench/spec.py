@@ -13,8 +13,9 @@ from dynaspec_cli.errors import UsageError
 from dynaspec_cli.shortlist.registry import NAMES as SHORTLISTS
 from dynaspec_cli.tree.names import tree_names
 
-TREES = tuple(dict.fromkeys((*tree_names(), "auto")))
-PEERS = ("transformers", "transformers-lookup", "transformers-assisted", "llama.cpp")
+TREES = tree_names()
+ASSISTED = "transformers-assisted"
+PEERS = ("transformers", "transformers-lookup", ASSISTED, "llama.cpp")
 
 _HELP = (
     f"ar, SHORTLIST[@SIZE]+TREE[@NODES] (as in dynaspec@4096+eagle2@16) or one of "

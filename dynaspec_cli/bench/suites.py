@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
@@ -29,12 +29,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Suite:
-    """A named list of prompts; ``sha256`` is of the file's bytes, for provenance."""
+    """A named list of prompts; ``sha256`` is of the file's bytes, for provenance. ``built_in``: it
+    came with the package, while a user's own file may have such a name too."""
 
     name: str
     prompts: tuple[Prompt, ...]
     sha256: str
     source: str
+    built_in: bool = False
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -51,7 +53,8 @@ def load_suite(name: str, data_dir: Path | None = None, limit: int | None = None
         raise UsageError(f"--limit: expected at least 1 prompt per task, got {limit}")
     if name in BUILT_IN:
         raw = resources.files("dynaspec_cli").joinpath(f"data/suites/{name}.jsonl").read_bytes()
-        return _limited(parse_suite(name, raw, f"built-in {name}"), limit)
+        suite = replace(parse_suite(name, raw, f"built-in {name}"), built_in=True)
+        return _limited(suite, limit)
     path = _find(name, data_dir)
     try:
         raw = path.read_bytes()
@@ -147,4 +150,4 @@ def _limited(suite: Suite, limit: int | None) -> Suite:
         if taken.get(prompt.task, 0) < limit:
             taken[prompt.task] = taken.get(prompt.task, 0) + 1
             kept.append(prompt)
-    return Suite(suite.name, tuple(kept), suite.sha256, suite.source)
+    return replace(suite, prompts=tuple(kept))

@@ -34,7 +34,10 @@ def speed_words(row: Row) -> str:
     if row["method"] == "ar":
         return "the baseline"
     if ratio is None:
-        return "no ratio: ar was not run"
+        # Spec-Bench's ratio counts the prefill's token, so that it has a value wherever ar ran.
+        if row.get("speedup_spec_bench") is None:
+            return "no ratio: ar was not run"
+        return "no ratio: ar or this method gave no token after the first, so no decoding was timed"
     if interval is None:
         side = {WIN: "faster", LOSS: "slower", EVEN: "as fast"}[speed_tone(row)]
         return f"{ratio:.2f}x of ar, {side}, but one prompt gives no interval"

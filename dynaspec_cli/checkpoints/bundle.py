@@ -35,6 +35,11 @@ SCHEMA = 1
 METHODS = ("dynaspec", "fr-spec", "vocabtrim", "pa-fr")
 ROUTERS = ("none", "centroid", "mlp", "token", "output")
 
+HOW_TO_BUILD = (
+    "dynaspec build-clusters --model MODEL --corpus FILE --out DIR (MODEL as given to this command)"
+)
+"""For errors. A target knows its name only, which need not be what ``--model`` was given."""
+
 ROUTER_SIGNATURES = {
     "mlp": ("w1", "b1", "w2", "b2"),
     "token": ("w1", "b1", "w2", "b2"),
@@ -159,16 +164,14 @@ class ShortlistBundle:
             if mine != theirs:
                 raise DynaSpecError(
                     f"{self.source}: made for {c.target} ({what} {mine}), but {target.name} has "
-                    f"{what} {theirs}; "
-                    f"run: dynaspec build-clusters --model {target.name} --out DIR"
+                    f"{what} {theirs}; make one for it with {HOW_TO_BUILD}"
                 )
         found = target.head_hash()
         if c.head_hash != found:
             raise DynaSpecError(
                 f"{self.source}: made for the LM head of {c.target} (hash {c.head_hash[:12]}), but "
-                f"{target.name} has "
-                f"another head (hash {found[:12]}); run: dynaspec build-clusters --model "
-                f"{target.name} --out DIR"
+                f"{target.name} has another head (hash {found[:12]}); make one for it with "
+                f"{HOW_TO_BUILD}"
             )
 
     def save_pretrained(self, folder: str | Path) -> None:

@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 SAMPLED_ROWS = 4096
+
+
+class Head(Protocol):
+    """What tells heads apart; every target has it. ``head_hash`` None: not known, so that any head
+    of these sizes may be meant."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def hidden_size(self) -> int: ...
+
+    def head_hash(self) -> str | None: ...
 
 
 def head_hash(weight: Tensor) -> str:

@@ -11,7 +11,7 @@ import click
 
 from dynaspec_cli.bench.presets import PRESETS, Preset, describe_presets, find_preset, presets_json
 from dynaspec_cli.bench.prompts import FORMATS
-from dynaspec_cli.bench.spec import parse_specs
+from dynaspec_cli.bench.spec import ASSISTED, parse_specs
 from dynaspec_cli.bench.suites import BUILT_IN, NAMED, Suite, load_suite
 from dynaspec_cli.bench.sweep import expand, parse_sweeps
 from dynaspec_cli.commands.loading import load_engine
@@ -22,7 +22,7 @@ from dynaspec_cli.commands.options import (
     sampling_options,
 )
 from dynaspec_cli.config import SamplingConfig, TreeConfig
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 
 if TYPE_CHECKING:
     from dynaspec_cli.bench.execute import BenchOptions, Lab, Outcome
@@ -190,7 +190,12 @@ def bench(
     # A wrong spec is told before a model is loaded.
     texts: Sequence[str] = asked.method or (preset.methods if preset else ())
     parse_sweeps(asked.sweep)
-    expand(parse_specs(list(texts)), asked.sweep if texts else ())
+    specs = expand(parse_specs(list(texts)), asked.sweep if texts else ())
+    if asked.assistant is not None and ASSISTED not in {spec.peer for spec in specs}:
+        raise UsageError(
+            f"--assistant: expected --method {ASSISTED}, which alone uses it, got "
+            f"{', '.join(map(str, specs)) or 'the default methods'}"
+        )
     engine = load_engine(common, asked.drafter)
     if not texts:
         texts = _default_texts(engine, common)
@@ -242,7 +247,7 @@ def _options(
     return BenchOptions(
         specs=tuple(expand(parse_specs(list(texts)), asked.sweep)),
         suites=suites,
-        max_new_tokens={s.name: _new_tokens(s.name, asked, preset) for s in suites},
+        max_new_tokens={s.name: _new_tokens(s, asked, preset) for s in suites},
         sampling=sampling,
         tree=tree,
         prompt_format=asked.prompt_format,
@@ -254,6 +259,8 @@ def _options(
         check_exact=_first(asked.check_exact, default_run),
         out=asked.out,
         resume=asked.resume,
+        drafter=asked.drafter,
+        assistant=asked.assistant,
         preset=asked.preset,
         asked=dict(click.get_current_context().params),
     )
@@ -263,12 +270,12 @@ def _first(*values: Any) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _new_tokens(suite: str, asked: Asked, preset: Preset | None) -> int:
+def _new_tokens(suite: Suite, asked: Asked, preset: Preset | None) -> int:
     if asked.max_new_tokens is not None:
         return asked.max_new_tokens
-    if preset is not None and suite in preset.max_new_tokens:
-        return preset.max_new_tokens[suite]
-    return SMOKE_NEW_TOKENS if suite in BUILT_IN else DEFAULT_NEW_TOKENS
+    if preset is not None and suite.name in preset.max_new_tokens:
+        return preset.max_new_tokens[suite.name]
+    return SMOKE_NEW_TOKENS if suite.built_in else DEFAULT_NEW_TOKENS
 
 
 def _lab(engine: Engine, options: BenchOptions, asked: Asked, common: CommonOptions) -> Lab:
@@ -278,7 +285,6 @@ def _lab(engine: Engine, options: BenchOptions, asked: Asked, common: CommonOpti
         engine,
         options.specs,
         model=common.model,
-        drafter=asked.drafter,
         sampling=options.sampling,
         tree=options.tree,
         assistant=asked.assistant,
@@ -304,5 +310,6 @@ def _print(outcome: Outcome, options: BenchOptions, common: CommonOptions) -> No
         print_summary(outcome.summary)
     elif not outcome.interrupted:
         raise DynaSpecError("no prompt was measured")
-    if options.out is not None and not common.quiet:
+    # Without a finished prompt there is nothing to report on.
+    if options.out is not None and outcome.summary["rows"] and not common.quiet:
         click.echo(f"Report: {options.out / 'report.html'}", err=True)

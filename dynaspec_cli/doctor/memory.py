@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.gguf_file import inspect_gguf
-from dynaspec_cli.target.resolve import ModelSource
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_HEADER_BYTES = 100 << 20
@@ -57,8 +57,41 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         raise DynaSpecError(f"{folder}: config.json does not tell its sizes ({reason})") from error
 
 
+@dataclass(frozen=True)
+class ModelSizes:
+    """``weights``: numbers in all tensors; ``kv_width``: numbers that a token adds to the KV caches
+    of all layers together."""
+
+    weights: int
+    vocab_size: int
+    hidden_size: int
+    kv_width: int
+
+
+def folder_sizes(folder: Path) -> ModelSizes:
+    """Of a model folder, from config.json and the headers of its weights."""
+    config = read_model_config(folder)
+    hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    kv_heads = int(config.get("num_key_value_heads") or heads)
+    head_dim = int(config.get("head_dim") or hidden // heads)
+    return ModelSizes(
+        weights=sum(math.prod(shape) for shape in safetensors_shapes(folder).values()),
+        vocab_size=int(config["vocab_size"]),
+        hidden_size=hidden,
+        kv_width=2 * int(config["num_hidden_layers"]) * kv_heads * head_dim,
+    )
+
+
+def gguf_sizes(source: Path | ChunkedFile) -> ModelSizes | int:
+    """Of a GGUF file, from its header; the number of weights alone where that is all it tells."""
+    found = inspect_gguf(source)
+    if found.vocab_size is None or found.hidden_size is None or found.kv_width is None:
+        return found.num_weights
+    return ModelSizes(found.num_weights, found.vocab_size, found.hidden_size, found.kv_width)
+
+
 def estimate(
-    folder: Path,
+    sizes: ModelSizes,
     dtype: str,
     *,
     context: int,
@@ -71,20 +104,14 @@ def estimate(
 
     ``reordered_head``: the shortlist keeps a copy of the LM head in its own order.
     """
-    config = read_model_config(folder)
     item = ITEM_BYTES[dtype]
-    weights = sum(math.prod(shape) for shape in safetensors_shapes(folder).values())
-    vocabulary, hidden = int(config["vocab_size"]), int(config["hidden_size"])
-    heads = int(config["num_attention_heads"])
-    kv_heads = int(config.get("num_key_value_heads") or heads)
-    head_dim = int(config.get("head_dim") or hidden // heads)
-    layers = int(config["num_hidden_layers"])
+    head = sizes.vocab_size * sizes.hidden_size
     parts = {
-        "weights": weights * item,
-        "kv_cache": 2 * layers * kv_heads * head_dim * item * (context + tree_size + 1),
+        "weights": sizes.weights * item,
+        "kv_cache": sizes.kv_width * item * (context + tree_size + 1),
         "drafter": drafter_bytes,
-        "shortlist_head": vocabulary * hidden * item if reordered_head else 0,
-        "verification_logits": (tree_size + 1) * vocabulary * 4,
+        "shortlist_head": head * item if reordered_head else 0,
+        "verification_logits": (tree_size + 1) * sizes.vocab_size * 4,
     }
     total = sum(parts.values())
     return {
@@ -95,9 +122,22 @@ def estimate(
         "available_bytes": available,
         "fits": None if available is None else total <= available,
         "largest_lever": _lever(parts, dtype),
-        "vocab_size": vocabulary,
-        "hidden_size": hidden,
-        "head_share_of_weights": vocabulary * hidden / weights if weights else None,
+        "vocab_size": sizes.vocab_size,
+        "hidden_size": sizes.hidden_size,
+        "head_share_of_weights": head / sizes.weights if sizes.weights else None,
+    }
+
+
+def weights_alone(weights: int, dtype: str, available: int | None) -> dict[str, Any]:
+    """Where a file tells no more than that: enough to say that it does not fit, never that it
+    does."""
+    needed = weights * ITEM_BYTES[dtype]
+    return {
+        "dtype": dtype,
+        "parts_bytes": {"weights": needed},
+        "total_bytes": None,
+        "available_bytes": available,
+        "fits": False if available is not None and needed > available else None,
     }
 
 
@@ -112,27 +152,3 @@ def _lever(parts: dict[str, int], dtype: str) -> str:
         "shortlist_head": "the reordered head: --shortlist nanospec shares the target's",
         "verification_logits": "the logits of a verification: a smaller --tree-size",
     }[largest]
-
-
-def gguf_estimate(source: ModelSource, dtype: str, available: int | None) -> dict[str, Any]:
-    """For a GGUF file that was not converted yet: weights and the disk space of the conversion."""
-    gguf = source.gguf
-    if gguf is None:
-        raise DynaSpecError(f"{source.name}: no GGUF file")
-    if isinstance(gguf, ChunkedFile):
-        return {
-            "dtype": dtype,
-            "gguf_bytes": gguf.size,
-            "note": "not converted yet; the first dynaspec generate converts it",
-        }
-    weights = inspect_gguf(gguf).num_weights * ITEM_BYTES[dtype]
-    return {
-        "dtype": dtype,
-        "gguf_bytes": gguf.stat().st_size,
-        "parts_bytes": {"weights": weights},
-        "total_bytes": weights,
-        "available_bytes": available,
-        "fits": None if available is None else weights <= available,
-        "cache_bytes_needed": weights,
-        "note": "not converted yet; the first dynaspec generate converts it",
-    }

@@ -24,8 +24,9 @@ ISA_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
 PACKAGES = ("transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "accelerate")
 
 
-def system_facts() -> dict[str, Any]:
-    """Versions, kernels in use with the reason, CPU, CUDA, memory, cache folder."""
+def system_facts(device: torch.device) -> dict[str, Any]:
+    """Versions, kernels in use on ``device`` with the reason, CPU, CUDA, memory, cache folder."""
+    backend = ops.backend(device)
     return {
         "versions": {
             "dynaspec": __version__,
@@ -33,9 +34,9 @@ def system_facts() -> dict[str, Any]:
             "torch": torch.__version__,
             **{name: _version(name) for name in PACKAGES},
         },
-        "backend": ops.backend(),
-        "backend_reason": ops.backend_reason(),
-        "fallback": EXTENSION.module is None,
+        "backend": backend,
+        "backend_reason": ops.backend_reason(device),
+        "fallback": backend == "torch",
         "isa_levels": {level: level in _available() for level in ISA_LEVELS},
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0))

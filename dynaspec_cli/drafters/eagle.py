@@ -51,9 +51,11 @@ class DrafterState:
 
 class EagleDrafter:
     """See ``DrafterConfig`` for the formula. Predicted features are float32, in units of
-    ``config.feature_scale``. ``source``: where it was loaded from."""
+    ``config.feature_scale``. ``source``: where it was loaded from, as reports call it; ``folder``:
+    where that is."""
 
     source = "memory"
+    folder: Path | None = None
 
     def __init__(self, config: DrafterConfig, tensors: dict[str, Tensor], target: Target) -> None:
         check_fits(config, target)
@@ -101,7 +103,7 @@ class EagleDrafter:
             ) from None
         check_tensors(config, tensors, folder)
         drafter = cls(config, tensors, target)
-        drafter.source = source or str(folder)
+        drafter.source, drafter.folder = source or str(folder), folder
         return drafter
 
     @property

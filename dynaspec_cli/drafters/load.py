@@ -6,6 +6,7 @@ from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
+from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.errors import DynaSpecError
@@ -32,12 +33,11 @@ def load_drafter(value: str, target: Target) -> EagleDrafter | None:
     return EagleDrafter.load(folder, target, value)
 
 
-def packaged_drafter(target: Target) -> Path | None:
-    """Folder of the drafter that ships with the package for this target's head, or None."""
+def packaged_drafter(head: Head) -> Path | None:
+    """Folder of the drafter that ships with the package for a target's head, or None."""
     for folder, config in _packaged():
-        sizes = (config.vocab_size, config.hidden_size)
-        fits = sizes == (target.vocab_size, target.hidden_size)
-        if fits and config.head_hash == target.head_hash():
+        fits = (config.vocab_size, config.hidden_size) == (head.vocab_size, head.hidden_size)
+        if fits and head.head_hash() in (None, config.head_hash):
             return folder
     return None
 

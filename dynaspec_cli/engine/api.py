@@ -88,10 +88,6 @@ class Engine:
             self._shortlists[key] = shortlists.create(config, self.target, depth=depth)
         return self._shortlists[key]
 
-    def release_shortlists(self) -> None:
-        """Drop the cached shortlist heads."""
-        self._shortlists.clear()
-
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids of a text. Raises DynaSpecError where it is empty."""
         if not prompt.strip():

@@ -109,9 +109,15 @@ def backend(device: torch.device | str = "cpu") -> str:
     return "cuda" if torch.device(device).type == "cuda" and EXTENSION.has_cuda else "torch"
 
 
-def backend_reason() -> str:
-    """Why ``backend()`` is what it is, in words."""
-    return EXTENSION.reason
+def backend_reason(device: torch.device | str = "cpu") -> str:
+    """Why ``backend(device)`` is what it is, in words."""
+    kind = torch.device(device).type
+    if EXTENSION.module is None or kind == "cpu":
+        return EXTENSION.reason
+    if backend(device) == "torch":
+        hint = "; DYNASPEC_BUILD=cuda pip install --no-build-isolation . builds them"
+        return f"the extension has no kernels for {kind}{hint if kind == 'cuda' else ''}"
+    return f"CUDA kernels, built for torch {EXTENSION.module.torch_version()}"
 
 
 def compiled(x: Tensor) -> bool:
@@ -123,8 +129,7 @@ def compiled(x: Tensor) -> bool:
     global _warned
     if not _warned:
         _warned = True
-        missing = f"no compiled kernels for {x.device.type}"
-        why = backend_reason() if EXTENSION.module is None else missing
+        why = backend_reason(x.device)
         message = f"dynaspec runs its PyTorch fallback, several times slower: {why}"
         warnings.warn(message, stacklevel=3)
     return False

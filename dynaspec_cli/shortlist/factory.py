@@ -10,7 +10,13 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dynaspec_cli.checkpoints.bundle import CONFIG_FILE, ShortlistBundle, is_bundle
+from dynaspec_cli.checkpoints.bundle import (
+    CONFIG_FILE,
+    HOW_TO_BUILD,
+    ShortlistBundle,
+    is_bundle,
+)
+from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.checkpoints.token_map import load_token_map
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Target
@@ -154,7 +160,7 @@ def load_bundle(path: Path, target: Target) -> ShortlistBundle:
     if not is_bundle(path):
         raise DynaSpecError(
             f"--shortlist {path}: no shortlist bundle ({CONFIG_FILE} and clusters.safetensors); "
-            "make one with dynaspec build-clusters --out DIR"
+            f"make one with {HOW_TO_BUILD}"
         )
     bundle = ShortlistBundle.from_pretrained(path)
     bundle.check_target(target)
@@ -163,10 +169,16 @@ def load_bundle(path: Path, target: Target) -> ShortlistBundle:
 
 def packaged_bundle(target: Target) -> ShortlistBundle | None:
     """The bundle that ships with the package for this target's head, or None."""
+    folder = packaged_folder(target)
+    return None if folder is None else ShortlistBundle.from_pretrained(folder)
+
+
+def packaged_folder(head: Head) -> Path | None:
+    """Folder of the bundle that ships with the package for a target's head, or None."""
     for folder, vocab_size, hidden_size, head_hash in _packaged():
-        same_shape = (vocab_size, hidden_size) == (target.vocab_size, target.hidden_size)
-        if same_shape and head_hash == target.head_hash():
-            return ShortlistBundle.from_pretrained(folder)
+        same_shape = (vocab_size, hidden_size) == (head.vocab_size, head.hidden_size)
+        if same_shape and head.head_hash() in (None, head_hash):
+            return folder
     return None
 
 

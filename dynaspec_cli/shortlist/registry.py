@@ -83,13 +83,13 @@ def create(
         method = name or loaded.config.method
         return factory.from_bundle(method, config.size, target, loaded, options)
     if config.method in NEEDS_BUNDLE:
+        from dynaspec_cli.checkpoints.bundle import HOW_TO_BUILD
+
         found = bundle if bundle is not None else factory.packaged_bundle(target)
         if found is None:
             raise DynaSpecError(
-                f"--shortlist {config.method}: no token counts for {target.name} are known; run: "
-                "dynaspec build-clusters "
-                f"--model {target.name} --out DIR, then --shortlist DIR (nanospec and full need "
-                "none)"
+                f"--shortlist {config.method}: no token counts for {target.name} are known; make "
+                f"them with {HOW_TO_BUILD}, then give --shortlist DIR; nanospec and full need none"
             )
         found.check_target(target)
         return factory.from_bundle(config.method, config.size, target, found, options)

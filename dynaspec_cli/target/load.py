@@ -131,11 +131,11 @@ def load_transformers(
             "does not fit its config.json"
         )
     # float16 rounds away what the hash reads; the others keep it.
-    known = _stored_head_hash(folder) if dtype == torch.float16 else None
+    known = stored_head_hash(folder) if dtype == torch.float16 else None
     return TransformersTarget(model.to(device), name, kernels, known)
 
 
-def _stored_head_hash(folder: Path) -> str | None:
+def stored_head_hash(folder: Path) -> str | None:
     """The hash of the head as the folder stores it; None where it stores none under a name that is
     known."""
     known = known_head_hash(folder)

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dynaspec_cli.target.demo_package import INSTALL_HINT
+
 PART_NAMES = {
     "weights": "weights",
     "kv_cache": "KV cache",
@@ -66,7 +68,7 @@ def _system_rows(system: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("kernels", backend),
         ("instruction sets", levels),
-        ("CPU", f"{system['cpu']} · {system['cores']} cores · {system['threads']} threads"),
+        ("CPU", f"{escape(system['cpu'])} · {system['cores']} cores · {system['threads']} threads"),
         ("CUDA", _cuda(system["cuda"])),
         ("runs on", f"{system['device']}, {system['dtype']}"),
         (
@@ -77,11 +79,7 @@ def _system_rows(system: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "default model",
             f"{default['name']}: "
-            + (
-                "installed"
-                if default["installed"]
-                else "not installed (pip install 'dynaspec[demo]')"
-            ),
+            + ("installed" if default["installed"] else escape(f"not installed ({INSTALL_HINT})")),
         ),
         ("versions", versions),
     ]
@@ -90,7 +88,7 @@ def _system_rows(system: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _cuda(cuda: Mapping[str, Any]) -> str:
     built = "in this extension" if cuda["kernels_in_extension"] else "not in this extension"
     torch = f"torch has CUDA {cuda['torch_cuda']}" if cuda["torch_cuda"] else "torch has no CUDA"
-    devices = ", ".join(cuda["devices"]) or "no device"
+    devices = escape(", ".join(cuda["devices"])) or "no device"
     return f"{devices} · {torch} · our kernels: {built}; {cuda['kernels_status']}"
 
 
@@ -100,15 +98,17 @@ def _memory_rows(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
         for name, size in memory.get("parts_bytes", {}).items()
         if size
     ]
-    if "total_bytes" in memory:
-        fits = {True: "[green]fits[/]", False: "[red]does not fit[/]", None: ""}[memory["fits"]]
+    fits = {True: "[green]fits[/]", False: "[red]does not fit[/]", None: ""}[memory["fits"]]
+    if memory["total_bytes"] is None and fits:
+        rows.append(("weights alone", f"{_gb(memory['available_bytes'])} free · {fits}"))
+    elif memory["total_bytes"] is not None:
         free = f" · {_gb(memory['available_bytes'])} free · {fits}"
         about = f"{memory['dtype']}"
         if "context" in memory:
             about += f", {memory['context']} tokens of context"
         rows.append(("in all", f"{_gb(memory['total_bytes'])} ({about}){free}"))
     if "largest_lever" in memory:
-        rows.append(("largest lever", memory["largest_lever"]))
+        rows.append(("largest lever", escape(memory["largest_lever"])))
     if memory.get("head_share_of_weights"):
         rows.append(
             (
@@ -118,7 +118,7 @@ def _memory_rows(memory: Mapping[str, Any]) -> list[tuple[str, str]]:
             )
         )
     if "note" in memory:
-        rows.append(("note", memory["note"]))
+        rows.append(("note", escape(memory["note"])))
     return rows
 
 

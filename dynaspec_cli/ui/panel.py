@@ -11,7 +11,7 @@ from rich.table import Table
 from dynaspec_cli.engine.events import Comparison, GenerationResult
 
 FALLBACK = "torch"
-"""What ops.backend() says where no extension was built."""
+"""What ops.backend() says where no compiled kernels serve the device."""
 WHY_ENDED = {
     "eos": "end of text",
     "length": "length limit",
@@ -113,7 +113,9 @@ def _backend(result: GenerationResult) -> str:
         if part
     )
     if kernels == FALLBACK:
-        note = "pure-PyTorch fallback (no extension was built; see dynaspec doctor)"
+        # Without an extension, or with one that was built for the CPU alone.
+        place = str(settings.get("device", "this device")).partition(":")[0]
+        note = f"pure-PyTorch fallback (no compiled kernels for {place}; see dynaspec doctor)"
         return f"[yellow]{note}[/] · {where}"
     return f"{kernels} · {where}"
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from dynaspec_cli.bench.execute import Lab
 from dynaspec_cli.bench.method import TurnTrace
 from dynaspec_cli.engine.events import StepStats
 
 VOCAB = 64
 EOS = 0
+FULL, DYNA = "full+eagle2@4", "dynaspec@8+eagle2@4"
+FACTS = {"model": "fake", "dtype": "float32", "device": "cpu", "threads": 1}
 
 
 def next_token(context: Sequence[int]) -> int:
@@ -139,3 +143,8 @@ class KilledAt(FakeAr):
         if len(self.calls) == self.call:
             raise self.error
         return super().run(prompt_ids, max_new_tokens, seed)
+
+
+def lab(*methods: Any) -> Lab:
+    """A lab of these arms."""
+    return Lab(methods, FakeCodec(), FakeReference(), FACTS, {"drafter": {"bytes": 1}})

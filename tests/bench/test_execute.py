@@ -1,5 +1,4 @@
-"""The whole benchmark with scripted arms: files, exit codes, resuming, reports, the command
-line."""
+"""The whole benchmark with scripted arms: files, exit codes, resuming, reports."""
 
 from __future__ import annotations
 
@@ -15,20 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_fakes import Cheat, FakeAr, FakeCodec, FakeReference, FakeSpeculative, KilledAt
-from click.testing import CliRunner, Result
+from bench_fakes import DYNA, FULL, Cheat, FakeAr, FakeSpeculative, KilledAt, lab
 
 import dynaspec_cli
 from dynaspec_cli.bench.execute import BenchOptions, Lab, Outcome, execute
 from dynaspec_cli.bench.spec import parse_specs
 from dynaspec_cli.bench.suites import Prompt, Suite
-from dynaspec_cli.commands import bench as command
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError
-from dynaspec_cli.main import cli
 
-FULL, DYNA = "full+eagle2@4", "dynaspec@8+eagle2@4"
-FACTS = {"model": "fake", "dtype": "float32", "device": "cpu", "threads": 1}
 SUITE = Suite(
     "s",
     tuple(Prompt("s", f"p{i}", "qa" if i % 2 else "code", ("a" * (i + 2),)) for i in range(4)),
@@ -44,10 +38,6 @@ class Peer(Cheat):
         from dataclasses import replace
 
         return replace(super().run(*args), steps=())
-
-
-def lab(*methods: Any) -> Lab:
-    return Lab(methods, FakeCodec(), FakeReference(), FACTS, {"drafter": {"bytes": 1}})
 
 
 def honest() -> Lab:
@@ -142,13 +132,29 @@ def test_interrupted_run_keeps_and_reports_what_was_done_and_resumes(tmp_path: P
 
 
 def test_a_prompt_that_fails_leaves_a_summary_of_the_others(tmp_path: Path) -> None:
-    broken = lab(KilledAt(3, DynaSpecError("too long")), FakeSpeculative(FULL))
-    with pytest.raises(DynaSpecError, match="too long"):
-        execute(options(out=tmp_path, warmup=0), broken)
+    def broken(error: Exception, call: int = 3) -> Lab:
+        return lab(KilledAt(call, error), FakeSpeculative(FULL))
+
+    outcome = execute(options(out=tmp_path, warmup=0), broken(DynaSpecError("too long")))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["settings"]["state"] == "interrupted"
     assert summary["overall"][0]["prompts"] == 3
     assert (tmp_path / "report.md").is_file()
+    with pytest.raises(DynaSpecError, match="too long"):
+        outcome.check()
+    unsaved = execute(options(warmup=0), broken(RuntimeError("DefaultCPUAllocator")))
+    assert unsaved.summary["overall"][0]["prompts"] == 3
+    assert not unsaved.interrupted
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        unsaved.check()
+    with pytest.raises(DynaSpecError, match="at once"):
+        execute(options(warmup=0), broken(DynaSpecError("at once"), 0))
+
+
+def test_a_wrong_answer_weighs_more_than_a_prompt_that_fails() -> None:
+    broken = lab(KilledAt(3, DynaSpecError("too long")), Cheat(FULL, position=2))
+    with pytest.raises(ExactnessError, match=r"p0, p1, p2.*too long"):
+        execute(options("ar", FULL, warmup=0), broken).check()
 
 
 def test_resume_refuses_another_run_and_says_what_differs(tmp_path: Path) -> None:
@@ -161,6 +167,9 @@ def test_resume_refuses_another_run_and_says_what_differs(tmp_path: Path) -> Non
     )
     with pytest.raises(DynaSpecError, match="another check_exact, seed, temperature;"):
         execute(altered, honest())
+    for changed in ({"drafter": "org/other"}, {"assistant": "org/small"}):
+        with pytest.raises(DynaSpecError, match=f"another {next(iter(changed))};"):
+            execute(options(out=tmp_path, resume=True, **changed), honest())
     other = honest()
     other.artifacts = {"drafter": {"bytes": 2}}
     with pytest.raises(DynaSpecError, match="another artifacts;"):
@@ -233,146 +242,6 @@ def test_html_is_one_file_without_network_and_well_formed(tmp_path: Path) -> Non
     for path in (tmp_path / "plots").iterdir():
         assert "prefers-color-scheme" in path.read_text()
         ElementTree.fromstring(path.read_text())
-
-
-# The command line, with the engine replaced by scripted arms.
-
-
-class NoEngine:
-    pass
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
-    suite = tmp_path / "mini.jsonl"
-    suite.write_text(
-        '{"id": "m0", "task": "qa", "turns": ["abc"]}\n'
-        '{"id": "m1", "task": "qa", "turns": ["abcd"]}\n'
-    )
-    arms: dict[str, Any] = {}
-
-    def make(*args: str, methods: Any = None, default: Any = (["ar", FULL], None)) -> Result:
-        def fake_lab(engine: Any, chosen: BenchOptions, *rest: Any) -> Lab:
-            arms["options"] = chosen
-            kinds = {"ar": FakeAr()}
-            return lab(
-                *(methods or [kinds.get(str(s), FakeSpeculative(str(s))) for s in chosen.specs])
-            )
-
-        monkeypatch.setattr(command, "load_engine", lambda *a: NoEngine())
-        monkeypatch.setattr(command, "_lab", fake_lab)
-        monkeypatch.setattr("dynaspec_cli.bench.lab.default_methods", lambda engine: default)
-        return CliRunner().invoke(cli, ["bench", *args], catch_exceptions=False)
-
-    make.suite = str(suite)  # type: ignore[attr-defined]
-    make.arms = arms  # type: ignore[attr-defined]
-    return make
-
-
-def test_json_is_the_summary_and_nothing_else(run: Any) -> None:
-    result = run("--suite", run.suite, "--method", "ar", "--method", FULL, "--json")
-    assert result.exit_code == 0, result.stderr
-    summary = json.loads(result.stdout)
-    assert summary["schema"] == 1
-    assert {r["suite"] for r in summary["rows"]} == {"mini"}
-
-
-def test_table_names_every_method_and_says_the_verdict(run: Any) -> None:
-    result = run("--suite", run.suite, "--method", "ar", "--method", FULL)
-    assert "1.98x, faster than ar" in result.stdout  # 127 tokens in 64 steps of 0.1 s
-    assert "tokens/s" in result.stdout
-
-
-def test_cli_exit_code_3_names_the_prompt(run: Any) -> None:
-    methods = [FakeAr(), Cheat(FULL, position=1)]
-    result = run(
-        "--suite", run.suite, "--method", "ar", "--method", FULL, "--check-exact", methods=methods
-    )
-    assert result.exit_code == 3
-    assert result.stderr.count("\n") == 1
-    assert "m0, m1" in result.stderr
-
-
-def test_cli_interrupt_is_130(run: Any) -> None:
-    methods = [KilledAt(2), FakeSpeculative(FULL)]
-    result = run("--suite", run.suite, "--method", "ar", "--method", FULL, methods=methods)
-    assert result.exit_code == 130
-
-
-def test_default_run_is_smoke_with_verdicts(run: Any) -> None:
-    result = run("--limit", "1", default=(["ar", FULL], "left out"))
-    chosen = run.arms["options"]
-    assert result.exit_code == 0, result.stderr
-    assert [s.name for s in chosen.suites] == ["smoke"]
-    assert chosen.check_exact
-    assert chosen.max_new_tokens == {"smoke": 24}
-    assert "left out" in result.stderr
-    assert "all 8 identical" in result.stdout
-    assert not run("--suite", run.suite, "--method", "ar").stderr
-    assert not run.arms["options"].check_exact
-    assert run.arms["options"].max_new_tokens == {"mini": 128}
-
-
-def test_preset_gives_settings_and_flags_go_before_it(run: Any, tmp_path: Path) -> None:
-    for name in ("spec_bench", "human_eval"):
-        (tmp_path / f"{name}.jsonl").write_text('{"id": "x", "task": "code", "turns": ["abc"]}\n')
-    where = ("--preset", "dynaspec-paper", "--data-dir", str(tmp_path))
-    assert run(*where).exit_code == 0
-    chosen = run.arms["options"]
-    assert chosen.max_new_tokens == {"spec-bench": 1024, "human-eval": 512}
-    assert (chosen.tree.depth, chosen.tree.width) == (6, 10)
-    assert "dynaspec@27000+eagle2@59" in {str(s) for s in chosen.specs}
-    assert (
-        run(*where, "--max-new-tokens", "5", "--tree-width", "3", "--method", "ar").exit_code == 0
-    )
-    chosen = run.arms["options"]
-    assert (chosen.max_new_tokens["human-eval"], chosen.tree.width) == (5, 3)
-    assert [str(s) for s in chosen.specs] == ["ar"]
-    listed = CliRunner().invoke(cli, ["bench", "--list-presets"])
-    for preset in ("dynaspec-paper", "dyspec-paper", "eagle2-paper", "fr-spec-paper", "spec-bench"):
-        assert f"{preset}: " in listed.stdout
-    assert listed.stdout.count("source") >= 5
-
-
-def test_sweep_runs_the_grid_and_draws_the_frontier(run: Any, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    result = run(
-        "--suite", run.suite, "--method", "ar", "--method", "full+eagle2",
-        "--method", "dynaspec+eagle2", "--sweep", "shortlist-size=512,1024",
-        "--sweep", "tree-size=4,8", "--out", str(out),
-    )  # fmt: skip
-    assert result.exit_code == 0, result.stderr
-    assert [str(s) for s in run.arms["options"].specs] == [
-        "ar", "full+eagle2@4", "full+eagle2@8", "dynaspec@512+eagle2@4", "dynaspec@512+eagle2@8",
-        "dynaspec@1024+eagle2@4", "dynaspec@1024+eagle2@8",
-    ]  # fmt: skip
-    assert (out / "plots" / "frontier.svg").exists()
-
-
-@pytest.mark.parametrize(
-    ("args", "part"),
-    [
-        (["--sweep", "tree-depth=1"], "--sweep tree-depth=1"),
-        (["--sweep", "tree-size=1,x"], "'x'"),
-        (["--sweep", "tree-size=1,1"], "each value once"),
-        (["--method", "ar", "--sweep", "tree-size=2"], "with a tree"),
-        (["--preset", "none"], "--preset"),
-        (["--method", "oak"], "--method oak"),
-        (["--suite", "spec-bench"], "--data-dir"),
-        (["--tree-size", "0"], "--tree-size"),
-        (["--temperature", "nan"], "--temperature"),
-        (["--method", "ar", "--repeats", "0"], "--repeats"),
-        (["--method", "ar", "--resume"], "--out"),
-    ],
-)
-def test_cli_refuses_impossible_options_with_one_line_and_code_2(
-    run: Any, args: list[str], part: str
-) -> None:
-    result = run(*args)
-    assert result.exit_code == 2
-    assert result.stderr.startswith("Error: ")
-    assert result.stderr.count("\n") == 1
-    assert part in result.stderr
 
 
 def test_outcome_without_check_has_nothing_to_say() -> None:

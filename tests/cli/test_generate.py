@@ -288,3 +288,13 @@ def test_the_fallback_is_shown(run: Callable[..., Any], engine: FakeEngine) -> N
 
     engine.result = with_fallback  # type: ignore[method-assign]
     assert "pure-PyTorch fallback" in run("generate", "x").stderr
+
+
+@pytest.mark.parametrize(("device", "place"), [("cpu", "cpu"), ("cuda:1", "cuda")])
+def test_the_fallback_names_the_device_that_lacks_kernels(device: str, place: str) -> None:
+    from dynaspec_cli.ui.panel import rows
+
+    result = FakeEngine().result(" x", [STEP], "length")
+    settings = {**result.settings, "kernels": "torch", "device": device}
+    words = dict(rows(replace(result, settings=settings)))["backend"]
+    assert f"no compiled kernels for {place};" in words

@@ -15,7 +15,7 @@ import pytest
 from dynaspec_cli import __version__
 from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.errors import DynaSpecError, ExactnessError
-from dynaspec_cli.main import cli
+from dynaspec_cli.main import cli, describe
 from dynaspec_cli.shortlist.registry import NAMES
 from dynaspec_cli.tree.names import tree_names
 
@@ -76,6 +76,8 @@ def test_choices_come_from_the_registries() -> None:
         (ExactnessError("differs"), 3, "differs"),
         (ValueError("first\nsecond"), 1, "Unexpected ValueError: first (run again with --debug"),
         (MemoryError(), 1, "Out of memory"),
+        (RuntimeError("[...] DefaultCPUAllocator: can't allocate memory: you"), 1, "Out of memory"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), 1, "Out of memory"),
         (OSError(errno.ENOSPC, "full", "/cache/x"), 1, "No disk space is left for /cache/x"),
     ],
 )
@@ -94,6 +96,14 @@ def test_errors_are_one_line(
     assert "Traceback" in debug.stderr
     assert debug.stderr.splitlines()[-1].startswith("Error: ")
     assert "Traceback" in run("generate", "x", DYNASPEC_DEBUG="1").stderr
+
+
+def test_torch_without_memory_is_told_so() -> None:
+    import torch
+
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 50, dtype=torch.uint8)
+    assert describe(caught.value)[0].startswith("Out of memory")
 
 
 def test_interrupt_while_loading(run: Callable[..., Any], engine: FakeEngine) -> None:
@@ -137,21 +147,24 @@ def test_warnings_of_others_are_no_messages_of_ours() -> None:
         "import sys, warnings\n"
         "from dynaspec_cli import main\n"
         "import click\n"
+        "from dynaspec_cli.commands.options import common_options\n"
         "@click.command\n"
-        "def loud():\n"
+        "@common_options\n"
+        "def loud(common):\n"
         "    warnings.warn('somebody else says')\n"
         "    warnings.warn('dynaspec runs its fallback')\n"
         "main.cli.get_command = lambda ctx, name: loud\n"
-        "sys.argv = ['dynaspec', 'loud']\n"
+        "sys.argv = ['dynaspec', 'loud', *sys.argv[1:]]\n"
         "main.main()\n"
     )
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
-    )  # fmt: skip
-    assert done.stderr == "Warning: dynaspec runs its fallback\n"
-    assert done.returncode == 0
+    for quiet, shown in (([], "Warning: dynaspec runs its fallback\n"), (["--quiet"], "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *quiet],
+            capture_output=True, text=True, cwd=ROOT, env=environment, check=False,
+        )  # fmt: skip
+        assert done.stderr == shown
+        assert done.returncode == 0
 
 
 def test_documentation_is_current() -> None:

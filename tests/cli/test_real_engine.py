@@ -199,7 +199,7 @@ def test_pickled_or_missing_drafter(
 
 def test_shortlist_without_a_bundle(tiny: Callable[..., Any], tiny_drafter_dir: Path) -> None:
     options = ("--drafter", tiny_drafter_dir, "--shortlist", "dynaspec")
-    one_line(tiny("generate", PROMPT, *options), 1, "build-clusters")
+    one_line(tiny("generate", PROMPT, *options), 1, "build-clusters --model MODEL --corpus FILE")
 
 
 def test_default_shortlist_without_a_bundle_is_announced(

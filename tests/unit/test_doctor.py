@@ -28,7 +28,8 @@ SHAPE = {"vocab_size": 50, "hidden_size": 8, "num_attention_heads": 4, "num_hidd
 
 def estimate(folder: Path, dtype: str = "bfloat16", **options: Any) -> dict[str, Any]:
     defaults = {"context": 10, "tree_size": 5, "drafter_bytes": 7, "reordered_head": True}
-    return memory.estimate(folder, dtype, **{**defaults, "available": 10**9, **options})
+    sizes = memory.folder_sizes(folder)
+    return memory.estimate(sizes, dtype, **{**defaults, "available": 10**9, **options})
 
 
 def test_memory_by_hand(tmp_path: Path) -> None:

@@ -1,0 +1,112 @@
+"""What a request would need on top of the model: its drafter, and the shortlist's copy of the LM
+head.
+
+Both are looked up by the head's hash, which a model folder gives without the model being loaded, so
+that ``--no-measure`` counts what ``generate`` would load.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dynaspec_cli.checkpoints.fingerprint import Head
+from dynaspec_cli.config import TreeConfig
+from dynaspec_cli.doctor import memory
+from dynaspec_cli.doctor.drafter import inspect_drafter
+from dynaspec_cli.doctor.memory import ModelSizes
+from dynaspec_cli.drafters.eagle import WEIGHTS_FILE
+from dynaspec_cli.drafters.load import packaged_drafter
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.shortlist.factory import packaged_folder
+from dynaspec_cli.target.demo_package import ChunkedFile
+from dynaspec_cli.target.load import stored_head_hash
+from dynaspec_cli.target.resolve import ModelSource
+
+UNKNOWN_HEAD = (
+    "the shipped drafter and shortlist for a head of these sizes are counted; whether they are for "
+    "this head is known once the model is loaded"
+)
+
+
+@dataclass(frozen=True)
+class StoredHead:
+    """The LM head of a model that was not loaded; ``folder`` None: a GGUF file that was not
+    converted, whose head has no hash yet."""
+
+    sizes: ModelSizes
+    folder: Path | None
+
+    @property
+    def vocab_size(self) -> int:
+        return self.sizes.vocab_size
+
+    @property
+    def hidden_size(self) -> int:
+        return self.sizes.hidden_size
+
+    def head_hash(self) -> str | None:
+        return None if self.folder is None else stored_head_hash(self.folder)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What the estimate is for: ``available`` bytes before anything is loaded, ``drafter`` as the
+    option gives it."""
+
+    dtype: str
+    context: int
+    available: int | None
+    drafter: str
+
+    def of_head(self, sizes: ModelSizes, head: Head) -> dict[str, Any]:
+        """``memory`` and, for ``--drafter auto``, ``drafter``."""
+        explicit = None if self.drafter in ("auto", "none") else Path(self.drafter).expanduser()
+        folder = packaged_drafter(head) if self.drafter == "auto" else explicit
+        # Without a shipped bundle the shortlist is nanospec's, on the target's own head.
+        reordered = folder is not None and packaged_folder(head) is not None
+        needed = memory.estimate(
+            sizes,
+            self.dtype,
+            context=self.context,
+            tree_size=TreeConfig().size,
+            drafter_bytes=_file_bytes(folder),
+            reordered_head=reordered,
+            available=self.available,
+        )
+        parts = needed["parts_bytes"]
+        shipped = parts["shortlist_head"] + (parts["drafter"] if explicit is None else 0)
+        if shipped and head.head_hash() is None:
+            needed["note"] = UNKNOWN_HEAD
+            if self.available is not None and needed["total_bytes"] - shipped <= self.available:
+                needed["fits"] = needed["fits"] or None  # False only if it fits in neither case
+            return {"memory": needed}
+        if self.drafter != "auto":
+            return {"memory": needed}
+        return {"memory": needed, "drafter": None if folder is None else inspect_drafter(folder)}
+
+    def of_gguf(self, source: ModelSource) -> dict[str, Any]:
+        """``memory`` of a GGUF file that was not converted yet."""
+        gguf = source.gguf
+        if gguf is None:
+            raise DynaSpecError(f"{source.name}: no GGUF file")
+        notes = ["not converted yet; the first dynaspec generate converts it"]
+        sizes = memory.gguf_sizes(gguf)
+        if isinstance(sizes, int):
+            found = memory.weights_alone(sizes, self.dtype, self.available)
+            notes.append("the file does not tell its shape, so nothing but the weights is counted")
+        else:
+            found = self.of_head(sizes, StoredHead(sizes, None))["memory"]
+            notes += [found["note"]] if "note" in found else []
+        size = gguf.size if isinstance(gguf, ChunkedFile) else gguf.stat().st_size
+        needed = found["parts_bytes"]["weights"]
+        return found | {"gguf_bytes": size, "cache_bytes_needed": needed, "note": "; ".join(notes)}
+
+
+def _file_bytes(folder: Path | None) -> int:
+    if folder is None:
+        return 0
+    whole = folder / WEIGHTS_FILE  # beside it a run keeps its optimiser's state
+    parts = [whole] if whole.is_file() else folder.glob("*.safetensors")
+    return sum(path.stat().st_size for path in parts)
