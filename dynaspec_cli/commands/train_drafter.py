@@ -140,11 +140,9 @@ def train_drafter(
             bar.close()
             view.show(state)
             last, score = state, state.score or score
-    if last is None:
+    assert last is not None
+    if not last.losses and not common.quiet:
         click.echo("nothing to do: the run has reached --steps; give more to prolong it", err=True)
-        if common.json:
-            print_json({"schema": 1, "out": str(out), "steps": 0, "tokens": 0})
-        return
     if common.json:
         result = {
             "schema": 1,

@@ -87,14 +87,14 @@ class RunConfig:
 def train(
     config: RunConfig, progress: ProgressCallback = ignore_progress
 ) -> Iterator[TrainProgress]:
-    """Run it, yielding progress after every step; every ``score_every`` steps with the held-out
-    score. Checkpoint and drafter are saved every ``save_every`` steps and at the end, also when the
-    caller stops early."""
+    """Run it, yielding progress after every step; every ``score_every`` steps and at the end with
+    the held-out score. Checkpoint and drafter are saved every ``save_every`` steps and at the end,
+    also when the caller stops early."""
     trainer, held_out, names = _prepare(config, progress)
     seconds = None if config.minutes is None else config.minutes * 60
     try:
         for state in trainer.run(seconds):
-            if state.step % config.score_every == 0 or state.step == state.steps:
+            if state.step % config.score_every == 0 or state.last:
                 score = held_out_score(
                     trainer.module,
                     held_out,

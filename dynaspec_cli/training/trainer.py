@@ -82,14 +82,15 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """After a step: tokens trained on so far, cross-entropy of each unrolled step, tokens a second
-    of this run."""
+    """After a step: tokens trained on so far, cross-entropy of each unrolled step (none where
+    nothing was left to do), tokens a second of this run; ``last``: the run ends with it."""
 
     step: int
     steps: int
     tokens: int
     losses: tuple[float, ...]
     tokens_per_second: float
+    last: bool
     score: HeldOutScore | None = None
 
 
@@ -136,6 +137,8 @@ class Trainer:
         """Train to ``config.steps``, or for ``seconds`` of wall-clock (the learning rate then
         follows the clock)."""
         begun, first = time.perf_counter(), self.tokens
+        if self.step >= self.config.steps:
+            yield TrainProgress(self.step, self.config.steps, self.tokens, (), 0.0, True)
         while self.step < self.config.steps:
             progress = (self.step + 1) / self.config.steps
             if seconds is not None:
@@ -147,7 +150,9 @@ class Trainer:
             over = progress >= 1.0
             if over or self.step % self.config.save_every == 0:
                 self.save()
-            yield TrainProgress(self.step, self.config.steps, self.tokens, tuple(losses), rate)
+            yield TrainProgress(
+                self.step, self.config.steps, self.tokens, tuple(losses), rate, over
+            )
             if over:
                 return
 

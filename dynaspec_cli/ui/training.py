@@ -27,7 +27,7 @@ class TrainingView(View):
         """Draw one step."""
         if not self._enabled:
             return
-        if on_terminal(sys.stderr):
+        if on_terminal(sys.stderr) and state.losses:
             self._draw(state)
         if state.score is not None:
             score = state.score

@@ -127,6 +127,18 @@ def test_command(tiny_model_dir, corpus, tmp_path):
     again = CliRunner().invoke(cli, arguments)
     assert again.exit_code == 2
     assert "add --resume" in again.stderr
+    over = CliRunner().invoke(cli, [*arguments, "--resume"])
+    assert over.exit_code == 0, over.stderr
+    assert "nothing to do: the run has reached --steps" in over.stderr
+    same = ("steps", "tokens", "held_out_top1", "held_out_chain_length")
+    assert {k: json.loads(over.stdout)[k] for k in same} == {k: data[k] for k in same}
+    assert json.loads(over.stdout)["losses"] == []
+
+
+def test_a_timed_run_ends_with_a_score(tiny_model_dir, corpus, tmp_path):
+    states = list(train(make_run(tiny_model_dir, corpus, tmp_path / "d", 10**9, minutes=0.02)))
+    assert states[-1].step % 1000
+    assert [state.score is None for state in states] == [True] * (len(states) - 1) + [False]
 
 
 def test_held_out_texts_are_of_every_group():
