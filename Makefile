@@ -11,11 +11,11 @@ build:  ## compile the extension in place
 	$(PYTHON) setup.py build_ext --inplace
 
 style:  ## format everything
-	ruff check --fix dynaspec_cli tests benchmarks setup.py
+	ruff check --fix dynaspec_cli tests benchmarks examples setup.py
 	clang-format -i $(CPP_FILES)
 
 check:  ## what continuous integration checks
-	ruff check dynaspec_cli tests benchmarks setup.py
+	ruff check dynaspec_cli tests benchmarks examples setup.py
 	mypy
 	clang-format --dry-run --Werror $(CPP_FILES)
 

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The tables of the README: plain decoding, every shortlist, the default, and other programs, on Spec-Bench (20 prompts a task),
+# The tables of the README (there LIMIT=10, 8 at temperature 1; other programs with 20): plain decoding, every shortlist,
+# the default, and other programs, on Spec-Bench (20 prompts a task),
 # HumanEval (20) and rare tokens (up to 4 of each of 6 tasks). Two folders below OUT; two hours on 2 cores. Run it again after
 # a break: it goes on. PEERS="" leaves the other programs out; llama.cpp needs the extra [peers]. LIMIT: prompts a task of
 # Spec-Bench and HumanEval (20); TOKENS: new tokens a prompt (128).

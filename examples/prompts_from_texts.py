@@ -5,8 +5,8 @@
 Reads JSON lines with "text" and "task", writes JSON lines of the same form for ``dynaspec
 train-drafter --prompts``. A dialogue gives its first question without the roles, a translation pair
 its first line, an article or a page an opening of random length or a request to summarise it, code
-a function's head with its docstring. Texts that are held out stay out by their own hash, which
-``train-drafter`` takes of the prompt.
+a function's head with its docstring. Which prompts are held out ``train-drafter`` decides by a hash
+of the prompt itself, so a prompt made of a held-out text may be trained on.
 """
 
 from __future__ import annotations
