@@ -62,10 +62,7 @@ class LMHead:
         """int64 [n, k]: the tokens of the k largest logits, best first."""
         if self._streams:
             return self._streamed(hidden, k)
-        found = []
-        for piece in self._pieces(hidden):
-            logits = self._exact_leaders(piece, k)
-            found.append(_finite(logits, leaders(logits, k)))
+        found = [leaders(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
         return torch.cat(found)
 
     def at(self, hidden: Tensor, ids: Tensor) -> Tensor:
@@ -137,11 +134,11 @@ def _finite(logits: Tensor, best: Tensor) -> Tensor:
 
 def leaders(logits: Tensor, k: int) -> Tensor:
     """int64 [n, k]: ids of the k largest logits [n, V], best first, among equals the lower id
-    first."""
+    first. Raises DynaSpecError for NaN (see ``_finite``)."""
     values, ids = _largest(logits, k)
     ids, order = ids.sort(-1)
     stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices
-    return ids.gather(-1, stable)
+    return _finite(logits, ids.gather(-1, stable))
 
 
 def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -178,12 +178,12 @@ class DrafterModule(nn.Module):
             self.current_norm = nn.Parameter(torch.ones(d))
         self.layers = nn.ModuleList(DrafterLayer(config) for _ in range(config.num_layers))
 
-    def rope(self, length: int, offset: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    def rope(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
         c = self.config
         inverse = 1.0 / c.rope_theta ** (
             torch.arange(0, c.head_dim, 2, device=device).float() / c.head_dim
         )
-        angle = (torch.arange(length, device=device).float() + offset)[:, None] * inverse
+        angle = torch.arange(length, device=device).float()[:, None] * inverse
         angle = torch.cat([angle, angle], 1)
         return angle.cos(), angle.sin()
 
@@ -202,7 +202,7 @@ class DrafterModule(nn.Module):
         rows below s of step s are void."""
         c = self.config
         past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.layers]
-        cos, sin = self.rope(features.shape[1], 0, features.device)
+        cos, sin = self.rope(features.shape[1], features.device)
         # The tokens' part of the layers' input is the same in every step.
         parts = [rms_norm(next_embedding, self.next_norm, c.eps)]
         if c.use_current_token:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +25,14 @@ from dynaspec_cli.protocols import Drafter
 from dynaspec_cli.shortlist.clusters import TokenClusters, build_clusters
 from dynaspec_cli.shortlist.dynaspec import Split
 from dynaspec_cli.target.cache_dir import write_text
-from dynaspec_cli.training.corpus import read_corpus
-from dynaspec_cli.training.held_out import HeldOutTexts, pieces
 from dynaspec_cli.training.router import RouterTraining, train_router
 from dynaspec_cli.training.router_data import router_examples
 from dynaspec_cli.training.router_report import CoverageRow, coverage_table, held_out_texts
 from dynaspec_cli.training.shards import ShardConfig, ShardMaker
 from dynaspec_cli.training.teacher import Teacher
+from dynaspec_cli.training.texts import EncodedTexts, encode_texts
 
 WORK_FOLDER = ".build"
-PIECE_TOKENS = 1024
-"""Longer texts are cut into pieces."""
 HELD_OUT_TEXTS = 48
 LEAST_HELD_OUT_TOKENS = 8
 MAX_SHARDS = 64
@@ -85,15 +82,6 @@ class BuildResult:
     coverage: list[CoverageRow]
 
 
-@dataclass
-class _Corpus:
-    texts: list[Tensor] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    held: list[Tensor] = field(default_factory=list)
-    held_groups: list[str] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-
-
 def build(
     config: BuildConfig,
     target: Any,
@@ -123,7 +111,12 @@ def build(
     teacher = Teacher(target)
     shard_config = ShardConfig(tokens=config.shard_tokens, seed=config.seed)
     maker = ShardMaker(
-        teacher, corpus.texts, corpus.groups, shard_config, work.folder / "shards", ends=ends
+        teacher,
+        corpus.texts,
+        corpus.numbers(corpus.groups),
+        shard_config,
+        work.folder / "shards",
+        ends=ends,
     )
     specials = [i for i in (*ends, bos_id) if i is not None]
     frequency = _first(specials, _ranked(maker.counts, torch.arange(target.vocab_size)))
@@ -222,31 +215,17 @@ def _checked_size(config: BuildConfig, vocab_size: int) -> int:
 
 def _read(
     sources: Sequence[str], encode: Callable[[str], list[int]], bos_id: int | None
-) -> _Corpus:
-    found, held = _Corpus(), HeldOutTexts(HELD_OUT_TEXTS)
-    for text in read_corpus(sources):
-        ids = torch.tensor(encode(text.text), dtype=torch.int32)
-        if ids.numel() < 2:
-            continue
-        parts = list(pieces(ids, PIECE_TOKENS, bos_id))
-        if text.held_out():
-            if ids.numel() >= LEAST_HELD_OUT_TOKENS:
-                held.add(text.group, parts[0])
-            continue
-        if text.group not in found.names:
-            found.names.append(text.group)
-        found.texts.extend(parts)
-        found.groups.extend([found.names.index(text.group)] * len(parts))
-    for group, ids in held.take():
-        found.held.append(ids)
-        found.held_groups.append(group)
+) -> EncodedTexts:
+    found = encode_texts(
+        sources, encode, bos_id, held_out=HELD_OUT_TEXTS, least_held=LEAST_HELD_OUT_TOKENS
+    )
     if not found.texts:
         raise DynaSpecError("--corpus: no text of two tokens or more to learn from; add text")
     if not found.held:
         # A corpus of a few texts: the last one is held out, if there is another to learn from.
         if len(found.texts) > 1:
             found.held.append(found.texts.pop())
-            found.held_groups.append(found.names[found.groups.pop()])
+            found.held_groups.append(found.groups.pop())
         else:
             raise DynaSpecError("--corpus: expected at least two texts, one to hold out; got one")
     return found

@@ -19,18 +19,15 @@ from dynaspec_cli.target.events import ProgressCallback, ignore_progress
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
-from dynaspec_cli.training.corpus import read_corpus
 from dynaspec_cli.training.evaluate import HeldOut, held_out_score
-from dynaspec_cli.training.held_out import HeldOutTexts, pieces
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.training.prompts import PromptBatch, prompt_batches
 from dynaspec_cli.training.shards import Shard, ShardConfig, ShardMaker
 from dynaspec_cli.training.teacher import Teacher
+from dynaspec_cli.training.texts import EncodedTexts, encode_texts
 from dynaspec_cli.training.trainer import CHECKPOINT, TrainConfig, Trainer, TrainProgress
 
 HELD_OUT_TEXTS = 200
-PIECE_TOKENS = 1024
-"""Longer texts are cut into pieces."""
 MAX_PROMPTED_TOKENS = 768
 """Of a prompt and its continuation."""
 
@@ -61,10 +58,6 @@ class RunConfig:
             raise UsageError(f"--minutes: expected more than 0, got {self.minutes}")
         if self.layers is not None and self.layers < 1:
             raise UsageError(f"--layers: expected at least 1, got {self.layers}")
-        if not self.train.learning_rate > 0:
-            raise UsageError(
-                f"--learning-rate: expected a number above 0, got {self.train.learning_rate}"
-            )
         if self.resume and self.start is not None:
             raise UsageError(
                 "--resume continues the run in --out; it cannot be combined with --start"
@@ -126,53 +119,44 @@ def _prepare(
     folder = model_folder(source, kind, progress)
     target = load_transformers(folder, source.name, kind, place)
     tokenizer = load_tokenizer(folder)
-    texts, groups, held_texts, held_groups, names = _encode(config.corpus, tokenizer, PIECE_TOKENS)
+    corpus = asked = _encode(config.corpus, tokenizer)
     teacher = Teacher(target)
     batches: list[PromptBatch] = []
     if config.prompts:
-        asked, asked_groups, held_texts, held_groups, names = _encode(
-            config.prompts, tokenizer, None
-        )
+        asked = _encode(config.prompts, tokenizer, whole=True)
         longest = min(MAX_PROMPTED_TOKENS, teacher.max_length)
         batches = prompt_batches(
-            asked, asked_groups, config.shards.tokens, longest, config.shards.seed
+            asked.texts,
+            asked.numbers(asked.groups),
+            config.shards.tokens,
+            longest,
+            config.shards.seed,
         )
-    ends = tokenizer.eos_ids
-    maker = ShardMaker(teacher, texts, groups, config.shards, config.out / "shards", batches, ends)
+    maker = ShardMaker(
+        teacher,
+        corpus.texts,
+        corpus.numbers(corpus.groups),
+        config.shards,
+        config.out / "shards",
+        batches,
+        tokenizer.eos_ids,
+    )
     maker.claim()
     module = _module(config, target, maker)
     trainer = Trainer(module, maker, config.train, config.out)
     if config.resume:
         trainer.resume()
-    held = _held_out(maker, held_texts, held_groups, bool(config.prompts))
-    return trainer, held, names
+    held = _held_out(maker, asked.held, asked.numbers(asked.held_groups), bool(config.prompts))
+    return trainer, held, asked.names
 
 
-def _encode(
-    corpus: Sequence[str], tokenizer: TextTokenizer, piece: int | None
-) -> tuple[list[Tensor], list[int], list[Tensor], list[int], list[str]]:
-    """Token ids of the texts, in pieces of ``piece`` tokens (None: whole), and their groups,
-    training and held-out apart."""
-    names: list[str] = []
-    texts: list[Tensor] = []
-    groups: list[int] = []
-    held = HeldOutTexts(HELD_OUT_TEXTS)
-    for text in read_corpus(corpus):
-        if text.group not in names:
-            names.append(text.group)
-        ids = torch.tensor(tokenizer.encode(text.text), dtype=torch.int32)
-        if ids.numel() < 2:
-            continue
-        parts = [ids] if piece is None else list(pieces(ids, piece, tokenizer.bos_id))
-        if text.held_out():
-            held.add(text.group, parts[0])
-            continue
-        texts.extend(parts)
-        groups.extend([names.index(text.group)] * len(parts))
-    if not texts:
+def _encode(corpus: Sequence[str], tokenizer: TextTokenizer, whole: bool = False) -> EncodedTexts:
+    found = encode_texts(
+        corpus, tokenizer.encode, tokenizer.bos_id, held_out=HELD_OUT_TEXTS, whole=whole
+    )
+    if not found.texts:
         raise DynaSpecError("--corpus: no text to train on; add files with more text")
-    kept = held.take()
-    return texts, groups, [ids for _, ids in kept], [names.index(g) for g, _ in kept], names
+    return found
 
 
 def _held_out(

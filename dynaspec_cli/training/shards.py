@@ -71,6 +71,19 @@ def ended(tokens: Tensor, prompt: int, ends: Sequence[int]) -> Tensor:
     return end.cumsum(1) > 0
 
 
+def _stored(path: Path, choose: Callable[[int, int], list[int]]) -> Shard:
+    with safe_open(path, "pt") as file:
+        tokens, groups = file.get_tensor("tokens"), file.get_tensor("groups")
+        rows = choose(*tokens.shape)
+        features = file.get_slice("features")
+        return Shard(
+            tokens[rows].long(),
+            torch.cat([features[row : row + 1] for row in rows]),
+            int(file.metadata()["prompt"]),
+            groups[rows],
+        )
+
+
 class ShardMaker:
     """``texts``: token ids of each text (BOS first where the model wants one), ``groups``: a small
     integer for each; ``ends``: the tokens that end a text."""
@@ -91,10 +104,14 @@ class ShardMaker:
         self.texts, self.groups, self.prompts, self.ends = texts, groups, prompts, tuple(ends)
         self.counts = torch.bincount(torch.cat(list(texts)).long(), minlength=teacher.head.shape[0])
         wanted = min(config.columns, int((self.counts > 0).sum()))
-        frequent = self.counts.topk(wanted).indices
         # A corpus holds no end of text, and a writer that cannot end writes past its answers.
-        self.columns = torch.cat([frequent, torch.tensor(self.ends, dtype=torch.int64)]).unique()
+        self.columns = self.frequent(wanted)
         self.length = min(config.length, teacher.max_length)
+
+    def frequent(self, count: int) -> Tensor:
+        """int64, ascending: the ``count`` most frequent tokens, and those that end a text."""
+        found = self.counts.topk(min(count, self.counts.numel())).indices
+        return torch.cat([found, torch.tensor(self.ends, dtype=torch.int64)]).unique()
 
     def claim(self) -> None:
         """Mark the folder as this corpus', these prompts' and this model's; refuse it as
@@ -119,21 +136,10 @@ class ShardMaker:
         """The sequences of shard ``index`` that ``choose`` names, given their number and length;
         from disk if it is there and whole, and no more of it read than those."""
         path = self.folder / f"shard-{index:06d}.safetensors"
-        if path.is_file():
-            try:
-                with safe_open(path, "pt") as file:
-                    prompt = int(file.metadata()["prompt"])
-                    tokens, groups = file.get_tensor("tokens"), file.get_tensor("groups")
-                    rows = choose(*tokens.shape)
-                    features = file.get_slice("features")
-                    return Shard(
-                        tokens[rows].long(),
-                        torch.cat([features[row : row + 1] for row in rows]),
-                        prompt,
-                        groups[rows],
-                    )
-            except (SafetensorError, OSError, KeyError):
-                path.unlink(missing_ok=True)
+        try:
+            return _stored(path, choose)
+        except (SafetensorError, OSError, KeyError):
+            path.unlink(missing_ok=True)
         shard = self.make(index)
         self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
@@ -144,8 +150,7 @@ class ShardMaker:
         }
         save_file(tensors, part, metadata={"prompt": str(shard.prompt)})
         part.replace(path)
-        rows = choose(*shard.tokens.shape)
-        return Shard(shard.tokens[rows], shard.features[rows], shard.prompt, shard.groups[rows])
+        return _stored(path, choose)
 
     def epoch_tokens(self) -> list[int]:
         """Tokens of each shard until they begin anew; corpus text has no end, its shards are

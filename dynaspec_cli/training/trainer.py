@@ -30,7 +30,6 @@ from dynaspec_cli.training.model import DrafterModule
 from dynaspec_cli.training.shards import Shard, ShardMaker, ended
 
 CHECKPOINT = "checkpoint.safetensors"
-STATE = "state.json"
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class TrainConfig:
                 raise UsageError(f"{option}: expected at least {least}, got {value}")
         if not 0 < self.passes < math.inf:
             raise UsageError(f"--passes: expected a number above 0, got {self.passes}")
-        if not 0 <= self.learning_rate < math.inf:  # 0 stands in a digest of the settings
+        if not 0 < self.learning_rate < math.inf:
             raise UsageError(
                 f"--learning-rate: expected a number above 0, got {self.learning_rate}"
             )
@@ -95,8 +94,7 @@ class TrainProgress:
 
 
 class Trainer:
-    """One run in one folder: checkpoint.safetensors, state.json, shards/, and the drafter itself
-    when saved."""
+    """One run in one folder: checkpoint.safetensors, shards/, and the drafter itself when saved."""
 
     def __init__(
         self, module: DrafterModule, maker: ShardMaker, config: TrainConfig, folder: Path
@@ -107,10 +105,8 @@ class Trainer:
         module.to(self.device)
         self.embedding = teacher.target._embedding
         self.norm = teacher.final_norm
-        counts = maker.counts
-        frequent = counts.topk(min(config.loss.columns, counts.numel())).indices
-        self.frequent = torch.cat([frequent, torch.tensor(maker.ends, dtype=torch.int64)]).unique()
-        self.gram = gram_matrix(teacher.head, counts) if config.loss.gram else None
+        self.frequent = maker.frequent(config.loss.columns)
+        self.gram = gram_matrix(teacher.head, maker.counts) if config.loss.gram else None
         matrices = [p for p in module.parameters() if p.dim() > 1]
         vectors = [p for p in module.parameters() if p.dim() == 1]
         self.optimizer = torch.optim.AdamW(
@@ -215,7 +211,7 @@ class Trainer:
             if not torch.isfinite(value):
                 self.sound = False  # most likely an update before this one ruined the weights
                 raise DynaSpecError(
-                    f"train-drafter: the {name} became {float(value)} at step {step}; go on from "
+                    f"train-drafter: the {name} became {float(value.detach())} at step {step}; go on from "
                     "the last checkpoint with --resume and a lower --learning-rate"
                 )
         self.sound = False
@@ -290,7 +286,7 @@ class Trainer:
     def _identity(self) -> dict[str, str]:
         """What must not change between the parts of a run (``steps`` may, and the learning rate: a
         run can go on)."""
-        settings = dataclasses.replace(self.config, steps=1, save_every=1, learning_rate=0.0)
+        settings = dataclasses.replace(self.config, steps=1, save_every=1, learning_rate=1.0)
         drafter = dataclasses.replace(self.module.config, trained_tokens=0)
         return {
             "settings": str(settings),

@@ -15,12 +15,12 @@ from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.main import cli
 from dynaspec_cli.target.load import load, load_transformers
 from dynaspec_cli.training.evaluate import HeldOut, held_out_score
-from dynaspec_cli.training.held_out import HeldOutTexts, pieces
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.training.prompts import prompt_batches
 from dynaspec_cli.training.run import train
 from dynaspec_cli.training.shards import Shard, ended
 from dynaspec_cli.training.teacher import Teacher
+from dynaspec_cli.training.texts import HeldOutTexts, pieces
 from dynaspec_cli.training.trainer import TrainConfig
 
 
