@@ -211,8 +211,8 @@ class Trainer:
             if not torch.isfinite(value):
                 self.sound = False  # most likely an update before this one ruined the weights
                 raise DynaSpecError(
-                    f"train-drafter: the {name} became {float(value.detach())} at step {step}; go on from "
-                    "the last checkpoint with --resume and a lower --learning-rate"
+                    f"train-drafter: the {name} became {float(value.detach())} at step {step}; go "
+                    "on from the last checkpoint with --resume and a lower --learning-rate"
                 )
         self.sound = False
         self.optimizer.step()
