@@ -21,6 +21,7 @@
 
 // clang-format off: each reads what stands before it
 #include "cpu/vec_avx2.h"
+#include "cpu/dot_rows_impl.h"
 #include "cpu/kernels_impl.h"
 #include "cpu/decoder_impl.h"
 #include "cpu/table_impl.h"

@@ -24,6 +24,7 @@
 #define DYNASPEC_BF16_DOT 1
 // clang-format off: each reads what stands before it
 #include "cpu/vec_avx512.h"
+#include "cpu/dot_rows_impl.h"
 #include "cpu/kernels_impl.h"
 #include "cpu/decoder_impl.h"
 #include "cpu/table_impl.h"
