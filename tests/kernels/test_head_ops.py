@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from head_cases import DTYPES, EMPTY, IDENTITY, assert_same_topk, make_case, make_weight
+from head_cases import (
+    DTYPES,
+    EMPTY,
+    IDENTITY,
+    HeadCase,
+    assert_same_topk,
+    make_case,
+    make_weight,
+)
 
 from dynaspec_cli import ops
 from dynaspec_cli.ops import reference
@@ -26,6 +34,11 @@ by_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
         (7, 65, 3),
         (17, 127, 66),
         (97, 100, 50),
+        # Too wide for the L1 cache: k in spans, and what is left of it after the last whole step.
+        (7, 4096, 21),
+        (8, 2069, 37),
+        (10, 1553, 16),
+        (12, 2048, 35),
     ],
 )
 def test_linear(n: int, k: int, m: int, dtype: torch.dtype) -> None:
@@ -152,7 +165,20 @@ def test_large_logits_do_not_overflow() -> None:
 @by_dtype
 def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
     """Bit for bit the same for every number of rows passed with it."""
-    case = make_case(6, 101, 100, 1111, dtype)
+    company(make_case(6, 101, 100, 1111, dtype), (1, 2, 3, 4, 5, 6, 7, 11, 13, 17, 64))
+
+
+@built
+@by_dtype
+@pytest.mark.parametrize("d", [1040, 2069, 4096])
+def test_a_wide_row_does_not_depend_on_its_company(d: int, dtype: torch.dtype) -> None:
+    """The same where k is cut into spans for some numbers of rows and not for others."""
+    company(make_case(6, 20, d, 301, dtype), (1, 2, 4, 6, 7, 8, 9, 10, 11, 12, 13))
+
+
+def company(case: HeadCase, numbers: tuple[int, ...]) -> None:
+    """The first and last n rows of a case alone, against all of them together."""
+    everyone = case.hidden.size(0)
     blocks, _ = ops.shortlist_union(*case.union)
     scale = case.scale if case.scale.numel() else None
     together = (
@@ -160,8 +186,8 @@ def test_a_row_does_not_depend_on_its_company(dtype: torch.dtype) -> None:
         *ops.shortlist_topk(*case.dense, blocks, 7, 0.8),
         ops.shortlist_log_probs(*case.dense, blocks, 0.8)[0],
     )
-    for n in (1, 2, 3, 4, 5, 6, 7, 11, 13, 17, 64):
-        for first in (0, 101 - n):
+    for n in numbers:
+        for first in (0, everyone - n):
             rows = slice(first, first + n)
             x = case.hidden[rows]
             dense = (x, *case.dense[1:])
