@@ -33,7 +33,21 @@ void pack_int8(const float* x, int64_t k, char* packed) {
   int8_t* q = reinterpret_cast<int8_t*>(packed);
   float top = 0.0f;
   float poison = 0.0f;  // NaN if any x is infinite or NaN
-  for (int64_t i = 0; i < k; ++i) {
+  const int64_t whole_end = k / kWidth * kWidth;
+  Vf best = vzero(), bad = vzero();
+  for (int64_t i = 0; i < whole_end; i += kWidth) {
+    const Vf a = vload(x + i);
+    best = vmax(vmax(a, vsub(vzero(), a)), best);
+    bad = vfma(a, vzero(), bad);
+  }
+  float lanes[2 * kWidth];
+  vstore(lanes, best);
+  vstore(lanes + kWidth, bad);
+  for (int i = 0; i < kWidth; ++i) {
+    top = lanes[i] > top ? lanes[i] : top;
+    poison += lanes[kWidth + i];
+  }
+  for (int64_t i = whole_end; i < k; ++i) {
     const float a = x[i] < 0.0f ? -x[i] : x[i];
     top = a > top ? a : top;
     poison += x[i] * 0.0f;
