@@ -25,7 +25,7 @@ from dynaspec_cli.shortlist import factory
 from dynaspec_cli.shortlist.registry import NAMES
 from dynaspec_cli.target.cache_dir import source_hash
 from dynaspec_cli.target.demo_package import ChunkedFile
-from dynaspec_cli.target.resolve import resolve_model
+from dynaspec_cli.target.resolve import ModelSource, resolve_model
 from dynaspec_cli.training.trainer import CHECKPOINT
 
 PEER_CONTEXT = 8192
@@ -116,8 +116,9 @@ def _artifacts(
             _add(found, file_hashes(files, path.parent))
         elif path.exists():
             _add(found, folder_hashes(path))
-    for name in (model, *([] if assistant is None else [assistant])):
-        _add(found, _model_hashes(name))
+    _add(found, _model_hashes(resolve_model(model)))
+    if assistant is not None:
+        _add(found, _model_hashes(resolve_model(assistant, "--assistant")))
     return found
 
 
@@ -127,8 +128,7 @@ def _bundle_path(spec: MethodSpec) -> str | None:
     return None if text is None or text in NAMES else text.partition("=")[2] or text
 
 
-def _model_hashes(model: str | None) -> dict[str, Any]:
-    source = resolve_model(model)
+def _model_hashes(source: ModelSource) -> dict[str, Any]:
     if isinstance(source.gguf, ChunkedFile):
         return {"model.gguf": {"bytes": source.gguf.size, "sha256": source.gguf.sha256}}
     if source.gguf is not None:  # remembered since it was loaded, whatever its size

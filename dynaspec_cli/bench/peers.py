@@ -113,7 +113,7 @@ class TransformersPeer:
         if self.name == "transformers-lookup":
             self._options = {"prompt_lookup_num_tokens": LOOKUP_TOKENS}
         elif self.name == "transformers-assisted":
-            source = resolve_model(self._setting.assistant)
+            source = resolve_model(self._setting.assistant, "--assistant")
             folder = model_folder(source, self._setting.dtype, lambda event: None)
             assistant = load_causal(folder, self._setting)
             self._options = {"assistant_model": assistant}

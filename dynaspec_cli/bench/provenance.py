@@ -168,7 +168,17 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
     current = json.loads(json.dumps(identity))
     differing = [k for k in sorted({*before, *current}) if before.get(k) != current.get(k)]
     if differing:
+        named = [_differs(key, before.get(key), current.get(key)) for key in differing]
         raise DynaSpecError(
-            f"--resume: the earlier run had another {', '.join(differing)}; "
+            f"--resume: the earlier run had another {', '.join(named)}; "
             "give the same options, or another --out"
         )
+
+
+def _differs(key: str, before: Any, current: Any) -> str:
+    """A key, and of a mapping the entries that differ, the first three by name."""
+    if not isinstance(before, dict) or not isinstance(current, dict):
+        return key
+    names = [k for k in sorted({*before, *current}) if before.get(k) != current.get(k)]
+    more = [f"{len(names) - 3} more"] if len(names) > 3 else []
+    return f"{key} ({', '.join([*names[:3], *more])})"

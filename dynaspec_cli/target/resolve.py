@@ -32,12 +32,12 @@ class ModelSource:
     gguf: Path | ChunkedFile | None = None
 
 
-def resolve_model(model: str | None) -> ModelSource:
+def resolve_model(model: str | None, option: str = "--model") -> ModelSource:
     """Find ``model``: None or the default's name (the embedded package), a package of
     ``SINGLE_FILE_PACKAGES``, a ``.gguf`` file, a folder, or a hub name (downloaded, or taken from
     the hub's cache when offline).
 
-    Raises ``DynaSpecError``; nothing is converted or loaded here.
+    Raises ``DynaSpecError``, which names ``option``; nothing is converted or loaded here.
     """
     if model is None or model == DEFAULT_MODEL:
         return ModelSource(DEFAULT_MODEL, gguf=default_chunks())
@@ -45,7 +45,7 @@ def resolve_model(model: str | None) -> ModelSource:
         return ModelSource(model, gguf=single_file(model))
     if not model.strip():
         raise DynaSpecError(
-            "--model: expected a hub name, a folder or a .gguf file, got an empty text"
+            f"{option}: expected a hub name, a folder or a .gguf file, got an empty text"
         )
     path = Path(model).expanduser()
     if path.is_dir():
@@ -58,10 +58,10 @@ def resolve_model(model: str | None) -> ModelSource:
     )
     if looks_like_path or not HUB_NAME.fullmatch(model):
         raise DynaSpecError(
-            f"--model {model}: no such file or folder; expected a hub name, a model folder or a "
+            f"{option} {model}: no such file or folder; expected a hub name, a model folder or a "
             ".gguf file"
         )
-    folder = _from_hub(model)
+    folder = _from_hub(model, option)
     check_folder(folder)
     return ModelSource(model, folder=folder)
 
@@ -107,7 +107,7 @@ def _gguf_file(path: Path) -> Path:
     return path
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, option: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -121,17 +121,17 @@ def _from_hub(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except GatedRepoError as error:
         raise DynaSpecError(
-            f"--model {name}: access on the hub is restricted; accept its licence there and log "
+            f"{option} {name}: access on the hub is restricted; accept its licence there and log "
             "in with 'hf auth login'"
         ) from error
     except RepositoryNotFoundError as error:
         raise DynaSpecError(
-            f"--model {name}: no such folder, and no such model on the hub"
+            f"{option} {name}: no such folder, and no such model on the hub"
         ) from error
     except HFValidationError as error:
-        raise DynaSpecError(f"--model {name}: no such folder, and no valid hub name") from error
+        raise DynaSpecError(f"{option} {name}: no such folder, and no valid hub name") from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise DynaSpecError(
-            f"--model {name}: no such folder, not in the hub's cache, and the hub cannot be "
+            f"{option} {name}: no such folder, not in the hub's cache, and the hub cannot be "
             "reached; check the name and the network"
         ) from error

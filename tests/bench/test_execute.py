@@ -172,7 +172,10 @@ def test_resume_refuses_another_run_and_says_what_differs(tmp_path: Path) -> Non
             execute(options(out=tmp_path, resume=True, **changed), honest())
     other = honest()
     other.artifacts = {"drafter": {"bytes": 2}}
-    with pytest.raises(DynaSpecError, match="another artifacts;"):
+    with pytest.raises(DynaSpecError, match=r"another artifacts \(drafter\);"):
+        execute(options(out=tmp_path, resume=True), other)
+    other.artifacts = {name: {"bytes": 2} for name in "abcd"}
+    with pytest.raises(DynaSpecError, match=r"another artifacts \(a, b, c, 2 more\);"):
         execute(options(out=tmp_path, resume=True), other)
     assert (tmp_path / "samples.jsonl").read_bytes() == before
 

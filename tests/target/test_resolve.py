@@ -25,6 +25,13 @@ def refused(model: str | None, message: str) -> None:
     assert caught.value.exit_code == 1
 
 
+def test_the_option_at_fault_is_named() -> None:
+    with pytest.raises(DynaSpecError, match="^--assistant /nowhere/x: no such file or folder"):
+        resolve_model("/nowhere/x", "--assistant")
+    with pytest.raises(DynaSpecError, match="^--model /nowhere/x: no such file or folder"):
+        resolve_model("/nowhere/x")
+
+
 def test_folder(tiny_model_dir: Path) -> None:
     source = resolve_model(str(tiny_model_dir))
     assert source.folder == tiny_model_dir
