@@ -172,6 +172,9 @@ def head_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
                 print(f"| skipped: {name}, d = {d}: its head exceeds --max-bytes |", flush=True)
             else:
                 heads[name] = make_head(d, name, generator)
+        if "int8" in heads and "bfloat16" not in heads:
+            del heads["int8"]
+            print(f"| skipped: int8, d = {d}: no bfloat16 head to compare with |", flush=True)
         for size in args.sizes:
             for n in args.rows:
                 blocks = select_clusters(size, args.cluster, generator)

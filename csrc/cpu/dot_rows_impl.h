@@ -243,7 +243,8 @@ void dot_rows_of(const Weight& weight, RowSet rows, const PackedRows& x, float* 
     // A short block repeats its last row; the copies' results are dropped.
     for (int64_t r = 0; r < padded; ++r) pointer[r] = row_at(j0 + smaller(r, here - 1));
     for (int64_t r = 0; r < num_ahead; ++r) ahead[r] = row_at(first_ahead + r);
-    // Scales lie far from their rows, a line for 16 of them: each would be a miss of its own.
+    // Scales lie far from their rows, a line for 16 of them: each would be a miss of its own. (Of
+    // scattered rows this fetches the first one's.)
     if (num_ahead > 0 && weight.scale != nullptr) {
       const int64_t row =
           first_ahead < rows.count ? rows[first_ahead] : (*rows.next)[first_ahead - rows.count];

@@ -44,6 +44,8 @@ class Draft {
   }
 
   bool alive() const { return mass_ > 0; }
+  // A mass of 0 is a row of which nothing is left.
+  bool sound() const { return mass_ >= 0 && mass_ < std::numeric_limits<double>::infinity(); }
   void stop() { mass_ = 0; }
 
   // Entry of a token, or -1.
@@ -161,6 +163,7 @@ WalkResult sampled_walk(const WalkTarget& target, const WalkDraft& draft, int64_
   double mass = sum(residual, vocab);
   if (!usable(mass)) return {length, 0};
   Draft q(draft, 0, vocab);
+  if (!q.sound()) return {length, -1, 0};
   for (int64_t i = 1; i < target.n; ++i) {
     if (target.parents[i] != node || !q.alive()) continue;
     const int64_t token = target.tokens[i], entry = q.find(token);
@@ -173,6 +176,7 @@ WalkResult sampled_walk(const WalkTarget& target, const WalkDraft& draft, int64_
       mass = sum(residual, vocab);
       if (!usable(mass)) return {length, node};
       q = Draft(draft, node, vocab);
+      if (!q.sound()) return {length, -1, node};
     } else {
       mass = q.subtract_from(residual, mass, vocab);
       if (!draft.replacement) q.remove(entry);

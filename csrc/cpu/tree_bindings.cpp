@@ -98,6 +98,8 @@ std::tuple<at::Tensor, at::Tensor> walk(const char* op, const at::Tensor& parent
   TORCH_CHECK_VALUE(result.bad_row < 0, op,
                     ": probs: expected rows with a positive finite sum, got another in row ",
                     result.bad_row);
+  TORCH_CHECK_VALUE(result.bad_draft < 0, op,
+                    ": q: expected rows with a finite sum, got another for row ", result.bad_draft);
   return {path.narrow(0, 0, result.length).clone(), residual};
 }
 

@@ -54,7 +54,8 @@ inline std::string shape_text(std::initializer_list<int64_t> sizes) {
 // A tensor of a type and shape (-1: any) on a device; returned contiguous.
 inline Tensor take(const char* op, const char* name, const Tensor& t, at::ScalarType type,
                    std::initializer_list<int64_t> sizes, const at::Device& device) {
-  bool fits = t.scalar_type() == type && t.device() == device &&
+  const bool anywhere = t.numel() == 0;  // nothing in it is read
+  bool fits = t.scalar_type() == type && (anywhere || t.device() == device) &&
               t.dim() == static_cast<int64_t>(sizes.size());
   int64_t axis = 0;
   for (const int64_t size : sizes) {
@@ -64,7 +65,7 @@ inline Tensor take(const char* op, const char* name, const Tensor& t, at::Scalar
   DYNASPEC_EXPECT(
       fits, op, name,
       std::string(c10::toString(type)) + " " + shape_text(sizes) + " on " + device.str(), t);
-  return t.contiguous();
+  return t.device() == device ? t.contiguous() : at::empty(t.sizes(), t.options().device(device));
 }
 
 inline Tensor take_rows(const char* op, const char* name, const Tensor& t, int64_t width,

@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(kThreads, 1) commit_kernel(CommitArguments a) 
   Piece* data = static_cast<Piece*>(cache.data) + piece;
   for (int i = 0; i < a.count; ++i) {
     const int64_t row = a.rows[i];
-    if (row < 0 || row >= cache.rows - a.base) break;
+    // A row before i could only be of a path that does not ascend: base + i might lie outside.
+    if (row < i || row >= cache.rows - a.base) break;
     if (row != i) data[(a.base + i) * pieces] = data[(a.base + row) * pieces];
   }
 }

@@ -91,13 +91,23 @@ __device__ __forceinline__ int next_child(const WalkShared& s, int n, int node, 
   return -1;
 }
 
+// A row of p without a positive finite sum has no law: nothing below it is tried, and the residual
+// is NaN, which the caller sees in what it draws from it.
+__device__ __forceinline__ bool usable(double mass) { return mass > 0 && mass < INFINITY; }
+
+__device__ void poison(const WalkArguments& a) {
+  __syncthreads();
+  for (int v = threadIdx.x; v < a.vocab; v += kThreads) a.residual[v] = nanf("");
+}
+
 // Leaves the residual of the path's last row in a.residual. Returns the path's length.
 __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
   int node = 0, at = 0, steps = 1, removed = 0;
   const float* p = a.probs;
   double mass = block_sum(s, a.vocab, [&](int v) { return p[v]; });
+  bool law = usable(mass);
   for (;;) {
-    const int child = next_child(s, a.n, node, at);
+    const int child = law ? next_child(s, a.n, node, at) : -1;
     if (child < 0) break;
     at = child;
     const int x = s.tokens[child];
@@ -109,6 +119,7 @@ __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
       removed = 0;
       p = a.probs + static_cast<int64_t>(node) * a.vocab;
       mass = block_sum(s, a.vocab, [&](int v) { return p[v]; });
+      law = usable(mass);
     } else if (px > 0) {
       remove(s, &removed, x);
       // Summed anew where the difference would cancel.
@@ -117,6 +128,10 @@ __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
                  : block_sum(
                        s, a.vocab, [&](int v) { return is_removed(s, removed, v) ? 0.0f : p[v]; });
     }
+  }
+  if (!law) {
+    poison(a);
+    return steps;
   }
   for (int v = threadIdx.x; v < a.vocab; v += kThreads)
     a.residual[v] = static_cast<float>(p[v] / mass);
@@ -144,7 +159,7 @@ struct Draft {
   }
   __device__ void weigh(WalkShared& s) {
     mass = block_sum(s, size, [&](int e) { return value(s, e); });
-    alive = mass > 0;
+    alive = usable(mass);
   }
   // Entry of a token, or -1.
   __device__ int find(WalkShared& s, int x) const {
@@ -159,7 +174,8 @@ struct Draft {
   }
 };
 
-__device__ void enter_row(const WalkArguments& a, WalkShared& s, int node, Draft* draft) {
+// False, and nothing drafted, where the row has no law.
+__device__ bool enter_row(const WalkArguments& a, WalkShared& s, int node, Draft* draft) {
   const float* p = a.probs + static_cast<int64_t>(node) * a.vocab;
   const double mass = block_sum(s, a.vocab, [&](int v) { return p[v]; });
   for (int v = threadIdx.x; v < a.vocab; v += kThreads)
@@ -167,10 +183,12 @@ __device__ void enter_row(const WalkArguments& a, WalkShared& s, int node, Draft
   const int64_t row = a.q_rows[node];
   draft->alive = row >= 0 && row < a.num_q;
   draft->removed = 0;
-  if (!draft->alive) return;
+  if (!usable(mass)) draft->alive = false;
+  if (!draft->alive) return usable(mass);
   draft->values = a.q + row * a.q_size;
   draft->ids = a.q_ids == nullptr ? nullptr : a.q_ids + row * a.q_size;
   draft->weigh(s);
+  return true;
 }
 
 // R = max(R - mass D, 0); returns the new mass of R.
@@ -196,7 +214,7 @@ __device__ double subtract(const WalkArguments& a, WalkShared& s, const Draft& d
 __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
   int node = 0, at = 0, steps = 1;
   Draft draft{nullptr, nullptr, a.q_size, a.vocab, 0, 0.0, false};
-  enter_row(a, s, 0, &draft);
+  bool law = enter_row(a, s, 0, &draft);
   double mass = 1.0;
   for (;;) {
     const int child = draft.alive ? next_child(s, a.n, node, at) : -1;
@@ -211,7 +229,7 @@ __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
       if (threadIdx.x == 0) a.path[steps] = child;
       ++steps;
       node = child;
-      enter_row(a, s, node, &draft);
+      law = enter_row(a, s, node, &draft);
       mass = 1.0;
       __syncthreads();
     } else {
@@ -221,6 +239,10 @@ __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
         draft.weigh(s);
       }
     }
+  }
+  if (!law) {
+    poison(a);
+    return steps;
   }
   __syncthreads();
   for (int v = threadIdx.x; v < a.vocab; v += kThreads)

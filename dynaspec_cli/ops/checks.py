@@ -96,6 +96,41 @@ def check_union(
         expect(not bool(scores.isnan().any()), op, "cluster_scores", "numbers", "a NaN")
 
 
+def check_router(
+    features: Tensor, tokens_embedding: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
+) -> None:
+    """Features [n, d] (and embeddings [n, e]) through w1 [h, d + e] with its bias, or none, and w2
+    [M, h or d] with its bias, or none."""
+    op = "router_clusters"
+    n = features.shape[0] if features.dim() else 0
+    check_input(op, "features", features, n)
+    width = features.shape[1]
+    if w1.numel():
+        check_input(op, "tokens_embedding", tokens_embedding, n)
+        check_layer(op, "w1", w1, width + tokens_embedding.shape[1])
+        check_bias(op, "b1", b1, w1.shape[0])
+        width = w1.shape[0]
+    check_layer(op, "w2", w2, width)
+    if b2.numel():
+        check_bias(op, "b2", b2, w2.shape[0])
+
+
+def check_input(op: str, name: str, x: Tensor, rows: int) -> None:
+    fits = x.dim() == 2 and x.shape[0] == rows and x.dtype in ACTIVATION_DTYPES
+    expect(fits, op, name, f"float32, bfloat16 or float16 [{rows}, *]", x)
+
+
+def check_layer(op: str, name: str, weight: Tensor, width: int) -> None:
+    fits = weight.dim() == 2 and weight.shape[1] == width
+    expect(fits, op, name, f"[*, {width}] (the width of its input)", weight)
+    check_weight(op, name, weight, None)
+
+
+def check_bias(op: str, name: str, bias: Tensor, size: int) -> None:
+    fits = tuple(bias.shape) == (size,) and bias.is_floating_point()
+    expect(fits, op, name, f"floating-point [{size}]", bias)
+
+
 def check_finite(op: str, lse: Tensor) -> None:
     bad = (~lse.isfinite()).nonzero()
     if bad.numel():

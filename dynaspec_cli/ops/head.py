@@ -126,4 +126,5 @@ def router_clusters(
     """Router scores float32 [n, M]; see ``reference.router_clusters``."""
     if compiled(w2):
         return _ops.router_clusters(features, tokens_embedding, w1, b1, w2, b2)
+    checks.check_router(features, tokens_embedding, w1, b1, w2, b2)
     return reference.router_clusters(features, tokens_embedding, w1, b1, w2, b2)

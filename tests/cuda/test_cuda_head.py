@@ -49,9 +49,10 @@ def test_topk(cuda: torch.device, dtype: torch.dtype, n: int, dim: int, rows: in
         assert (ids.cpu() == expected[1]).float().mean() > 0.98  # near-ties may change places
 
 
+@pytest.mark.parametrize("n", [5, 20, 33])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_log_probs(cuda: torch.device, dtype: torch.dtype) -> None:
-    args = (*head_case(dtype, 5, 128, 3000), torch.tensor([[3, 700], [800, 2999]]).int())
+def test_log_probs(cuda: torch.device, dtype: torch.dtype, n: int) -> None:
+    args = (*head_case(dtype, n, 128, 3000), torch.tensor([[3, 700], [800, 2999]]).int())
     log_q, ids, _ = ops.shortlist_log_probs(*(t.to(cuda) for t in args), 1.3)
     expected = reference.shortlist_log_probs(*args, 1.3)
     near(log_q, expected[0], dtype)

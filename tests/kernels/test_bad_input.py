@@ -54,6 +54,15 @@ def union(**changed: object) -> Callable[[], object]:
     return lambda: ops.shortlist_union(**{**arguments, **changed})
 
 
+def router(**changed: object) -> Callable[[], object]:
+    """d = 8, e = 3, h = 5, M = 6."""
+    arguments = {
+        "features": X, "tokens_embedding": torch.randn(2, 3), "w1": torch.randn(5, 11),
+        "b1": torch.zeros(5), "w2": torch.randn(6, 5), "b2": torch.zeros(6),
+    }  # fmt: skip
+    return lambda: ops.router_clusters(**{**arguments, **changed})
+
+
 CASES: list[tuple[Callable[[], object], str]] = [
     (
         lambda: ops.linear(X[:, :5], W, None, None),
@@ -150,6 +159,27 @@ CASES: list[tuple[Callable[[], object], str]] = [
     (union(extra_rows=torch.tensor([3])), r"extra_rows: expected int32 \[r\]"),
     (union(core_rows=-1), r"core_rows: expected 0 or more rows, got -1"),
     (union(budget=-1), r"budget: expected 0 or more rows, got -1"),
+    (router(features=X[0]), r"router_clusters: features: expected .*, \*\].*, got .*\[8\]"),
+    (router(features=X.double()), r"router_clusters: features: expected float32, bfloat16"),
+    (
+        router(tokens_embedding=torch.randn(3, 3)),
+        r"router_clusters: tokens_embedding: expected .*\[2, \*\].*, got .*\[3, 3\]",
+    ),
+    (
+        router(tokens_embedding=torch.randn(2, 4)),
+        r"router_clusters: w1: expected \[\*, 12\].*, got .*\[5, 11\]",
+    ),
+    (router(w1=torch.randn(11)), r"router_clusters: w1: expected \[\*, 11\].*, got .*\[11\]"),
+    (router(b1=torch.zeros(1)), r"router_clusters: b1: expected .*\[5\], got .*\[1\]"),
+    (router(b1=EMPTY), r"router_clusters: b1: expected .*\[5\], got .*\[0\]"),
+    (
+        router(w2=torch.randn(6, 8)),
+        r"router_clusters: w2: expected \[\*, 5\].*, got .*\[6, 8\]",
+    ),
+    (router(w2=torch.randn(6, 5).double()), r"router_clusters: w2: expected float32, bfloat16"),
+    (router(b2=torch.zeros(5)), r"router_clusters: b2: expected .*\[6\], got .*\[5\]"),
+    (router(b2=torch.zeros(6).int()), r"router_clusters: b2: expected floating-point \[6\]"),
+    (router(w1=EMPTY, w2=torch.randn(6, 7)), r"router_clusters: w2: expected \[\*, 8\]"),
 ]
 
 

@@ -23,10 +23,13 @@ pytestmark = [
 def one_round(seed: int) -> None:
     rng = random.Random(seed)
     vocab = rng.choice([1, 2, 63, 64, 65, 257, rng.randint(1, 3000)])
+    width = rng.choice([1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 640, rng.randint(1, 300)])
+    if rng.random() < 0.15:  # too wide for the L1 cache: the kernels cut k into spans
+        vocab, width = min(vocab, 400), rng.choice([1040, 1553, 2048, 2069, 4096])
     case = make_case(
         seed,
         n=rng.choice([1, 2, 6, 7, 12, 13, rng.randint(1, 110)]),
-        d=rng.choice([1, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 640, rng.randint(1, 300)]),
+        d=width,
         vocab=vocab,
         dtype=rng.choice(list(DTYPES.values())),
         clusters=rng.randint(1, 40),

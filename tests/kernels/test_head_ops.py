@@ -134,6 +134,24 @@ def test_ties_go_to_the_lower_row(k: int) -> None:
     assert ids[1].tolist() == [5, 700, 1300, 1999, 0, 1, 2, 3, 4][:k]
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_ties_between_the_threads_portions_go_to_the_lower_row(threads: int) -> None:
+    """Every chunk of 256 rows has one of the best: which thread took it must not show."""
+    head = torch.zeros(8192, 16)
+    head[7::256] = 1.0
+    full = torch.tensor([[0, 8192]], dtype=torch.int32)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(20):
+            _, ids, _ = ops.shortlist_topk(
+                torch.ones(2, 16), head, EMPTY, IDENTITY, full, 20, 1.0
+            )
+            assert ids[1].tolist() == list(range(7, 20 * 256, 256))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_more_asked_than_selected() -> None:
     case = make_case(4, 2, 16, 50, torch.float32)
     blocks = torch.tensor([[3, 4], [10, 12]], dtype=torch.int32)

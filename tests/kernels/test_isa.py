@@ -18,7 +18,11 @@ from dynaspec_cli.ops.extension import EXTENSION
 pytestmark = pytest.mark.skipif(EXTENSION.module is None, reason=EXTENSION.reason)
 
 HERE = Path(__file__).resolve().parent
-SHAPES = [(1, 640, 300), (3, 33, 517), (8, 100, 1000), (17, 65, 300)]
+# The last three are too wide for the L1 cache: spans of k, and a rest.
+SHAPES = [
+    (1, 640, 300), (3, 33, 517), (8, 100, 1000), (17, 65, 300), (7, 1553, 301), (10, 2069, 301),
+    (12, 2048, 150),
+]  # fmt: skip
 LEVELS = ["scalar", "avx2", "avx512", "avx512_bf16"]
 
 # Runs in the child: outputs of the ops for every case, and the same for its rows one by one.
@@ -35,10 +39,17 @@ for name, dtype in DTYPES.items():
         scale = case.scale if case.scale.numel() else None
         blocks, _ = ops.shortlist_union(*case.union)
         linear = ops.linear(case.hidden, case.head, None, scale)
+        best = ops.shortlist_topk(*case.dense, blocks, 8, 0.9)
+        log_q = ops.shortlist_log_probs(*case.dense, blocks, 0.9)[0]
         for i in range(n):
-            alone = ops.linear(case.hidden[i : i + 1], case.head, None, scale)
-            assert torch.equal(alone, linear[i : i + 1])
-        outputs[f"{name} {n}"] = (linear, ops.shortlist_topk(*case.dense, blocks, 8, 0.9))
+            row = slice(i, i + 1)
+            alone = ops.linear(case.hidden[row], case.head, None, scale)
+            assert torch.equal(alone, linear[row])
+            dense = (case.hidden[row], *case.dense[1:])
+            for a, b in zip(ops.shortlist_topk(*dense, blocks, 8, 0.9), best):
+                assert torch.equal(a, b[row])
+            assert torch.equal(ops.shortlist_log_probs(*dense, blocks, 0.9)[0], log_q[row])
+        outputs[f"{name} {n} {d}"] = (linear, best)
 tokens = speculative_tokens(sys.argv[2], sys.argv[3])
 torch.save({"backend": ops.backend(), "outputs": outputs, "tokens": tokens}, sys.argv[1])
 """

@@ -263,6 +263,17 @@ def test_rerank_survives_a_score_above_its_parent() -> None:
     assert parents.tolist() == [-1, -1]
 
 
+@pytest.fixture(params=["compiled", "fallback"])
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "fallback":
+        monkeypatch.setattr(tree, "_compiled", lambda op, x: False)
+    elif not compiled(torch.zeros(1)):
+        pytest.skip("no extension")
+    return request.param
+
+
+both_paths = pytest.mark.usefixtures("path")
+
 BAD_TREES = [
     (torch.tensor([0, 0]), "parents\\[0\\]"),
     (torch.tensor([-1, 1]), "parents\\[1\\]"),
@@ -273,12 +284,14 @@ BAD_TREES = [
 ]
 
 
+@both_paths
 @pytest.mark.parametrize(("parents", "message"), BAD_TREES)
 def test_bad_parents(parents: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tree.tree_mask(parents)
 
 
+@both_paths
 def test_bad_walks() -> None:
     tokens, parents, u = torch.tensor([0, 1]), torch.tensor([-1, 0]), torch.zeros(2)
     probs = torch.full((2, 4), 0.25)
@@ -320,6 +333,23 @@ def test_bad_walks() -> None:
         )
 
 
+@both_paths
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -1.0])
+@pytest.mark.parametrize("dense", [True, False])
+def test_a_draft_without_a_finite_sum_is_refused(dense: bool, bad: float) -> None:
+    tokens, parents, u = torch.tensor([0, 1]), torch.tensor([-1, 0]), torch.zeros(2)
+    probs = torch.full((2, 4), 0.25)
+    q, ids = torch.full((2, 4), 0.25), torch.empty(0, 0, dtype=torch.int64)
+    q[1] = bad
+    if not dense:
+        ids = torch.arange(4).repeat(2, 1)
+    fine, poor = torch.tensor([0, -1]), torch.tensor([1, -1])
+    tree.sampled_walk(tokens, parents, probs, u, q, ids, fine, False)
+    with pytest.raises(ValueError, match=r"sampled_walk: q: expected rows with a finite sum.*row 0"):
+        tree.sampled_walk(tokens, parents, probs, u, q, ids, poor, False)
+
+
+@both_paths
 def test_bad_commit_expand_rerank() -> None:
     with pytest.raises(ValueError, match="ascending"):
         tree.kv_commit([torch.zeros(8, 2)], 2, torch.tensor([0, 2, 1]))

@@ -230,9 +230,10 @@ def test_topk(machine: Machine, shape: int, dtype: int) -> None:
     check_topk(case, k, topk(machine, case, k, grid=1 + shape % 4))
 
 
+@pytest.mark.parametrize("n", [5, 17, 32])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_log_probs(machine: Machine, dtype: int) -> None:
-    case = make_case(dtype, dtype, 5, 72, 400, [(2, 100), (101, 102), (200, 333)])
+def test_log_probs(machine: Machine, dtype: int, n: int) -> None:
+    case = make_case(dtype, dtype, n, 72, 400, [(2, 100), (101, 102), (200, 333)])
     case.temperature = 1.5
     log_q, ids, lse = log_probs(machine, case, 240)
     expected, expected_ids, expected_lse = case.expected()

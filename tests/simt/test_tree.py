@@ -222,9 +222,31 @@ def test_sampled_walk(machine: Machine, seed: int, sparse: bool, replacement: bo
     np.testing.assert_allclose(residual, expected[1].numpy(), atol=3e-6)
 
 
-def test_walk_of_a_row_without_mass_yields_nan(machine: Machine) -> None:
-    probs = np.zeros((1, 40), np.float32)
-    _, residual = walk(machine, np.array([3]), np.array([-1]), probs, np.array([0.5], np.float32))
+@pytest.mark.parametrize("draft", ["none", "dense", "sparse"])
+@pytest.mark.parametrize("bad", [np.nan, 0.0, np.inf, -1.0])
+@pytest.mark.parametrize("entered", [0, 1])
+def test_a_row_without_a_law_ends_the_walk_in_nan(
+    machine: Machine, entered: int, bad: float, draft: str
+) -> None:
+    """Whatever hangs below it: two siblings that its draft would give, the second with a child."""
+    vocab, tokens, parents = 40, np.array([3, 7, 4, 9, 5, 6]), np.array([-1, 0, 1, 1, 3, 1])
+    probs = np.full((6, vocab), 1 / vocab, np.float32)
+    if entered == 1:
+        probs[0] = np.eye(vocab, dtype=np.float32)[7]  # the walk goes from the root to row 1
+    probs[entered] = bad if bad != np.inf else 0.1
+    if bad == np.inf:
+        probs[entered, tokens[1 if entered == 0 else 2]] = np.inf
+    uniforms = np.array([0.5, 0.0, 0.9, 0.0, 0.0, 0.9], np.float32)
+    drawn = None
+    if draft != "none":
+        rows = np.array([0, 1, -1, 1, -1, -1])
+        q = np.full((2, vocab), 1 / vocab, np.float32)
+        ids = np.zeros((0, 0), np.int64)
+        if draft == "sparse":
+            q, ids = q[:, :12], np.tile(np.arange(12), (2, 1))
+        drawn = (q, ids, rows, False)
+    path, residual = walk(machine, tokens, parents, probs, uniforms, drawn)
+    assert path.tolist() == [0, 1][: entered + 1]
     assert np.isnan(residual).all()
 
 
@@ -253,6 +275,25 @@ def test_kv_commit(machine: Machine, row_bytes: int) -> None:
         expected = torch.from_numpy(before.copy())
         reference.kv_commit([expected], base, torch.from_numpy(rows[rows >= 0]))
         np.testing.assert_array_equal(cache.array, expected.numpy())
+
+
+@pytest.mark.parametrize("rows", [[0] * 10, [0, 2, 1, 3], [3, 3, 3, 9, 9]])
+def test_kv_commit_of_a_path_that_does_not_ascend_stays_within_the_cache(
+    machine: Machine, rows: list[int]
+) -> None:
+    """The machine reports every access outside the buffer."""
+    cache = machine.mutable(np.arange(20 * 32, dtype=np.uint8).reshape(20, 32), "cache")
+    given = machine.constant(np.array(rows, np.int64), "rows")
+
+    class Cache(ctypes.Structure):
+        _fields_ = [
+            ("data", ctypes.c_void_p),
+            ("rows", ctypes.c_int64),
+            ("row_bytes", ctypes.c_int64),
+        ]
+
+    structs = (Cache * 1)(Cache(cache.pointer.value, 20, 32))
+    assert machine.launch("dynaspec_kv_commit", structs, 1, 15, given, len(rows), None) == 0
 
 
 def test_sizes_beyond_the_limits_are_refused(machine: Machine) -> None:
