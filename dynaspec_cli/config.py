@@ -20,6 +20,10 @@ def _require(condition: bool, message: str) -> None:
         raise UsageError(message)
 
 
+LOWEST_TEMPERATURE = 1e-6
+"""Below it logits divided by the temperature could overflow float32."""
+
+
 @dataclass(frozen=True)
 class SamplingConfig:
     """How the *target's* distribution is formed; ``temperature`` 0 means greedy.
@@ -36,8 +40,9 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         t = self.temperature
         _require(
-            math.isfinite(t) and t >= 0,
-            f"--temperature: expected a finite number of at least 0 (0 is greedy), got {t}",
+            math.isfinite(t) and (t == 0 or t >= LOWEST_TEMPERATURE),
+            f"--temperature: expected a finite number of at least {LOWEST_TEMPERATURE:g}, or 0 "
+            f"(greedy), got {t}",
         )
         _require(self.top_k >= 0, f"--top-k: expected 0 (off) or more, got {self.top_k}")
         _require(0 < self.top_p <= 1, f"--top-p: expected a number in (0, 1], got {self.top_p}")

@@ -17,6 +17,39 @@ def not_finite(name: str) -> DynaSpecError:
     )
 
 
+def bad_score() -> DynaSpecError:
+    """The error of drafter scores that are no numbers."""
+    return DynaSpecError(
+        "the drafter's scores hold NaN: its weights may be damaged, or its dtype overflows; check "
+        "the drafter's folder, or try --dtype float32"
+    )
+
+
+class DrafterScores:
+    """Within it an op of the head that meets logits which are no numbers raises ``bad_score``."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, ValueError) and is_not_finite(error):
+            raise bad_score() from error
+
+
+def is_utf8(text: str) -> bool:
+    """Has ``text`` no half characters (lone surrogates)?"""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_not_finite(error: ValueError) -> bool:
+    """Was it raised by an op of the head for logits that are no numbers?"""
+    return "expected finite logits" in str(error)
+
+
 class UsageError(DynaSpecError):
     """An option or combination of options that can never work; exit code 2."""
 

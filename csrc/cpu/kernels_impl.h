@@ -56,8 +56,9 @@ void pack_int8(const float* x, int64_t k, char* packed) {
   for (int64_t i = 0; i < k; ++i) {
     // x / scale lies in [-127, 127]; adding 1.5 * 2^23 rounds it, halves to even. A scale so small
     // that it lost bits itself counts as 0.
-    const float whole =
-        trailer.scale >= 1.17549435e-38f ? (x[i] / trailer.scale + 12582912.0f) - 12582912.0f : 0.0f;
+    const float whole = trailer.scale >= 1.17549435e-38f
+                            ? (x[i] / trailer.scale + 12582912.0f) - 12582912.0f
+                            : 0.0f;
     const int32_t value = static_cast<int32_t>(whole);
     q[i] = static_cast<int8_t>(value);
     trailer.sum += value;
@@ -84,8 +85,8 @@ void pack_row(WeightType type, const float* x, int64_t k, char* packed) {
   }
 }
 
-// e^x for x <= 0; e^-87 below -87 (Cephes' polynomial on [-ln 2 / 2, ln 2 / 2], relative error below
-// 2e-7).
+// e^x for x <= 0; e^-87 below -87 (Cephes' polynomial on [-ln 2 / 2, ln 2 / 2], relative error
+// below 2e-7).
 inline Vf exp_nonpositive(Vf x) {
   const Vf floor = vset(-87.0f);
   const Vf clamped = vmax(x, floor);

@@ -38,8 +38,8 @@ struct WalkDraft {
 };
 
 struct WalkResult {
-  int64_t length;           // of the path
-  int64_t bad_row;          // row of probs without a positive finite sum, or -1
+  int64_t length;          // of the path
+  int64_t bad_row;         // row of probs without a positive finite sum, or -1
   int64_t bad_draft = -1;  // node whose row of the draft's values has no finite sum, or -1
 };
 

@@ -12,6 +12,7 @@ from dynaspec_cli.bench.method import TurnTrace
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.engine.api import Engine
+from dynaspec_cli.engine.stats import bit_exact
 from dynaspec_cli.errors import DynaSpecError
 
 
@@ -85,6 +86,7 @@ class EngineReference:
     def __init__(self, engine: Engine):
         self._target = engine.target
         self.dtype = str(engine.target.dtype).removeprefix("torch.")
+        self.bit_exact = bit_exact(engine.target)
         self.eos_ids = frozenset(engine.tokenizer.eos_ids)
 
     def gaps(self, context: Sequence[int], candidates: Sequence[int]) -> tuple[float, list[float]]:
@@ -108,6 +110,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "device": str(engine.target.device),
         "threads": torch.get_num_threads(),
         "kernels": ops.backend(engine.target.device),
+        "bit_exact": bit_exact(engine.target),
         "target_kernels": getattr(engine.target, "kernels", "transformers"),
         "drafter_trained_tokens": None if drafter is None else drafter.config.trained_tokens,
     }

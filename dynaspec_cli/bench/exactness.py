@@ -4,7 +4,9 @@ Greedy answers are compared id by id with the autoregressive answer to the same 
 first difference the target is asked once, by a plain pass over the common prefix: both ids must
 lie within ``bound`` of the largest logit. Then the order of summation (one row or n rows a pass)
 may decide, and the difference is a *tie*; everything after it follows from another prefix and is
-not compared. Any other difference is a *mismatch*: a bug. A gap between the two ids says less
+not compared. Any other difference is a *mismatch*: a bug. Where the target gives a row the same
+bits in every pass, our own arms have nothing to tie over, and every difference is one; a peer
+computes in a numerics of its own. A gap between the two ids says less
 than this: two wrong ids can be close to each other.
 """
 
@@ -45,9 +47,14 @@ class TurnVerdict:
 
 
 def compare_turn(
-    context: Sequence[int], answer: TurnTrace, own: TurnTrace, reference: Reference
+    context: Sequence[int],
+    answer: TurnTrace,
+    own: TurnTrace,
+    reference: Reference,
+    peer: bool = False,
 ) -> TurnVerdict:
-    """Verdict on ``answer`` against the autoregressive answer ``own``, both to ``context``."""
+    """Verdict on ``answer`` (a peer's?) against the autoregressive answer ``own``, both to
+    ``context``."""
     position = first_difference(answer.token_ids, own.token_ids)
     if position is None:
         return TurnVerdict(IDENTICAL)
@@ -59,7 +66,8 @@ def compare_turn(
     top2_gap, gaps = reference.gaps(prefix, [*ids[0], *ids[1]])
     split = len(ids[0])
     gap = max(min(gaps[:split]), min(gaps[split:]))
-    verdict = TIE if gap <= TIE_BOUND[reference.dtype] else MISMATCH
+    may_tie = peer or not reference.bit_exact
+    verdict = TIE if may_tie and gap <= TIE_BOUND[reference.dtype] else MISMATCH
     return TurnVerdict(verdict, position, ids[0][0], ids[1][0], gap, top2_gap)
 
 

@@ -128,9 +128,10 @@ def execute(
     settings = _settings(options, lab, prompt_format)
     store = _open_store(options, _identity(settings, lab.artifacts))
     begun, kept = time.perf_counter(), len(store.samples)
-    settings |= _earlier(options)
-    if not settings["wall_s"]:
-        _write_provenance(options, lab, settings)
+    settings |= _earlier(options, bool(kept))
+    machine = provenance.machine()  # its load is that before the first prompt
+    if not kept:
+        _write_provenance(options, lab, settings, machine)
     plan = Plan(
         suites=options.suites,
         max_new_tokens=dict(options.max_new_tokens),
@@ -167,7 +168,7 @@ def execute(
     if options.out is not None:
         write_atomic(options.out / "summary.json", json.dumps(summary, indent=1) + "\n")
         if measured or not kept:  # else the reports are written anew of what was measured then
-            _write_provenance(options, lab, settings)
+            _write_provenance(options, lab, settings, machine)
         if store.samples:
             write_reports(options.out, summary)
     return Outcome(summary, interrupted, failure)
@@ -233,9 +234,10 @@ def _identity(settings: Mapping[str, Any], artifacts: Mapping[str, Any]) -> dict
     }
 
 
-def _earlier(options: BenchOptions) -> dict[str, Any]:
-    """When the run began and the seconds that its earlier parts took."""
-    if options.out is None or not options.resume:
+def _earlier(options: BenchOptions, resumed: bool) -> dict[str, Any]:
+    """When the run began and the seconds that its earlier parts took. Without samples to go on from
+    there are none, whatever record another run has left there."""
+    if options.out is None or not resumed:
         return {"wall_s": 0.0}
     try:
         record = json.loads((options.out / provenance.FILE).read_text(encoding="utf-8"))
@@ -273,7 +275,9 @@ def _open_store(options: BenchOptions, identity: Mapping[str, Any]) -> SampleSto
     return store
 
 
-def _write_provenance(options: BenchOptions, lab: Lab, settings: Mapping[str, Any]) -> None:
+def _write_provenance(
+    options: BenchOptions, lab: Lab, settings: Mapping[str, Any], machine: Mapping[str, Any]
+) -> None:
     """Before the first prompt, so that a killed run can be resumed, and again at the end."""
     if options.out is None:
         return
@@ -281,7 +285,7 @@ def _write_provenance(options: BenchOptions, lab: Lab, settings: Mapping[str, An
         "schema": 1,
         "options": provenance.published(dict(options.asked)),
         "settings": dict(settings),
-        "machine": provenance.machine(),
+        "machine": dict(machine),
         "artifacts": dict(lab.artifacts),
         "identity": _identity(settings, lab.artifacts),
     }

@@ -73,6 +73,8 @@ class Reference(Protocol):
     """The target itself, asked once for one position."""
 
     dtype: str
+    bit_exact: bool
+    """Has a row the same bits in every pass of the target? Then our own arms cannot tie."""
     eos_ids: frozenset[int]
 
     def gaps(self, context: Sequence[int], candidates: Sequence[int]) -> tuple[float, list[float]]:

@@ -76,7 +76,8 @@ def recovery(rows: Sequence[Row]) -> Plot | None:
         if row["recovery"] is None or not row["mean_shortlist_size"]:
             continue
         tree = f"+{spec.tree}" + (f"@{spec.nodes}" if spec.nodes else "")
-        series.setdefault(f"{spec.shortlist}{tree}", []).append(row)
+        drafter = f"{spec.drafter}:" if spec.drafter else ""
+        series.setdefault(f"{drafter}{spec.shortlist}{tree}", []).append(row)
     if not any(parse_spec(row["method"]).shortlist != "full" for g in series.values() for row in g):
         return None
     index = {name: i for i, name in enumerate(series)}

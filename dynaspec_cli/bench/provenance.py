@@ -176,8 +176,8 @@ def check_identity(path: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _differs(key: str, before: Any, current: Any) -> str:
-    """A key, and of a mapping the entries that differ, the first three by name."""
-    if not isinstance(before, dict) or not isinstance(current, dict):
+    """A key, and of the artifacts those that differ, the first three by name."""
+    if key != "artifacts" or not isinstance(before, dict):
         return key
     names = [k for k in sorted({*before, *current}) if before.get(k) != current.get(k)]
     more = [f"{len(names) - 3} more"] if len(names) > 3 else []

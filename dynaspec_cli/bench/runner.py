@@ -13,6 +13,7 @@ from dynaspec_cli.bench import exactness
 from dynaspec_cli.bench.method import Codec, Method, Reference, Sample, TurnTrace
 from dynaspec_cli.bench.prompts import PromptFormat
 from dynaspec_cli.bench.scripts import covered_by_script
+from dynaspec_cli.bench.spec import PEERS
 from dynaspec_cli.bench.store import SampleStore
 from dynaspec_cli.bench.suites import Prompt, Suite
 from dynaspec_cli.errors import DynaSpecError
@@ -118,7 +119,9 @@ class Runner:
                 traces[name].append(answer)
                 if self._checked and self._reference is not None and name != "ar":
                     verdicts[name].append(
-                        exactness.compare_turn(context, answer, answers["ar"], self._reference)
+                        exactness.compare_turn(
+                            context, answer, answers["ar"], self._reference, name in PEERS
+                        )
                     )
         return [
             Sample(

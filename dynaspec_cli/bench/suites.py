@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.errors import DynaSpecError, UsageError, is_utf8
 
 BUILT_IN = ("smoke",)
 NAMED = ("spec-bench", "human-eval", "gsm8k", "c4", "openwebtext", "cnn-dailymail", "rare-tokens")
@@ -138,6 +138,12 @@ def _parse_line(suite: str, line: str, where: str) -> Prompt:
         )
     if not all(isinstance(t, str) and t.strip() for t in turns):
         raise DynaSpecError(f"{where}: expected every turn as a non-empty string")
+    for value in (item["id"], item["task"], *turns):
+        if not is_utf8(value):
+            raise DynaSpecError(
+                f"{where}: expected whole characters, got half of one (a lone surrogate) in "
+                f"{value[:40]!r}"
+            )
     return Prompt(suite, item["id"], item["task"], tuple(turns))
 
 

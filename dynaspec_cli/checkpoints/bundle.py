@@ -201,11 +201,13 @@ class ShortlistBundle:
             (staging / CARD_FILE).write_text(model_card(self.config), encoding="utf-8")
             folder.mkdir(exist_ok=True)
             mode = 0o666 & ~_umask()  # safetensors writes for the owner alone
-            for path in staging.iterdir():
+            # Without config.json a folder is no bundle: it goes first and comes last, so that a
+            # kill in between leaves none rather than one of old and new parts.
+            for name in (CONFIG_FILE, CLUSTERS_FILE, ROUTER_FILE):
+                (folder / name).unlink(missing_ok=True)
+            for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_FILE):
                 path.chmod(mode)
                 path.replace(folder / path.name)
-            if self.router is None:
-                (folder / ROUTER_FILE).unlink(missing_ok=True)
         except OSError as error:
             raise DynaSpecError(f"{folder}: the bundle could not be written ({error})") from error
         finally:

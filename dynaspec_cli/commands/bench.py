@@ -21,6 +21,7 @@ from dynaspec_cli.commands.options import (
     sampling_config,
     sampling_options,
 )
+from dynaspec_cli.commands.prompt import utf8_argument
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import DynaSpecError, UsageError
 
@@ -196,10 +197,14 @@ def bench(
             f"--assistant: expected --method {ASSISTED}, which alone uses it, got "
             f"{', '.join(map(str, specs)) or 'the default methods'}"
         )
+    if asked.system is not None:
+        utf8_argument("--system", asked.system)
+    # What cannot work is told before a model is loaded; only the default methods depend on it.
+    options = _options(asked, preset, texts, suites, sampling, tree, common) if texts else None
     engine = load_engine(common, asked.drafter)
-    if not texts:
+    if options is None:
         texts = _default_texts(engine, common)
-    options = _options(asked, preset, texts, suites, sampling, tree, common)
+        options = _options(asked, preset, texts, suites, sampling, tree, common)
     outcome = _measure(_lab(engine, options, asked, common), options, common)
     _print(outcome, options, common)
     if outcome.interrupted:

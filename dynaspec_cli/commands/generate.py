@@ -19,7 +19,7 @@ from dynaspec_cli.commands.options import (
     shortlist_config,
     tree_config,
 )
-from dynaspec_cli.commands.prompt import read_prompt
+from dynaspec_cli.commands.prompt import read_prompt, utf8_argument
 from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.engine.events import DoneEvent, GenerationResult, NoticeEvent
 from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError
@@ -113,9 +113,11 @@ def generate(
         raise UsageError("--system: needs --chat")
     if compare and drafter == "none":
         raise UsageError("--compare: needs a drafter, got --drafter none")
+    if system is not None:
+        utf8_argument("--system", system)
     config = GenerationConfig(
         max_new_tokens,
-        tuple(stop),
+        tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
         tree_config(tree, tree_size, tree_depth, tree_width, tree_threshold),
         shortlist_config(shortlist or shortlists.DEFAULT, shortlist_size),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynaspec_cli.errors import UsageError
+from dynaspec_cli.errors import UsageError, is_utf8
 
 STDIN = "-"
 
@@ -24,7 +24,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     elif prompt_file is not None:
         text = _decode(_read(Path(prompt_file)), f"--prompt-file {prompt_file}")
     elif prompt is not None:
-        text = _argument(prompt)
+        text = utf8_argument("PROMPT", prompt)
     elif sys.stdin is not None and not sys.stdin.isatty():
         text = _decode(_stdin(), "standard input")
     else:
@@ -37,12 +37,12 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     return text
 
 
-def _argument(prompt: str) -> str:
-    try:
-        prompt.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise UsageError("PROMPT: expected UTF-8 text") from error
-    return prompt
+def utf8_argument(name: str, text: str) -> str:
+    """``text`` as it is. Raises ``UsageError`` for bytes that are no UTF-8, which arrive as lone
+    surrogates and fail wherever they are tokenized or printed."""
+    if not is_utf8(text):
+        raise UsageError(f"{name}: expected UTF-8 text")
+    return text
 
 
 def _stdin() -> bytes:

@@ -27,7 +27,7 @@ from dynaspec_cli.engine.events import (
     TokensEvent,
 )
 from dynaspec_cli.engine.session import Speculation, decode
-from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
+from dynaspec_cli.engine.stats import bit_exact, first_difference, is_tie, speedup, summarize
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Shortlist, Target
 from dynaspec_cli.sampling.source import GeneratorSource
@@ -130,7 +130,7 @@ class Engine:
         new: list[int] = []
         steps: list[StepStats] = []
         reason: FinishReason | None = None
-        first_s = decode_s = 0.0
+        first_s = decode_s = away = 0.0
         try:
             for emission in emissions:
                 now = time.perf_counter() - begun
@@ -141,13 +141,17 @@ class Engine:
                 kept, reason = self._cut(emission.token_ids, limit - len(new))
                 step = emission.step
                 if step is not None:
+                    step = step.without(away)
                     step = step.up_to(len(kept)) if reason == "eos" else step
                     steps.append(step)
                 text = detokenizer.push(kept)
                 if detokenizer.stopped:
                     kept, reason = kept[: detokenizer.num_tokens - len(new)], "stop"
                 new += kept
+                handed = time.perf_counter()
                 yield TokensEvent(tuple(kept), text, step)
+                away = time.perf_counter() - handed  # the reader's time: printing, a slow pipe
+                begun += away
                 if reason is not None:
                     break
                 if should_stop():
@@ -223,7 +227,8 @@ class Engine:
         logits = output.logits(torch.tensor([common.numel() - 1]))[0]
         best = float(logits.max())
         gap = max((best - float(logits[i]) for i in (a, b) if i >= 0), default=0.0)
-        tie = a >= 0 and b >= 0 and is_tie(gap, str(self.target.dtype).removeprefix("torch."))
+        near = is_tie(gap, str(self.target.dtype).removeprefix("torch."))
+        tie = a >= 0 and b >= 0 and near and not bit_exact(self.target)
         return Divergence(at, a, b, gap, tie)
 
     def settings(self, config: GenerationConfig, speculation: Speculation | None) -> dict[str, Any]:

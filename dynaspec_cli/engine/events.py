@@ -41,7 +41,7 @@ class StepStats:
 
     covered: tuple[bool, ...] | None = None
     """For the 1st, 2nd, ... token that this step settled: was the target's token in the shortlist
-    from which that position was drafted? Positions deeper than the last draft step are left out.
+    of the draft step for its depth? Positions deeper than the last draft step are left out.
     None where coverage was not measured."""
 
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -51,6 +51,12 @@ class StepStats:
         """The step as if it had settled its first ``tokens`` tokens only."""
         covered = None if self.covered is None else self.covered[:tokens]
         return replace(self, accepted=min(self.accepted, tokens), covered=covered)
+
+    def without(self, seconds: float) -> StepStats:
+        """The step without time that was spent outside the engine, which its clock took for
+        "other"."""
+        own = {**self.seconds, "other": max(self.seconds.get("other", 0.0) - seconds, 0.0)}
+        return replace(self, seconds=own)
 
 
 @dataclass(frozen=True)

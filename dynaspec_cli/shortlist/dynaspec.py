@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DrafterScores, DynaSpecError
 from dynaspec_cli.protocols import (
     DraftTree,
     ShortlistQuery,
@@ -152,19 +152,20 @@ class DynaSpecShortlist(BlockShortlist):
         if selection.done:
             return super()._topk(state, selection, hidden, k, temperature)
         scores, head = self._scores(selection, hidden), self.head
-        log_q, ids, _, size, blocks = ops.draft_head(
-            hidden,
-            head.weight,
-            head.scale,
-            head.row_ids,
-            scores,
-            self.offsets,
-            state.context.rows(),
-            self.core,
-            selection.budget,
-            k,
-            temperature,
-        )
+        with DrafterScores():
+            log_q, ids, _, size, blocks = ops.draft_head(
+                hidden,
+                head.weight,
+                head.scale,
+                head.row_ids,
+                scores,
+                self.offsets,
+                state.context.rows(),
+                self.core,
+                selection.budget,
+                k,
+                temperature,
+            )
         selection.blocks, selection.size, selection.done = blocks, int(size), True
         return log_q, ids
 

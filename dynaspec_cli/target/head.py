@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynaspec_cli.errors import not_finite
+from dynaspec_cli.errors import is_not_finite, not_finite
 from dynaspec_cli.ops import linear, shortlist_topk
 from dynaspec_cli.ops.extension import EXTENSION
 
@@ -86,12 +86,16 @@ class LMHead:
     def _streamed(self, hidden: Tensor, k: int) -> Tensor:
         none = torch.empty(0)
         whole = torch.tensor([[0, self.weight.shape[0]]], dtype=torch.int32)
-        found = [
-            shortlist_topk(
-                piece, self.weight, none, none.to(torch.int32), whole, k, 1.0 / self.multiplier
-            )[1]
-            for piece in hidden.float().split(PIECE_ROWS)
-        ]
+        rows = none.to(torch.int32)
+        try:
+            found = [
+                shortlist_topk(piece, self.weight, none, rows, whole, k, 1.0 / self.multiplier)[1]
+                for piece in hidden.float().split(PIECE_ROWS)
+            ]
+        except ValueError as error:
+            if is_not_finite(error):
+                raise not_finite("the target's logits") from error
+            raise
         return torch.cat(found)
 
     def _exact_leaders(self, hidden: Tensor, k: int) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.ops import backend, decoder_layer, kv_commit, rms_norm, tree_mask
+from dynaspec_cli.ops.extension import compiled
 from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
@@ -77,6 +78,11 @@ class NativeTarget:
         self._embed_scale = (
             None if spec.embed_scale is None else torch.tensor(spec.embed_scale, dtype=self.dtype)
         )
+
+    @property
+    def bit_exact(self) -> bool:
+        """Has a row the same bits in a tree as in plain decoding?"""
+        return compiled(self._head.weight)
 
     def head_weight(self) -> Tensor:
         return self._head.weight

@@ -25,6 +25,10 @@ class TextTokenizer:
     def __init__(
         self, backend: Any, folder: Path, eos_ids: Sequence[int], bos_id: int | None
     ) -> None:
+        # A fine-tune's tokenizer.json may keep how its texts were cut and padded for training, and
+        # the backend would do so to every prompt; only transformers' own calls switch it off.
+        backend.no_truncation()
+        backend.no_padding()
         self._backend = backend
         self._folder = folder
         self.eos_ids = tuple(sorted(set(eos_ids)))

@@ -188,7 +188,7 @@ class _Work:
                 f"--resume: the build in {out} was begun with another model, corpus or seed; give "
                 "another --out"
             )
-        stamp.write_text(json.dumps(key), encoding="utf-8")
+        write_text(stamp, json.dumps(key))
 
     @property
     def shards_done(self) -> Path:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, bad_score
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 
 ROOT = 0
@@ -109,13 +109,6 @@ class GrowingTree:
     def chosen(self) -> list[int]:
         """The best nodes, ascending."""
         return sorted(node for _, node in self.best)
-
-
-def bad_score() -> DynaSpecError:
-    return DynaSpecError(
-        "the drafter's scores hold NaN: its weights may be damaged, or its dtype overflows; check "
-        "the drafter's folder, or try --dtype float32"
-    )
 
 
 def add_candidates(

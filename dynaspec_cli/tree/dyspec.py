@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 
 from dynaspec_cli.config import TreeConfig
+from dynaspec_cli.errors import bad_score
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
-from dynaspec_cli.tree.base import GrowingTree, bad_score, best_nodes
+from dynaspec_cli.tree.base import GrowingTree, best_nodes
 from dynaspec_cli.tree.sampled import Drawing, SampledTree
 
 SLOT_VALUE = 2.0

@@ -58,8 +58,9 @@ class FakeReference:
 
     eos_ids = frozenset({EOS})
 
-    def __init__(self, gap: float = 5.0, dtype: str = "float32"):
+    def __init__(self, gap: float = 5.0, dtype: str = "float32", bit_exact: bool = False):
         self.gap = gap
+        self.bit_exact = bit_exact
         self.dtype = dtype
         self.asked: list[tuple[int, ...]] = []
 

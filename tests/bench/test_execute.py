@@ -131,6 +131,20 @@ def test_interrupted_run_keeps_and_reports_what_was_done_and_resumes(tmp_path: P
     ]
 
 
+def test_a_record_without_samples_is_not_gone_on_with(tmp_path: Path) -> None:
+    """A published folder keeps its record and no samples: a new run there is a run of its own."""
+    execute(options(out=tmp_path, warmup=0), honest())
+    (tmp_path / "samples.jsonl").unlink()
+    record = json.loads((tmp_path / "provenance.json").read_text())
+    record["settings"] |= {"wall_s": 1e6, "started": "2000-01-01T00:00:00Z"}
+    record["identity"]["seed"] = 77
+    (tmp_path / "provenance.json").write_text(json.dumps(record))
+    settings = execute(options(out=tmp_path, resume=True, warmup=0), honest()).summary["settings"]
+    assert settings["wall_s"] < 1e6
+    assert settings["started"] > "2001"
+    execute(options(out=tmp_path, resume=True, warmup=0), honest())
+
+
 def test_a_prompt_that_fails_leaves_a_summary_of_the_others(tmp_path: Path) -> None:
     def broken(error: Exception, call: int = 3) -> Lab:
         return lab(KilledAt(call, error), FakeSpeculative(FULL))

@@ -140,6 +140,14 @@ def test_a_near_tie_of_both_ids_is_a_tie_and_only_below_the_bound() -> None:
         assert reference.asked == [(*CONTEXT, *own[:2])]
 
 
+def test_where_rows_keep_their_bits_only_a_peer_can_tie() -> None:
+    own = greedy(CONTEXT, 4)
+    other = (*own[:2], own[2] + 1, 9)
+    reference = FakeReference(0.0009, "float32", bit_exact=True)
+    assert compare_turn(CONTEXT, trace(other), trace(own), reference).verdict == "mismatch"
+    assert compare_turn(CONTEXT, trace(other), trace(own), reference, peer=True).verdict == "tie"
+
+
 def test_a_foreign_token_where_two_others_tie_is_still_a_mismatch() -> None:
     own = greedy(CONTEXT, 4)
     foreign = (own[0], (own[1] + 20) % 60, 9, 9)

@@ -100,6 +100,10 @@ def test_malformed_lines_name_file_and_line(tmp_path: Path, second: str, part: s
 def test_suite_files_not_utf8_empty_or_missing(tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_bytes(b'{"id": "\xff"}')
+    half = tmp_path / "half.jsonl"
+    half.write_text('{"id": "a", "task": "t", "turns": ["\\ud83d"]}\n')
+    with pytest.raises(DynaSpecError, match="line 1: expected whole characters, got half of one"):
+        load_suite(str(half))
     with pytest.raises(DynaSpecError, match="UTF-8"):
         load_suite(str(bad))
     bad.write_text("\n\n")

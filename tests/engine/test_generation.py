@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import pytest
 import torch
@@ -164,6 +165,20 @@ def test_events_concatenate_to_the_result_and_stop_on_request(engine):
     assert short.result.finish_reason == "interrupted"
     assert done.result.token_ids[: short.result.new_tokens] == short.result.token_ids
     assert len(short.result.steps) == 2
+
+
+def test_the_readers_time_is_not_decoding(engine, monkeypatch):
+    """A reader that takes an hour for every event changes no figure."""
+    away, clock = [0.0], time.perf_counter
+    monkeypatch.setattr(time, "perf_counter", lambda: clock() + away[0])
+    result = None
+    for event in engine.generate(PROMPTS[0], config(new=12)):
+        away[0] += 3600.0
+        if isinstance(event, DoneEvent):
+            result = event.result
+    assert len(result.steps) > 1
+    assert (result.new_tokens - 1) / result.tokens_per_second < 3600.0
+    assert all(sum(step.seconds.values()) < 3600.0 for step in result.steps)
 
 
 def test_an_interrupt_inside_a_step_keeps_the_text(engine, monkeypatch):

@@ -144,9 +144,7 @@ def test_ties_between_the_threads_portions_go_to_the_lower_row(threads: int) -> 
     try:
         torch.set_num_threads(threads)
         for _ in range(20):
-            _, ids, _ = ops.shortlist_topk(
-                torch.ones(2, 16), head, EMPTY, IDENTITY, full, 20, 1.0
-            )
+            _, ids, _ = ops.shortlist_topk(torch.ones(2, 16), head, EMPTY, IDENTITY, full, 20, 1.0)
             assert ids[1].tolist() == list(range(7, 20 * 256, 256))
     finally:
         torch.set_num_threads(before)

@@ -111,7 +111,7 @@ def test_level(
     for name, dtype in DTYPES.items():
         for n, d, vocab in SHAPES:
             case = make_case(n, n, d, vocab, dtype)
-            linear, best = result["outputs"][f"{name} {n}"]
+            linear, best = result["outputs"][f"{name} {n} {d}"]
             want = reference.linear(case.hidden, case.head, None, case.scale)
             torch.testing.assert_close(linear, want, atol=2e-5, rtol=1e-5)
             if dtype == torch.int8:  # integers: the same bits at every level

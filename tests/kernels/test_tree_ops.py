@@ -345,7 +345,9 @@ def test_a_draft_without_a_finite_sum_is_refused(dense: bool, bad: float) -> Non
         ids = torch.arange(4).repeat(2, 1)
     fine, poor = torch.tensor([0, -1]), torch.tensor([1, -1])
     tree.sampled_walk(tokens, parents, probs, u, q, ids, fine, False)
-    with pytest.raises(ValueError, match=r"sampled_walk: q: expected rows with a finite sum.*row 0"):
+    with pytest.raises(
+        ValueError, match=r"sampled_walk: q: expected rows with a finite sum.*row 0"
+    ):
         tree.sampled_walk(tokens, parents, probs, u, q, ids, poor, False)
 
 

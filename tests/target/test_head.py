@@ -113,7 +113,7 @@ def test_leaders_by_stripes_are_those_of_a_whole_sort(vocab: int) -> None:
     assert all(len(set(row)) == 3 for row in ids.tolist())
 
 
-@pytest.mark.parametrize("extra", [{"softcap": 6.0}, {"bias": torch.zeros(40)}])
+@pytest.mark.parametrize("extra", [{}, {"softcap": 6.0}, {"bias": torch.zeros(40)}])
 def test_logits_that_are_no_numbers_have_no_best_token(extra) -> None:
     weight = torch.randn(40, 8)
     weight[7, 3] = float("nan")

@@ -26,9 +26,9 @@ def refused(model: str | None, message: str) -> None:
 
 
 def test_the_option_at_fault_is_named() -> None:
-    with pytest.raises(DynaSpecError, match="^--assistant /nowhere/x: no such file or folder"):
+    with pytest.raises(DynaSpecError, match=r"^--assistant /nowhere/x: no such file or folder"):
         resolve_model("/nowhere/x", "--assistant")
-    with pytest.raises(DynaSpecError, match="^--model /nowhere/x: no such file or folder"):
+    with pytest.raises(DynaSpecError, match=r"^--model /nowhere/x: no such file or folder"):
         resolve_model("/nowhere/x")
 
 
