@@ -91,23 +91,19 @@ __device__ __forceinline__ int next_child(const WalkShared& s, int n, int node, 
   return -1;
 }
 
-// A row of p without a positive finite sum has no law: nothing below it is tried, and the residual
-// is NaN, which the caller sees in what it draws from it.
-__device__ __forceinline__ bool usable(double mass) { return mass > 0 && mass < INFINITY; }
-
-__device__ void poison(const WalkArguments& a) {
-  __syncthreads();
-  for (int v = threadIdx.x; v < a.vocab; v += kThreads) a.residual[v] = nanf("");
+// A row of p without a positive finite sum has no law: its mass counts as NaN, nothing below it is
+// tried, and the residual is NaN, which the caller sees in what he draws from it.
+__device__ __forceinline__ double law(double mass) {
+  return mass > 0 && mass < INFINITY ? mass : static_cast<double>(nanf(""));
 }
 
 // Leaves the residual of the path's last row in a.residual. Returns the path's length.
 __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
   int node = 0, at = 0, steps = 1, removed = 0;
   const float* p = a.probs;
-  double mass = block_sum(s, a.vocab, [&](int v) { return p[v]; });
-  bool law = usable(mass);
+  double mass = law(block_sum(s, a.vocab, [&](int v) { return p[v]; }));
   for (;;) {
-    const int child = law ? next_child(s, a.n, node, at) : -1;
+    const int child = mass == mass ? next_child(s, a.n, node, at) : -1;
     if (child < 0) break;
     at = child;
     const int x = s.tokens[child];
@@ -118,8 +114,7 @@ __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
       node = child;
       removed = 0;
       p = a.probs + static_cast<int64_t>(node) * a.vocab;
-      mass = block_sum(s, a.vocab, [&](int v) { return p[v]; });
-      law = usable(mass);
+      mass = law(block_sum(s, a.vocab, [&](int v) { return p[v]; }));
     } else if (px > 0) {
       remove(s, &removed, x);
       // Summed anew where the difference would cancel.
@@ -128,10 +123,6 @@ __device__ int walk_deterministic(const WalkArguments& a, WalkShared& s) {
                  : block_sum(
                        s, a.vocab, [&](int v) { return is_removed(s, removed, v) ? 0.0f : p[v]; });
     }
-  }
-  if (!law) {
-    poison(a);
-    return steps;
   }
   for (int v = threadIdx.x; v < a.vocab; v += kThreads)
     a.residual[v] = static_cast<float>(p[v] / mass);
@@ -159,7 +150,7 @@ struct Draft {
   }
   __device__ void weigh(WalkShared& s) {
     mass = block_sum(s, size, [&](int e) { return value(s, e); });
-    alive = usable(mass);
+    alive = mass > 0;
   }
   // Entry of a token, or -1.
   __device__ int find(WalkShared& s, int x) const {
@@ -174,21 +165,18 @@ struct Draft {
   }
 };
 
-// False, and nothing drafted, where the row has no law.
-__device__ bool enter_row(const WalkArguments& a, WalkShared& s, int node, Draft* draft) {
+__device__ void enter_row(const WalkArguments& a, WalkShared& s, int node, Draft* draft) {
   const float* p = a.probs + static_cast<int64_t>(node) * a.vocab;
-  const double mass = block_sum(s, a.vocab, [&](int v) { return p[v]; });
+  const double mass = law(block_sum(s, a.vocab, [&](int v) { return p[v]; }));
   for (int v = threadIdx.x; v < a.vocab; v += kThreads)
     a.residual[v] = static_cast<float>(p[v] / mass);
   const int64_t row = a.q_rows[node];
-  draft->alive = row >= 0 && row < a.num_q;
+  draft->alive = row >= 0 && row < a.num_q && mass == mass;
   draft->removed = 0;
-  if (!usable(mass)) draft->alive = false;
-  if (!draft->alive) return usable(mass);
+  if (!draft->alive) return;
   draft->values = a.q + row * a.q_size;
   draft->ids = a.q_ids == nullptr ? nullptr : a.q_ids + row * a.q_size;
   draft->weigh(s);
-  return true;
 }
 
 // R = max(R - mass D, 0); returns the new mass of R.
@@ -214,7 +202,7 @@ __device__ double subtract(const WalkArguments& a, WalkShared& s, const Draft& d
 __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
   int node = 0, at = 0, steps = 1;
   Draft draft{nullptr, nullptr, a.q_size, a.vocab, 0, 0.0, false};
-  bool law = enter_row(a, s, 0, &draft);
+  enter_row(a, s, 0, &draft);
   double mass = 1.0;
   for (;;) {
     const int child = draft.alive ? next_child(s, a.n, node, at) : -1;
@@ -229,7 +217,7 @@ __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
       if (threadIdx.x == 0) a.path[steps] = child;
       ++steps;
       node = child;
-      law = enter_row(a, s, node, &draft);
+      enter_row(a, s, node, &draft);
       mass = 1.0;
       __syncthreads();
     } else {
@@ -239,10 +227,6 @@ __device__ int walk_sampled(const WalkArguments& a, WalkShared& s) {
         draft.weigh(s);
       }
     }
-  }
-  if (!law) {
-    poison(a);
-    return steps;
   }
   __syncthreads();
   for (int v = threadIdx.x; v < a.vocab; v += kThreads)
