@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 
 class DynaSpecError(Exception):
     """A failure the user can act on; the command line prints ``Error: <message>``, exit code 1."""
@@ -25,15 +27,19 @@ def bad_score() -> DynaSpecError:
     )
 
 
-class DrafterScores:
-    """Within it an op of the head that meets logits which are no numbers raises ``bad_score``."""
+class FiniteLogits:
+    """Within it the ``ValueError`` of a head's op for logits that are no numbers becomes
+    ``error()``. A class, since it is entered in every draft step."""
+
+    def __init__(self, error: Callable[[], DynaSpecError]) -> None:
+        self._error = error
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError) and is_not_finite(error):
-            raise bad_score() from error
+        if isinstance(error, ValueError) and "expected finite logits" in str(error):
+            raise self._error() from error
 
 
 def is_utf8(text: str) -> bool:
@@ -43,11 +49,6 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def is_not_finite(error: ValueError) -> bool:
-    """Was it raised by an op of the head for logits that are no numbers?"""
-    return "expected finite logits" in str(error)
 
 
 class UsageError(DynaSpecError):

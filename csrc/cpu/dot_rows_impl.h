@@ -232,9 +232,8 @@ void dot_rows_of(const Weight& weight, RowSet rows, const PackedRows& x, float* 
   typename P::Acc carried[P::kSpans ? 2 * kSpanTile * kMaxBlock : 1];
   Epilogue epilogue;
   const int64_t known = rows.count + (rows.next != nullptr ? rows.next->count : 0);
-  auto row_at = [&](int64_t j) {
-    return weight.data + (j < rows.count ? rows[j] : (*rows.next)[j - rows.count]) * row_bytes;
-  };
+  auto index = [&](int64_t j) { return j < rows.count ? rows[j] : (*rows.next)[j - rows.count]; };
+  auto row_at = [&](int64_t j) { return weight.data + index(j) * row_bytes; };
   for (int64_t j0 = 0; j0 < rows.count; j0 += order.block) {
     const int64_t here = smaller(order.block, rows.count - j0);
     const int64_t first_ahead = j0 + here + distance;
@@ -246,9 +245,7 @@ void dot_rows_of(const Weight& weight, RowSet rows, const PackedRows& x, float* 
     // Scales lie far from their rows, a line for 16 of them: each would be a miss of its own. (Of
     // scattered rows this fetches the first one's.)
     if (num_ahead > 0 && weight.scale != nullptr) {
-      const int64_t row =
-          first_ahead < rows.count ? rows[first_ahead] : (*rows.next)[first_ahead - rows.count];
-      __builtin_prefetch(weight.scale + row, 0, 3);
+      __builtin_prefetch(weight.scale + index(first_ahead), 0, 3);
     }
     epilogue.load(weight, rows, j0, here);
     const int64_t passes = tiles * (padded / kTileRows);

@@ -17,7 +17,9 @@ int64_t packed_stride(WeightType type, int64_t k) {
   const int64_t item = whole ? 1 : type == WeightType::kBFloat16 && kPackBF16 ? 2 : 4;
   const int64_t lines = round_up(k * item, kLine) / kLine + (whole ? 1 : 0);  // int8: the trailer
   constexpr int64_t span = kSpanBytes / kLine;
-  const bool spans = (type == WeightType::kFloat32 || type == WeightType::kBFloat16) && lines >= 48;
+  const bool spans =
+      lines >= 3 * span && ((type == WeightType::kFloat32 && FloatPath<F32>::kSpans) ||
+                            (type == WeightType::kBFloat16 && BF16Path::kSpans));
   return (spans ? round_up(lines - span - 1, 2 * span) + span + 1 : lines | 1) * kLine;
 }
 
@@ -56,9 +58,8 @@ void pack_int8(const float* x, int64_t k, char* packed) {
   for (int64_t i = 0; i < k; ++i) {
     // x / scale lies in [-127, 127]; adding 1.5 * 2^23 rounds it, halves to even. A scale so small
     // that it lost bits itself counts as 0.
-    const float whole = trailer.scale >= 1.17549435e-38f
-                            ? (x[i] / trailer.scale + 12582912.0f) - 12582912.0f
-                            : 0.0f;
+    const float whole =
+        trailer.scale >= __FLT_MIN__ ? (x[i] / trailer.scale + 12582912.0f) - 12582912.0f : 0.0f;
     const int32_t value = static_cast<int32_t>(whole);
     q[i] = static_cast<int8_t>(value);
     trailer.sum += value;

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dynaspec_cli.bench.method import Reference, TurnTrace
-from dynaspec_cli.engine.stats import TIE_BOUND, first_difference
+from dynaspec_cli.engine.stats import first_difference, is_tie
 
 IDENTICAL, TIE, MISMATCH = "identical", "tie", "mismatch"
 
@@ -67,7 +67,7 @@ def compare_turn(
     split = len(ids[0])
     gap = max(min(gaps[:split]), min(gaps[split:]))
     may_tie = peer or not reference.bit_exact
-    verdict = TIE if may_tie and gap <= TIE_BOUND[reference.dtype] else MISMATCH
+    verdict = TIE if may_tie and is_tie(gap, reference.dtype) else MISMATCH
     return TurnVerdict(verdict, position, ids[0][0], ids[1][0], gap, top2_gap)
 
 

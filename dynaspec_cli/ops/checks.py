@@ -44,8 +44,7 @@ def check_linear(
     check_weight(op, "weight", weight, scale)
     check_rows(op, "x", x, weight.shape[1])
     if bias is not None:
-        fits = tuple(bias.shape) == (weight.shape[0],) and bias.is_floating_point()
-        expect(fits, op, "bias", f"floating-point [{weight.shape[0]}]", bias)
+        check_bias(op, "bias", bias, weight.shape[0])
 
 
 def check_head(

@@ -64,17 +64,17 @@ def check_draft(tokens: Tensor, probs: Tensor, q: Tensor, q_ids: Tensor, q_rows:
     for row, at in enumerate(q_rows.tolist()):
         wanted = f"-1 or a row of q below {q.shape[0]}"
         expect(-1 <= at < q.shape[0], op, "q_rows", wanted, f"{at} at row {row}")
-    totals = q.double().sum(1) if dense else q.double().where(q_ids >= 0, 0.0).sum(1)
-    for row, at in enumerate(q_rows.tolist()):
-        if at >= 0:
-            good = 0 <= float(totals[at]) < float("inf")
-            expect(good, op, "q", "rows with a finite sum", f"another for row {row}")
     if not dense:
         fits = q_ids.dtype == torch.int64 and q_ids.shape == q.shape
         expect(fits, op, "q_ids", f"contiguous int64 {list(q.shape)}", q_ids)
         low, high = int(q_ids.min()), int(q_ids.max())
         bad = low if low < -1 else high
         expect(-1 <= bad < vocab, op, "q_ids", f"-1 or ids below {vocab}", bad)
+    totals = q.double().sum(1) if dense else q.double().where(q_ids >= 0, 0.0).sum(1)
+    for row, at in enumerate(q_rows.tolist()):
+        if at >= 0:
+            good = 0 <= float(totals[at]) < float("inf")
+            expect(good, op, "q", "rows with a finite sum", f"another for row {row}")
 
 
 def check_commit(caches: list[Tensor], base_len: int, rows: Tensor) -> None:

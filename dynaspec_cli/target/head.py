@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynaspec_cli.errors import is_not_finite, not_finite
+from dynaspec_cli.errors import DynaSpecError, FiniteLogits, not_finite
 from dynaspec_cli.ops import linear, shortlist_topk
 from dynaspec_cli.ops.extension import EXTENSION
 
@@ -87,15 +87,11 @@ class LMHead:
         none = torch.empty(0)
         whole = torch.tensor([[0, self.weight.shape[0]]], dtype=torch.int32)
         rows = none.to(torch.int32)
-        try:
+        with FiniteLogits(_not_finite):
             found = [
                 shortlist_topk(piece, self.weight, none, rows, whole, k, 1.0 / self.multiplier)[1]
                 for piece in hidden.float().split(PIECE_ROWS)
             ]
-        except ValueError as error:
-            if is_not_finite(error):
-                raise not_finite("the target's logits") from error
-            raise
         return torch.cat(found)
 
     def _exact_leaders(self, hidden: Tensor, k: int) -> Tensor:
@@ -128,11 +124,15 @@ class LMHead:
         return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.shape[0])))
 
 
+def _not_finite() -> DynaSpecError:
+    return not_finite("the target's logits")
+
+
 def _finite(logits: Tensor, best: Tensor) -> Tensor:
     """``best`` int64 [n, k], the ids of the largest logits [n, V]; NaN ranks highest, so the first
     of a row betrays it. Not on a GPU, where looking would stop the step to wait for it."""
     if logits.device.type == "cpu" and not logits.gather(1, best[:, :1]).isfinite().all():
-        raise not_finite("the target's logits")
+        raise _not_finite()
     return best
 
 

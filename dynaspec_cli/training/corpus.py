@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, is_utf8
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 HELD_OUT_SHARE = 0.02
@@ -103,13 +103,11 @@ def _json_lines(path: Path) -> Iterator[CorpusText]:
             found = _from_json(line, stem)
             if found is None:
                 continue
-            try:
-                found.text.encode()
-            except UnicodeEncodeError:  # half of a surrogate pair, written as an escape
+            if not is_utf8(found.text):  # half of a surrogate pair, written as an escape
                 raise DynaSpecError(
                     f"--corpus {path}: line {number} holds half a character (a lone surrogate); "
                     "mend or remove it"
-                ) from None
+                )
             yield found
 
 

@@ -107,6 +107,14 @@ def test_tree_rerank(machine: Machine, seed: int) -> None:
     np.testing.assert_array_equal(new_parents.array, expected[1].numpy())
 
 
+class CacheStruct(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("row_bytes", ctypes.c_int64),
+    ]
+
+
 class WalkStruct(ctypes.Structure):
     _fields_ = [
         *[(name, ctypes.c_void_p) for name in ("tokens", "parents")],
@@ -261,14 +269,9 @@ def test_kv_commit(machine: Machine, row_bytes: int) -> None:
     ]
     caches = [machine.mutable(a, "cache") for a in arrays]
 
-    class Cache(ctypes.Structure):
-        _fields_ = [
-            ("data", ctypes.c_void_p),
-            ("rows", ctypes.c_int64),
-            ("row_bytes", ctypes.c_int64),
-        ]
-
-    structs = (Cache * 3)(*[Cache(c.pointer.value, total, c.array.shape[1]) for c in caches])
+    structs = (CacheStruct * 3)(
+        *[CacheStruct(c.pointer.value, total, c.array.shape[1]) for c in caches]
+    )
     given = machine.constant(rows, "rows")
     assert machine.launch("dynaspec_kv_commit", structs, 3, base, given, rows.size, None) == 0
     for before, cache in zip(arrays, caches, strict=True):
@@ -285,14 +288,7 @@ def test_kv_commit_of_a_path_that_does_not_ascend_stays_within_the_cache(
     cache = machine.mutable(np.arange(20 * 32, dtype=np.uint8).reshape(20, 32), "cache")
     given = machine.constant(np.array(rows, np.int64), "rows")
 
-    class Cache(ctypes.Structure):
-        _fields_ = [
-            ("data", ctypes.c_void_p),
-            ("rows", ctypes.c_int64),
-            ("row_bytes", ctypes.c_int64),
-        ]
-
-    structs = (Cache * 1)(Cache(cache.pointer.value, 20, 32))
+    structs = (CacheStruct * 1)(CacheStruct(cache.pointer.value, 20, 32))
     assert machine.launch("dynaspec_kv_commit", structs, 1, 15, given, len(rows), None) == 0
 
 
