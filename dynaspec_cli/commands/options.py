@@ -17,7 +17,7 @@ from dynaspec_cli import settings_file
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
-from dynaspec_cli.shortlist import registry as shortlists
+from dynaspec_cli.shortlist import names as shortlists
 from dynaspec_cli.tree.names import tree_names
 
 F = TypeVar("F", bound=Callable[..., Any])

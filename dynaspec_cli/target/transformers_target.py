@@ -24,12 +24,14 @@ from dynaspec_cli.target.state import (
     check_append,
     check_max_length,
     check_rows,
+    check_taps,
 )
 
 PREFILL_ROWS = 512
 """Prompt tokens a pass; bounds the [rows, context] masks and the activations."""
 
 FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
+LAYER_LISTS = ("layers", "h", "blocks")
 
 
 @dataclass
@@ -55,7 +57,7 @@ class TransformersTarget:
         self.kernels = kernels
         config = model.config.get_text_config()
         self._kinds = layer_kinds(config, name)
-        self._num_layers = int(config.num_hidden_layers)
+        self.num_layers = int(config.num_hidden_layers)
         self._base = _decoder(model, name)
         self._norm = _final_norm(self._base, name)
         self._embedding = model.get_input_embeddings()
@@ -104,6 +106,11 @@ class TransformersTarget:
         if not error < (1e-3 if self.dtype == torch.float32 else 0.2):
             raise DynaSpecError(f"{self._unsupported()} (its logits differ by {error:.2g})")
 
+    @property
+    def bit_exact(self) -> bool:
+        """Not promised: libraries choose the order of a sum by the number of rows."""
+        return False
+
     def _unsupported(self) -> str:
         kind = self.model.config.model_type
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
@@ -124,10 +131,13 @@ class TransformersTarget:
     def norm(self, features: Tensor) -> Tensor:
         return self._norm(features.to(device=self.device, dtype=self.dtype))
 
-    def begin(self, max_length: int) -> TransformersState:
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> TransformersState:
         check_max_length(max_length, self.max_context, self.name)
+        check_taps(taps, self.num_layers, self.name)
+        if taps:
+            _layers(self._base, self.name)
         return TransformersState(
-            max_length, cache=PreallocatedCache(self._num_layers, max_length + TREE_ROWS)
+            max_length, taps, cache=PreallocatedCache(self.num_layers, max_length + TREE_ROWS)
         )
 
     @torch.inference_mode()
@@ -140,14 +150,14 @@ class TransformersTarget:
             state.cache.append(piece.numel())
             state.length += piece.numel()
         state.pending = 0
-        features = torch.cat([o[0] for o in outputs])
-        return HeadOutput(features, torch.cat([o[1] for o in outputs]), self._head)
+        features, hidden, taps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
     def verify(self, state: TransformersState, tree: DraftTree) -> HeadOutput:
         mask, depth = tree_mask(tree.parents.cpu())
         state.pending = tree.tokens.numel()
-        features, hidden = self._forward(
+        features, hidden, taps = self._forward(
             state,
             tree.tokens.to(self.device),
             mask.to(self.device),
@@ -155,7 +165,7 @@ class TransformersTarget:
             # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
             (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
         )
-        return HeadOutput(features, hidden, self._head)
+        return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
     def commit(self, state: TransformersState, rows: Tensor) -> None:
@@ -166,11 +176,21 @@ class TransformersTarget:
 
     def _forward(
         self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(features [n, d], normed [n, d]) of one pass; its keys and values lie behind the
-        committed ones."""
-        captured: list[Tensor] = []
-        hook = self._norm.register_forward_pre_hook(lambda module, args: captured.append(args[0]))
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass; its keys and values lie
+        behind the committed ones."""
+        streams: dict[int, Tensor] = {}
+
+        def catch(module: nn.Module, number: int) -> Any:
+            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                streams[number] = args[0] if args else kwargs["hidden_states"]
+
+            return module.register_forward_pre_hook(hook, with_kwargs=True)
+
+        # What the final norm reads is the stream that left the last layer.
+        hooks = [catch(self._norm, self.num_layers)]
+        below = [tap for tap in state.taps if tap < self.num_layers]
+        hooks += [catch(_layers(self._base, self.name)[tap], tap) for tap in below]
         try:
             hidden = self._base(
                 input_ids=tokens[None],
@@ -182,8 +202,23 @@ class TransformersTarget:
                 use_cache=True,
             ).last_hidden_state
         finally:
-            hook.remove()
-        return captured[-1][0], hidden[0]
+            for hook in hooks:
+                hook.remove()
+        features = streams[self.num_layers][0]
+        taps = [streams[tap][0] for tap in state.taps]
+        return features, hidden[0], torch.cat(taps, -1) if taps else features[:, :0]
+
+
+def _layers(decoder: Any, name: str) -> nn.ModuleList:
+    """The decoder layers, whose inputs a drafter may ask for."""
+    for attribute in LAYER_LISTS:
+        found = getattr(decoder, attribute, None)
+        if isinstance(found, nn.ModuleList):
+            return found
+    raise DynaSpecError(
+        f"{name}: the drafter reads hidden states between layers, and no list of layers was found "
+        f"in {type(decoder).__name__} (expected one of {', '.join(LAYER_LISTS)})"
+    )
 
 
 def _decoder(model: Any, name: str) -> Any:
