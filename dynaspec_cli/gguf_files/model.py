@@ -93,15 +93,10 @@ def _model(shards: list[tuple[Pieces, Header]]) -> GgufModel:
         raise DynaSpecError(f"{place}: the GGUF file names no architecture; expected a model")
     kind = first.keys.get("general.type", "model")
     if kind != "model":
-        raise DynaSpecError(
-            f"{place}: holds a {kind} and no model of its own; give --model a model"
-        )
+        raise DynaSpecError(f"{place}: holds a {kind}, expected a whole model")
     version = first.keys.get("general.quantization_version", QUANTIZATION_VERSION)
-    quantised = any(
-        entry.block_type.startswith("Q")
-        for _, header in shards
-        for entry in header.tensors.values()
-    )
+    entries = [entry for _, header in shards for entry in header.tensors.values()]
+    quantised = any(entry.block_type.startswith("Q") for entry in entries)
     if quantised and version != QUANTIZATION_VERSION:
         raise DynaSpecError(
             f"{place}: blocks of quantisation version {version}, expected {QUANTIZATION_VERSION}; "

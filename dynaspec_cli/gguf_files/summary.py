@@ -30,12 +30,13 @@ class GgufSummary:
 def summarise(model: GgufModel) -> GgufSummary:
     """The sizes of a model of any architecture, from its keys and its table of tensors."""
     keys, tensors = model.keys, model.tensors
-    shape = tensors.shape(EMBEDDINGS) if EMBEDDINGS in tensors else (None, None)
+    vocabulary, hidden = tensors.shape(EMBEDDINGS) if EMBEDDINGS in tensors else (None, None)
     return GgufSummary(
         model.architecture,
         tensors.num_values,
         tensors.num_bytes,
-        *shape,
+        vocabulary,
+        hidden,
         num_layers=_integer(keys.get(f"{model.architecture}.block_count")),
         kv_width=_kv_width(keys, model.architecture),
     )

@@ -163,15 +163,9 @@ def _frame(tokenizer: Any, vocabulary: Vocabulary, spellings: Sequence[str]) -> 
     used = {name: vocabulary.ids[name] for name, on in names if on and name in vocabulary.ids}
     texts = {name: spellings[index] for name, index in used.items()}
     before, after = ([texts[name]] if name in texts else [] for name in ("bos", "eos"))
+    single = [*before, "$A", *after]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        pair=[
-            *before,
-            "$A",
-            *after,
-            *(f"{t}:1" for t in before),
-            "$B:1",
-            *(f"{t}:1" for t in after),
-        ],
+        single=single,
+        pair=[*single, *(f"{part}:1" for part in [*before, "$B", *after])],
         special_tokens=[(texts[name], used[name]) for name in used],
     )

@@ -14,6 +14,7 @@ from dynaspec_cli.gguf_files.header import Texts, Value
 from dynaspec_cli.gguf_files.model import GgufModel
 from dynaspec_cli.gguf_files.pretokenizers import PRE_TOKENIZERS
 
+EMBEDDINGS = "token_embd.weight"
 PREFIX = "tokenizer.ggml."
 BYTE_LEVEL, SENTENCE_PIECE = "gpt2", "llama"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -119,10 +120,8 @@ def read_vocabulary(model: GgufModel) -> Vocabulary:
         raise refuse("merges", "is missing, which a byte-level vocabulary needs")
     if kind == SENTENCE_PIECE and scores is None and merges is None:
         raise refuse("scores", "is missing, which a vocabulary without merges needs")
-    rows = (
-        model.tensors.shape("token_embd.weight")[0] if "token_embd.weight" in model.tensors else 0
-    )
-    if rows and len(tokens) > rows:
+    rows = model.tensors.shape(EMBEDDINGS)[0] if EMBEDDINGS in model.tensors else len(tokens)
+    if len(tokens) > rows:
         raise refuse("tokens", f"has {len(tokens)} entries, but the embeddings {rows} rows")
     typed = np.full(len(tokens), NORMAL, np.int64) if types is None else types.astype(np.int64)
     add_bos = kind == SENTENCE_PIECE or PRE_TOKENIZERS[pre].add_bos
@@ -185,5 +184,6 @@ def _ids(
     for name, texts in END_TEXTS.items():
         if name not in found:
             named = {tokens.at(int(i)): int(i) for i in np.flatnonzero(types == CONTROL)}
-            found |= {name: named[text] for text in texts[::-1] if text in named}
+            if present := [named[text] for text in texts if text in named]:
+                found[name] = present[0]
     return found

@@ -137,8 +137,8 @@ def _by_transformers(
     """It reads one whole file."""
     if isinstance(model.keys.get("split.count"), int) and model.keys["split.count"] != 1:
         raise DynaSpecError(
-            f"{name}: a split GGUF file of architecture {model.architecture!r}, which has no native "
-            "layers; join its shards first (llama-gguf-split --merge)"
+            f"{name}: a split GGUF file of architecture {model.architecture!r}, which has no "
+            "native layers; join its shards first (llama-gguf-split --merge)"
         )
     if not isinstance(source, ChunkedFile):
         return convert_other(model, source, work, dtype, name, progress)

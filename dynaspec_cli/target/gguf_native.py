@@ -15,7 +15,7 @@ from dynaspec_cli.gguf_files.vocabulary import Vocabulary, read_vocabulary
 from dynaspec_cli.gguf_files.weights import GgufWeights
 from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
 from dynaspec_cli.target.chat import ChatTemplate
-from dynaspec_cli.target.demo_package import ChunkedFile
+from dynaspec_cli.target.demo_package import ChunkedFile, check_pieces
 from dynaspec_cli.target.native_spec import NativeSpec, native_spec
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
@@ -48,6 +48,8 @@ def open_native(source: Path | ChunkedFile) -> NativeGguf | None:
 
     Raises ``DynaSpecError`` for a damaged file, and for one that holds what would not be used.
     """
+    if isinstance(source, ChunkedFile):
+        check_pieces(source)
     model = open_gguf(file_pieces(source))
     if not is_known(model):
         return None

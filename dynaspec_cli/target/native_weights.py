@@ -108,7 +108,7 @@ def _checked(
     tensor = files.tensor(name, dtype)
     if tuple(tensor.shape) != shape:
         raise DynaSpecError(
-            f"{files.place}: {name} has shape {list(tensor.shape)}, but the model's configuration "
-            f"asks for {list(shape)}"
+            f"{files.place}: {name} has shape {list(tensor.shape)}, but config.json asks for "
+            f"{list(shape)}"
         )
     return tensor
