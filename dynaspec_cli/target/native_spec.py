@@ -147,12 +147,7 @@ def native_spec(config: dict[str, Any]) -> NativeSpec | str:
     activation = config.get("hidden_activation") or config.get("hidden_act")
     if activation not in ACTIVATIONS:
         return f"activation {activation} has no native form"
-    for key in (
-        "attention_bias",
-        "mlp_bias",
-        "attn_logit_softcapping",
-        "use_bidirectional_attention",
-    ):
+    for key in ("attention_bias", "mlp_bias", "use_bidirectional_attention"):
         if config.get(key):
             return f"{key} has no native form"
     types, window = config.get("layer_types"), config.get("sliding_window") or 0
@@ -180,6 +175,7 @@ def native_spec(config: dict[str, Any]) -> NativeSpec | str:
             scale,
             int(window) if kind == "sliding_attention" else 0,
             ACTIVATIONS[activation],
+            float(config.get("attn_logit_softcapping") or 0.0),
         )
         for kind in types
     )
