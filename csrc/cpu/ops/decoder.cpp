@@ -1,4 +1,6 @@
 // The op dynaspec::decoder_layer on the CPU: checks, scratch, threads.
+#include "cpu/kernels/decoder.h"
+
 #include <torch/library.h>
 
 #include <algorithm>
@@ -6,9 +8,8 @@
 #include <string>
 
 #include "common.h"
-#include "cpu/decoder.h"
-#include "cpu/linear.h"
-#include "cpu/parallel.h"
+#include "cpu/kernels/parallel.h"
+#include "cpu/ops/linear.h"
 
 namespace dynaspec::cpu {
 namespace {
@@ -93,7 +94,8 @@ at::Tensor decoder_layer(const at::Tensor& x, at::TensorList weights, at::Tensor
                          at::Tensor& v_cache, const at::Tensor& cos, const at::Tensor& sin,
                          const at::Tensor& positions, const at::Tensor& mask, int64_t cache_len,
                          int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, double eps,
-                         double scale, int64_t window, c10::string_view activation) {
+                         double scale, int64_t window, c10::string_view activation,
+                         double softcap) {
   DYNASPEC_EXPECT(x.dim() == 2 && x.size(1) > 0 && x.scalar_type() == at::kFloat &&
                       x.is_contiguous() && x.device().is_cpu(),
                   kOp, "x", "contiguous float32 [n, d] on the CPU", x);
@@ -110,6 +112,8 @@ at::Tensor decoder_layer(const at::Tensor& x, at::TensorList weights, at::Tensor
                     ": scale: expected a finite number above 0, got ", scale);
   TORCH_CHECK_VALUE(eps >= 0 && eps < 1e30, kOp,
                     ": eps: expected a finite number of 0 or more, got ", eps);
+  TORCH_CHECK_VALUE(softcap >= 0 && softcap < 1e30, kOp,
+                    ": softcap: expected 0 (none) or a finite number above it, got ", softcap);
   const bool gelu = activation == "gelu_tanh";
   TORCH_CHECK_VALUE(gelu || activation == "silu", kOp,
                     ": activation: expected silu or gelu_tanh, got ", activation);
@@ -126,7 +130,8 @@ at::Tensor decoder_layer(const at::Tensor& x, at::TensorList weights, at::Tensor
                      static_cast<float>(eps),
                      static_cast<float>(scale),
                      window,
-                     gelu};
+                     gelu,
+                     static_cast<float>(softcap)};
   const at::Tensor bias =
       weights[2].numel() == 0 ? at::Tensor() : weights[2].to(at::kFloat).contiguous();
   LayerWeights w{norm("input_norm", weights[0], d, false),
@@ -153,17 +158,12 @@ at::Tensor decoder_layer(const at::Tensor& x, at::TensorList weights, at::Tensor
   at::Tensor y = at::empty_like(x);
   if (n == 0) return y;
   const int64_t work = n * d * (s.qkv_size() + s.q_size() + 3 * s.intermediate);
-  const int64_t threads =
-      std::clamp<int64_t>(work / kMinWorkPerThread, 1, thread_slots(at::get_num_threads()));
+  const int64_t threads = std::clamp<int64_t>(work / kMinWorkPerThread, 1, thread_pool().size());
   LayerPass pass(s, w, cache, rows, x.const_data_ptr<float>(), y.mutable_data_ptr<float>(),
                  static_cast<int>(threads));
   static thread_local Scratch scratch;
   pass.use_scratch(scratch.bytes(pass.scratch_bytes()));
-  if (threads == 1) {
-    pass.work();
-  } else {
-    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { pass.work(); });
-  }
+  on_threads(threads, [&](int64_t) { pass.work(); });
   return y;
 }
 
