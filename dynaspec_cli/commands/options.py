@@ -17,8 +17,9 @@ from dynaspec_cli import settings_file
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
+from dynaspec_cli.registry import Registry
 from dynaspec_cli.shortlist import registry as shortlists
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.tree.registry import TREES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -49,6 +50,18 @@ class TextType(click.ParamType):
 
     def split_envvar_value(self, rv: str) -> Sequence[str]:
         return [rv]
+
+
+class NameType(click.Choice[str]):
+    """A name of a registry; what is unknown is refused as the registry does."""
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        super().__init__(registry.names())
+        self.registry = registry
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        self.registry.check(str(value))
+        return str(value)
 
 
 class ShortlistType(click.ParamType):
@@ -186,7 +199,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--tree",
-        type=click.Choice(tree_names()),
+        type=NameType(TREES),
         default=_TREE.policy,
         help="How the draft tree grows.",
     ),

@@ -19,6 +19,7 @@ from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.errors import bad_score
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.tree.base import GrowingTree, best_nodes
+from dynaspec_cli.tree.request import TreeRequest
 from dynaspec_cli.tree.sampled import Drawing, SampledTree
 
 SLOT_VALUE = 2.0
@@ -122,3 +123,9 @@ class DySpecSampled(_DySpec):
 
     def finish(self, state: SampledTree) -> DraftTree:
         return state.finished(state.chosen(), replacement=False)
+
+
+def create(request: TreeRequest) -> DySpecGreedy | DySpecSampled:
+    if request.drawing is None:
+        return DySpecGreedy(request.config)
+    return DySpecSampled(request.config, request.drawing)

@@ -17,7 +17,7 @@ from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.errors import DynaSpecError, ExactnessError
 from dynaspec_cli.main import cli, describe
 from dynaspec_cli.shortlist.registry import NAMES
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.tree.registry import tree_names
 
 from .conftest import ROOT, FakeEngine
 from .help_text import help_document
