@@ -6,7 +6,7 @@ One token budget a draft step, by draft position, holds
   * tokens of the context: prompt, the target's top tokens so far, drafted tokens (context.py);
   * whole token clusters by the router's score, the maximum over the frontier's rows, until the
     budget is full; only while the text brings new tokens (novelty.py).
-The paper has the clusters only; the split was tuned on held-out text (docs/shortlists.md).
+The paper has the clusters only; the split was tuned on held-out text (docs/methods/shortlists.md).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from dynaspec_cli.shortlist.router import Router
 
 PREFILL_POSITIONS = 16
 """As for nanospec, but few: one pass over the head serves them all, and more gained little
-(docs/shortlists.md)."""
+(docs/methods/shortlists.md)."""
 
 
 ROUTED_FROM = 0.1
 """Clusters are asked for while this share of the latest tokens is new, or more: what a router's
-time is worth (docs/shortlists.md)."""
+time is worth (docs/methods/shortlists.md)."""
 
 
 @dataclass(frozen=True)

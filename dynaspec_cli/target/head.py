@@ -21,7 +21,8 @@ PIECE_ELEMENTS = 1 << 24
 """Logits held at a time where the matrix is written (64 MiB in float32)."""
 
 CHEAP_ROWS = 10
-"""Rows that the CPU multiplies while it waits for the head's weights (docs/performance.md)."""
+"""Rows that the CPU multiplies while it waits for the head's weights
+(docs/internals/performance.md)."""
 
 STRIPE = 512
 """Adjacent logits that are first reduced to their maximum."""

@@ -24,7 +24,7 @@ from dynaspec_cli.tree.sampled import Drawing, SampledTree
 
 SLOT_VALUE = 2.0
 """Default threshold times the size of the tree. The paper takes 1; a draft step that is not taken
-is worth a little more than the tokens it would bring (docs/trees.md)."""
+is worth a little more than the tokens it would bring (docs/methods/trees.md)."""
 
 
 class _DySpec:

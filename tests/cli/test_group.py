@@ -168,7 +168,7 @@ def test_warnings_of_others_are_no_messages_of_ours() -> None:
 
 
 def test_documentation_is_current() -> None:
-    path = ROOT / "docs" / "cli.md"
+    path = ROOT / "docs" / "guide" / "cli.md"
     assert path.read_text(encoding="utf-8") == help_document(cli), (
-        "docs/cli.md is not what --help says; run: python -m tests.cli.help_text"
+        "docs/guide/cli.md is not what --help says; run: python -m tests.cli.help_text"
     )
