@@ -7,8 +7,9 @@ import time
 from collections.abc import Mapping
 from typing import Any, Self
 
-from dynaspec_cli.bench import verdicts
-from dynaspec_cli.bench.tables import Cell, Table, headline_table, task_tables
+from dynaspec_cli.bench.report import verdicts
+from dynaspec_cli.bench.report.tables import Cell, Table, headline_table, task_tables
+from dynaspec_cli.bench.report.words import caution
 from dynaspec_cli.ui.console import on_terminal, stderr_console
 from dynaspec_cli.ui.view import View
 
@@ -80,6 +81,8 @@ def print_summary(summary: Mapping[str, Any]) -> None:
         console.print(_rich(table))
     for tone, sentence in verdicts.headline(summary):
         console.print(Text(sentence, style=_STYLES[tone]))
+    if warning := caution(summary):
+        console.print(Text(warning, style="dim"))
     found = verdicts.losses(summary)
     if found:
         console.print(Text("Losses:", style="bold red"))
