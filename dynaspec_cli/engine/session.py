@@ -17,7 +17,7 @@ from torch import Tensor
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.clock import PhaseClock
 from dynaspec_cli.engine.events import StepStats
-from dynaspec_cli.errors import not_finite
+from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.protocols import (
     Drafter,
     DraftTree,
@@ -182,7 +182,7 @@ def _first_token(
     if sampling.greedy:
         best = int(logits[0].argmax())  # NaN ranks highest
         if not math.isfinite(float(logits[0, best])):
-            raise not_finite("the target's logits")
+            raise NotFiniteError.of_target()
         return best
     return source.categorical(probabilities(logits, sampling)[0])
 

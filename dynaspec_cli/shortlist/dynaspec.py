@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
-from dynaspec_cli.errors import DynaSpecError, FiniteLogits, bad_score
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.protocols import (
     DraftTree,
     ShortlistQuery,
@@ -152,7 +152,7 @@ class DynaSpecShortlist(BlockShortlist):
         if selection.done:
             return super()._topk(state, selection, hidden, k, temperature)
         scores, head = self._scores(selection, hidden), self.head
-        with FiniteLogits(bad_score):
+        try:
             log_q, ids, _, size, blocks = ops.draft_head(
                 hidden,
                 head.weight,
@@ -166,6 +166,8 @@ class DynaSpecShortlist(BlockShortlist):
                 k,
                 temperature,
             )
+        except ops.NotFiniteLogits as error:
+            raise NotFiniteError.of_drafter() from error
         selection.blocks, selection.size, selection.done = blocks, int(size), True
         return log_q, ids
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 
 from dynaspec_cli.config import TreeConfig
-from dynaspec_cli.errors import bad_score
+from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.tree.base import GrowingTree, best_nodes
 from dynaspec_cli.tree.request import TreeRequest
@@ -62,7 +62,7 @@ class DySpecGreedy(_DySpec):
             above, left = state.scores[parent], 1.0
             for token, log_d in zip(ids[i][: self.width], log_q[i], strict=False):
                 if log_d != log_d:
-                    raise bad_score()
+                    raise NotFiniteError.of_drafter()
                 d = math.exp(min(log_d, 0.0))
                 value = above * d
                 if above * left < self.threshold or value <= bound:
