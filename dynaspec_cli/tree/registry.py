@@ -48,11 +48,6 @@ TREES: Registry[TreeFactory] = Registry(
 )
 
 
-def tree_names() -> tuple[str, ...]:
-    """Names that ``--tree`` takes."""
-    return TREES.names()
-
-
 def create_tree(
     config: TreeConfig,
     sampling: SamplingConfig,

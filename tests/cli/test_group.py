@@ -17,7 +17,7 @@ from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.errors import DynaSpecError, ExactnessError
 from dynaspec_cli.main import cli, describe
 from dynaspec_cli.shortlist.registry import NAMES
-from dynaspec_cli.tree.registry import tree_names
+from dynaspec_cli.tree.registry import TREES
 
 from .conftest import ROOT, FakeEngine
 from .help_text import help_document
@@ -64,7 +64,7 @@ def test_version(run: Callable[..., Any]) -> None:
 
 def test_choices_come_from_the_registries() -> None:
     params = {p.name: p for p in COMMANDS["generate"].load().params}
-    assert tuple(params["tree"].type.choices) == tree_names()  # type: ignore[attr-defined]
+    assert tuple(params["tree"].type.choices) == TREES.names()  # type: ignore[attr-defined]
     metavar = params["shortlist"].type.get_metavar(params["shortlist"])
     assert metavar == f"[{'|'.join(NAMES)}|PATH]"
 

@@ -15,7 +15,6 @@ from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.target import demo_package
 from dynaspec_cli.target.load import choose_device, choose_dtype, load
 from dynaspec_cli.target.resolve import resolve_model
-from dynaspec_cli.target.state import check_prompt
 
 
 def refused(model: str | None, message: str) -> None:
@@ -236,14 +235,6 @@ def test_dtype_auto_on_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: known)
     assert choose_dtype("auto", torch.device("cpu")) == expected
-
-
-def test_prompt_checks() -> None:
-    check_prompt(127, 128, "tiny")
-    with pytest.raises(DynaSpecError, match="prompt is empty"):
-        check_prompt(0, 128, "tiny")
-    with pytest.raises(DynaSpecError, match="has 128 tokens, but tiny has a context of 128"):
-        check_prompt(128, 128, "tiny")
 
 
 def test_tokenizer_of_a_folder(tiny_model_dir: Path) -> None:

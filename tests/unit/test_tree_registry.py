@@ -13,7 +13,7 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
 from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.registry import TREES, create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
 
@@ -23,7 +23,7 @@ def test_names_of_the_contract() -> None:
         assert entry.description
         assert "\n" not in entry.description
         assert create_tree(TreeConfig(name), SamplingConfig()).name == name
-    assert set(tree_names()) == set(TREES) == CONTRACT | {"auto"}
+    assert set(TREES.names()) == set(TREES) == CONTRACT | {"auto"}
 
 
 @pytest.mark.parametrize("name", sorted(CONTRACT))
