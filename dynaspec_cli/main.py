@@ -16,6 +16,7 @@ import click
 from dynaspec_cli import __version__
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ui.interrupt import leave_at_once, terminate_as_ctrl_c
 
 INTERRUPTED = 130
 
@@ -165,5 +166,13 @@ def main() -> NoReturn:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", message="dynaspec")
         warnings.showwarning = _show_warning
-    cli.main(prog_name="dynaspec")
-    raise SystemExit(0)
+    terminate_as_ctrl_c()
+    code: Any = INTERRUPTED
+    try:
+        cli.main(prog_name="dynaspec")
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0
+    except KeyboardInterrupt:  # another one, while the first was met
+        pass
+    leave_at_once(code)
+    sys.exit(code)

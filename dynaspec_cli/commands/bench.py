@@ -330,7 +330,7 @@ def _lab(engine: Engine, options: BenchOptions, asked: Asked, common: CommonOpti
 
 def _measure(lab: Lab, options: BenchOptions, common: CommonOptions) -> Outcome:
     from dynaspec_cli.bench.execute import execute
-    from dynaspec_cli.bench.report.terminal import BenchBar
+    from dynaspec_cli.ui.measuring import BenchBar
 
     with BenchBar(enabled=not common.quiet) as bar:
         return execute(options, lab, bar)

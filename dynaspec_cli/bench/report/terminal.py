@@ -1,72 +1,20 @@
-"""The benchmark on a terminal: a bar while it runs, tables and verdicts when it is done."""
+"""The report on a terminal: tables and verdicts."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any
 
 from dynaspec_cli.bench.report import verdicts
 from dynaspec_cli.bench.report.tables import Cell, Table, headline_table, task_tables
 from dynaspec_cli.bench.report.words import caution
-from dynaspec_cli.ui.console import on_terminal, stderr_console
-from dynaspec_cli.ui.view import View
+from dynaspec_cli.ui.console import on_terminal
 
 PIPE_WIDTH = 160
 """Columns where stdout is no terminal, so that a table is not wrapped in a file."""
 
-LINE_EVERY_S = 30.0
-
 _STYLES = {verdicts.WIN: "green", verdicts.LOSS: "bold red", verdicts.EVEN: ""}
-
-
-class BenchBar(View):
-    """Progress on stderr: a bar on a terminal, elsewhere a line now and then."""
-
-    def __init__(self, enabled: bool):
-        self._enabled = enabled
-        self._live = enabled and on_terminal(sys.stderr)
-        self._progress: Any = None
-        self._task: Any = None
-        self._last = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._live:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-
-            self._progress = Progress(
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=stderr_console(),
-                transient=True,
-            )
-            self._task = self._progress.add_task("starting", total=None)
-            self._progress.start()
-        return self
-
-    def close(self) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """``runner.ProgressCallback``."""
-        if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total, description=what)
-        elif self._enabled and time.monotonic() - self._last >= LINE_EVERY_S:
-            self._last = time.monotonic()
-            sys.stderr.write(f"{done}/{total} prompts; {what}\n")
-            sys.stderr.flush()
 
 
 def print_summary(summary: Mapping[str, Any]) -> None:
