@@ -94,10 +94,11 @@ class TreeConfig:
 
 @dataclass(frozen=True)
 class ShortlistConfig:
-    """Which part of the vocabulary the drafter scores. ``size`` is in tokens; None takes the
-    method's default."""
+    """Which part of the vocabulary the drafter scores. ``method``: a name, a path or NAME=FOLDER
+    (shortlist/names.py); "auto": the one that suits drafter and target. ``size`` is in tokens; None
+    takes the method's default."""
 
-    method: str = "full"
+    method: str = "auto"
     size: int | None = None
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.load import load_drafter
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.shortlist import factory
-from dynaspec_cli.shortlist.registry import NAMES
+from dynaspec_cli.shortlist.names import NAMES
 from dynaspec_cli.target.cache_dir import source_hash
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import ModelSource, resolve_model

@@ -21,9 +21,8 @@ from dynaspec_cli.commands.options import (
 )
 from dynaspec_cli.commands.prompt import read_prompt, utf8_argument
 from dynaspec_cli.config import GenerationConfig
-from dynaspec_cli.engine.events import DoneEvent, GenerationResult, NoticeEvent
+from dynaspec_cli.engine.events import DoneEvent, GenerationResult
 from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError
-from dynaspec_cli.shortlist import registry as shortlists
 
 if TYPE_CHECKING:
     from dynaspec_cli.engine.api import Engine
@@ -39,7 +38,6 @@ class Show:
     stream: bool
     compare: bool
     speculative: bool
-    notices: tuple[str, ...]
     settings: Mapping[str, Any]
 
 
@@ -120,7 +118,7 @@ def generate(
         tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
         tree_config(tree, tree_size, tree_depth, tree_width, tree_threshold),
-        shortlist_config(shortlist or shortlists.DEFAULT, shortlist_size),
+        shortlist_config(shortlist or "auto", shortlist_size),
     )
     text = read_prompt(prompt, prompt_file)
     engine = load_engine(common, drafter)
@@ -130,17 +128,8 @@ def generate(
             "train one with dynaspec train-drafter, then --drafter FOLDER"
         )
     ids = _encode(engine, text, chat, system)
-    notices = []
-    if shortlist is None and engine.drafter is not None:
-        method = shortlists.default_for(engine.target)
-        config = replace(config, shortlist=shortlist_config(method, shortlist_size))
-        if method != shortlists.DEFAULT:
-            notices.append(
-                f"no shortlist bundle for {engine.target.name} is shipped, so --shortlist {method} "
-                "is used; dynaspec build-clusters makes one"
-            )
     seen = {"chat": chat, "system": system, "stream": stream, "compare": compare}
-    show = Show(stream, compare, drafter != "none", tuple(notices), seen)
+    show = Show(stream, compare, drafter != "none", seen)
     result, interrupted = _run(engine, ids, config, common, show)
     if interrupted:
         click.get_current_context().exit(INTERRUPTED)
@@ -168,8 +157,6 @@ def _run(
 
     result: GenerationResult | None = None
     with GenerationView(stream=show.stream, text=not common.json, quiet=common.quiet) as view:
-        for notice in show.notices:
-            view.show(NoticeEvent(notice))
         view.note("reading the prompt")
         with Interruption() as interruption:
             for event in engine.generate(

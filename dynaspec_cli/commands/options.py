@@ -18,7 +18,7 @@ from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.registry import Registry
-from dynaspec_cli.shortlist import registry as shortlists
+from dynaspec_cli.shortlist import names as shortlists
 from dynaspec_cli.tree.registry import TREES
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -12,9 +12,9 @@ import torch
 
 from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import GenerationConfig, ShortlistConfig
-from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.drafters.load import load_drafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
+from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.events import (
     Comparison,
     Divergence,
@@ -26,12 +26,13 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
-from dynaspec_cli.engine.session import Speculation, decode
-from dynaspec_cli.engine.stats import bit_exact, first_difference, is_tie, speedup, summarize
+from dynaspec_cli.engine.session import decode
+from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.protocols import Shortlist, Target
+from dynaspec_cli.protocols import Drafter, Shortlist, Target
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
+from dynaspec_cli.shortlist.names import DEFAULT
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.registry import create_tree
@@ -53,7 +54,7 @@ class Engine:
         self,
         target: Target,
         tokenizer: TextTokenizer,
-        drafter: EagleDrafter | None,
+        drafter: Drafter | None,
         load_s: float = 0.0,
     ) -> None:
         self.target = target
@@ -85,7 +86,8 @@ class Engine:
         order)."""
         key = (config, depth)
         if key not in self._shortlists:
-            self._shortlists[key] = shortlists.create(config, self.target, depth=depth)
+            head = None if self.drafter is None else self.drafter.head
+            self._shortlists[key] = shortlists.create(config, self.target, head=head, depth=depth)
         return self._shortlists[key]
 
     def encode(self, prompt: str) -> list[int]:
@@ -117,6 +119,7 @@ class Engine:
                 f"no drafter for {self.target.name}: plain autoregressive decoding; train one "
                 "with dynaspec train-drafter"
             )
+        yield from self._shortlist_notice(config, speculative)
         building = time.perf_counter()
         speculation = self._speculation(config) if speculative else None
         built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
@@ -228,7 +231,7 @@ class Engine:
         best = float(logits.max())
         gap = max((best - float(logits[i]) for i in (a, b) if i >= 0), default=0.0)
         near = is_tie(gap, str(self.target.dtype).removeprefix("torch."))
-        tie = a >= 0 and b >= 0 and near and not bit_exact(self.target)
+        tie = a >= 0 and b >= 0 and near and not self.target.bit_exact
         return Divergence(at, a, b, gap, tie)
 
     def settings(self, config: GenerationConfig, speculation: Speculation | None) -> dict[str, Any]:
@@ -237,12 +240,9 @@ class Engine:
         drafting: dict[str, Any] = {"drafter": "none"}
         if speculation is not None and self.drafter is not None:
             drafting = {
-                "drafter": self.drafter.source,
-                "drafter_layers": self.drafter.config.num_layers,
-                "drafter_trained_tokens": self.drafter.config.trained_tokens,
-                "shortlist": speculation.shortlist.name,
-                "shortlist_source": config.shortlist.method,
-                "shortlist_size": speculation.shortlist.size,
+                "drafter": self.drafter.name,
+                **self.drafter.describe(),
+                **self._shortlist_settings(config, speculation),
                 "tree": tree.policy,
                 "tree_size": tree.size,
                 "tree_depth": tree.depth,
@@ -264,12 +264,36 @@ class Engine:
             "stop": list(config.stop),
             **drafting,
             "kernels": ops.backend(self.target.device),
-            "target_kernels": getattr(self.target, "kernels", "transformers"),
+            "target_kernels": self.target.kernels,
             "versions": {
                 "dynaspec": __version__,
                 "torch": torch.__version__,
                 "transformers": version("transformers"),
             },
+        }
+
+    def _shortlist_notice(self, config: GenerationConfig, speculative: bool) -> Iterator[Event]:
+        """Where "auto" cannot mean the method that needs a bundle, say so."""
+        head = None if self.drafter is None or not speculative else self.drafter.head
+        if head is None or head.own or config.shortlist.method != "auto":
+            return
+        if (method := shortlists.default_for(self.target, head)) != DEFAULT:
+            yield NoticeEvent(
+                f"no shortlist bundle for {self.target.name} is shipped, so --shortlist {method} "
+                "is used; dynaspec build-clusters makes one"
+            )
+
+    def _shortlist_settings(
+        self, config: GenerationConfig, speculation: Speculation
+    ) -> dict[str, Any]:
+        shortlist, head = speculation.shortlist, speculation.drafter.head
+        if shortlist is None or head is None:
+            return {"shortlist": "none"}
+        return {
+            "shortlist": shortlist.name,
+            "shortlist_source": config.shortlist.method,
+            "shortlist_size": shortlist.size,
+            "drafter_head": head.describe(),
         }
 
     def _speculation(self, config: GenerationConfig) -> Speculation | None:
@@ -278,12 +302,10 @@ class Engine:
         policy = create_tree(config.tree, config.sampling)
         # A policy that draws children sets the temperature of its draws itself.
         temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
-        return Speculation(
-            self.drafter,
-            self.shortlist(config.shortlist, config.tree.depth),
-            policy,
-            temperature,
-        )
+        shortlist = None
+        if self.drafter.head is not None:
+            shortlist = self.shortlist(config.shortlist, config.tree.depth)
+        return Speculation(self.drafter, shortlist, policy, temperature)
 
     def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""

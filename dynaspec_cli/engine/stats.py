@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import Any
 
 from dynaspec_cli.engine.events import PHASES, FinishReason, GenerationResult, StepStats
-from dynaspec_cli.protocols import Target
 
 TIE_BOUND: Mapping[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat16": 0.5}
 """Logit gap below which two decodings may differ by the order of summation alone, by dtype of the
@@ -120,11 +119,6 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 def is_tie(logit_gap: float, dtype: str) -> bool:
     """Is a logit gap small enough (``TIE_BOUND``) for the order of summation to decide?"""
     return abs(logit_gap) <= TIE_BOUND[dtype]
-
-
-def bit_exact(target: Target) -> bool:
-    """Does the target promise a row the same bits in every pass? Then no difference is a tie."""
-    return bool(getattr(target, "bit_exact", False))
 
 
 def summarize(

@@ -35,7 +35,6 @@ from dynaspec_cli.shortlist.nanospec import (
     prefill_tokens,
 )
 from dynaspec_cli.shortlist.novelty import Novelty
-from dynaspec_cli.shortlist.overlap import SideStream
 from dynaspec_cli.shortlist.router import Router
 
 PREFILL_POSITIONS = 16
@@ -121,7 +120,6 @@ class DynaSpecShortlist(BlockShortlist):
         self.routed_from = routed_from
         self._row_of = head.rows_of(torch.arange(head.vocab_size)).cpu()
         self._embed = target.embed
-        self._beside = SideStream(head.device)
         self._no_scores = torch.empty((0, 0), dtype=torch.float32, device=head.device)
         self._no_blocks = torch.empty((0, 2), dtype=torch.int32, device=head.device)
 
@@ -138,7 +136,7 @@ class DynaSpecShortlist(BlockShortlist):
         routed = self.router is not None and state.novelty.share >= self.routed_from
         pending = PendingSelection(self._no_blocks, 0, query.depth, routed, budget)
         if routed and self.router is not None and self.router.early:
-            pending.scores = self._beside.run(self._early_scores, query.features, query.tokens)
+            pending.scores = self._early_scores(query)
         return pending
 
     def _settle(self, state: Any, selection: Any, hidden: Tensor) -> None:
@@ -188,9 +186,15 @@ class DynaSpecShortlist(BlockShortlist):
         if self.context_cap:
             observe_context(state.context, tree, output, path)
 
-    def _early_scores(self, features: Tensor, tokens: Tensor) -> Tensor:
+    def _early_scores(self, query: ShortlistQuery) -> Tensor:
         assert self.router is not None
-        return self.router.early_scores(features, self._embed(tokens))
+        if query.features is None:
+            raise DynaSpecError(
+                f"--shortlist: the bundle's router ({self.router.kind}) reads features that this "
+                "drafter does not predict; build one with --router output or centroid, or take "
+                "--shortlist nanospec"
+            )
+        return self.router.early_scores(query.features, self._embed(query.tokens))
 
     def _scores(self, selection: PendingSelection, hidden: Tensor | None) -> Tensor:
         """Scores of the clusters: an early router's are there, a late one needs ``hidden``."""
@@ -198,7 +202,7 @@ class DynaSpecShortlist(BlockShortlist):
             return self._no_scores
         if self.router.early:
             assert selection.scores is not None
-            return self._beside.join(selection.scores)
+            return selection.scores
         if selection.scores is None:
             if hidden is None:
                 raise DynaSpecError(
@@ -215,10 +219,14 @@ class DynaSpecShortlist(BlockShortlist):
 
 
 def cluster_order(
-    frequency: Tensor, core: int, cluster_tokens: Tensor, cluster_offsets: Tensor
+    frequency: Tensor,
+    core: int,
+    cluster_tokens: Tensor,
+    cluster_offsets: Tensor,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(order int64 [V], offsets int32 [M+1]): the ``core`` most frequent tokens first, then cluster
-    by cluster what they leave.
+    by cluster what they leave. ``known`` bool [V]: the tokens that the head has (None: all).
 
     A cluster's border counts from the core's end, so that ``[0, core)`` belongs to no cluster.
     """
@@ -226,7 +234,7 @@ def cluster_order(
     in_core = torch.zeros(cluster_tokens.numel(), dtype=torch.bool)
     in_core[core_ids] = True
     tokens = cluster_tokens.long()
-    kept = ~in_core[tokens]
+    kept = ~in_core[tokens] if known is None else ~in_core[tokens] & known[tokens]
     sums = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(kept.long(), 0)])
     offsets = sums[cluster_offsets.long()] + core_ids.numel()
     return torch.cat([core_ids, tokens[kept]]), offsets.to(torch.int32)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
+from dynaspec_cli.checkpoints.vocab_map import VocabMap
 from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.ops.pages import huge_empty
 
@@ -86,14 +87,22 @@ class DraftHead:
             raise NotFiniteError.of_drafter() from error
 
 
-def build_head(weight: Tensor, order: Tensor | None = None, int8: bool = False) -> DraftHead:
+def build_head(
+    weight: Tensor,
+    order: Tensor | None = None,
+    int8: bool = False,
+    vocab: VocabMap | None = None,
+) -> DraftHead:
     """A head in the given order.
 
-    ``weight`` [V, d] is the target's head in token-id order; ``order`` int64 [R] the token id of
-    each row (distinct; None: identity, which shares ``weight``). ``int8`` stores symmetric 8-bit
+    ``weight`` [H, d] is the drafter's head, ``vocab`` the token of each of its rows (None: row i is
+    token i); ``order`` int64 [R] the token id of each row to be (distinct, each with a row in
+    ``weight``; None: the order it has, which shares ``weight``). ``int8`` stores symmetric 8-bit
     rows with one float32 scale a row, half the bytes of bf16; only the draft is affected, never the
     output.
     """
+    if vocab is not None:
+        return _mapped(weight, order, int8, vocab)
     vocab_size = int(weight.shape[0])
     device = weight.device
     empty_ids = torch.empty(0, dtype=torch.int32, device=device)
@@ -114,6 +123,23 @@ def build_head(weight: Tensor, order: Tensor | None = None, int8: bool = False) 
     else:
         rows, scale = _permuted(weight, order), empty_scale
     return DraftHead(rows, scale, order.to(torch.int32), rank, vocab_size)
+
+
+def _mapped(weight: Tensor, order: Tensor | None, int8: bool, vocab: VocabMap) -> DraftHead:
+    """``build_head`` of a head whose rows are not all tokens in their order."""
+    device, row_of = weight.device, vocab.rows()
+    ids = vocab.ids if order is None else order.cpu().long()
+    _check_order(ids, vocab.vocab_size)
+    rows = row_of[ids]
+    if int(rows.min()) < 0:
+        missing = int(ids[rows < 0][0])
+        raise DynaSpecError(f"shortlist order: the drafter's head has no row for token {missing}")
+    head = build_head(weight, rows.to(device), int8)
+    rank = torch.full((vocab.vocab_size,), -1, dtype=torch.int64)
+    rank[ids] = torch.arange(ids.numel())
+    return DraftHead(
+        head.weight, head.scale, ids.to(device, torch.int32), rank.to(device), vocab.vocab_size
+    )
 
 
 def _permuted(weight: Tensor, order: Tensor) -> Tensor:

@@ -18,9 +18,11 @@ TREE_ROWS = 64
 @dataclass
 class TargetState:
     """``length``: committed tokens. ``max_length``: the tokens this request may commit.
-    ``pending``: rows of the last verified tree, 0 when nothing waits for a commit."""
+    ``pending``: rows of the last verified tree, 0 when nothing waits for a commit. ``taps``: see
+    ``protocols.Target.begin``."""
 
     max_length: int
+    taps: tuple[int, ...] = ()
     length: int = 0
     pending: int = 0
 
@@ -34,6 +36,16 @@ def check_max_length(max_length: int, max_context: int, name: str) -> None:
             f"{name}: {max_length} tokens do not fit the model's context of {max_context}; "
             "shorten the prompt or lower --max-new-tokens"
         )
+
+
+def check_taps(taps: tuple[int, ...], num_layers: int, name: str) -> None:
+    """Refuse residual streams that the target does not have."""
+    for tap in taps:
+        if not 0 <= tap <= num_layers:
+            raise DynaSpecError(
+                f"the drafter reads the hidden state that enters layer {tap}, but {name} has "
+                f"{num_layers} layers; it was made for another target"
+            )
 
 
 def check_append(state: TargetState, token_ids: Tensor, vocab_size: int) -> None:

@@ -25,6 +25,7 @@ from dynaspec_cli.target.state import (
     check_append,
     check_max_length,
     check_rows,
+    check_taps,
 )
 
 PREFILL_ROWS = 512
@@ -54,7 +55,7 @@ class TransformersTarget:
         self.kernels = kernels
         config = model.config.get_text_config()
         self._kinds = layer_kinds(config, name)
-        self._num_layers = int(config.num_hidden_layers)
+        self.num_layers = int(config.num_hidden_layers)
         self.backbone = Backbone.of(model, name)
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
@@ -101,6 +102,11 @@ class TransformersTarget:
         if not error < (1e-3 if self.dtype == torch.float32 else 0.2):
             raise DynaSpecError(f"{self._unsupported()} (its logits differ by {error:.2g})")
 
+    @property
+    def bit_exact(self) -> bool:
+        """Not promised: libraries choose the order of a sum by the number of rows."""
+        return False
+
     def _unsupported(self) -> str:
         kind = self.model.config.model_type
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
@@ -121,10 +127,13 @@ class TransformersTarget:
     def norm(self, features: Tensor) -> Tensor:
         return self.backbone.norm(features.to(device=self.device, dtype=self.dtype))
 
-    def begin(self, max_length: int) -> TransformersState:
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> TransformersState:
         check_max_length(max_length, self.max_context, self.name)
+        check_taps(taps, self.num_layers, self.name)
+        if taps:
+            _ = self.backbone.layers
         return TransformersState(
-            max_length, cache=PreallocatedCache(self._num_layers, max_length + TREE_ROWS)
+            max_length, taps, cache=PreallocatedCache(self.num_layers, max_length + TREE_ROWS)
         )
 
     @torch.inference_mode()
@@ -137,14 +146,14 @@ class TransformersTarget:
             state.cache.append(piece.numel())
             state.length += piece.numel()
         state.pending = 0
-        features = torch.cat([o[0] for o in outputs])
-        return HeadOutput(features, torch.cat([o[1] for o in outputs]), self._head)
+        features, hidden, taps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
     def verify(self, state: TransformersState, tree: DraftTree) -> HeadOutput:
         mask, depth = tree_mask(tree.parents.cpu())
         state.pending = tree.tokens.numel()
-        features, hidden = self._forward(
+        features, hidden, taps = self._forward(
             state,
             tree.tokens.to(self.device),
             mask.to(self.device),
@@ -152,7 +161,7 @@ class TransformersTarget:
             # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
             (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
         )
-        return HeadOutput(features, hidden, self._head)
+        return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
     def commit(self, state: TransformersState, rows: Tensor) -> None:
@@ -163,12 +172,14 @@ class TransformersTarget:
 
     def _forward(
         self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(features [n, d], normed [n, d]) of one pass; its keys and values lie behind the
-        committed ones."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass; its keys and values lie
+        behind the committed ones."""
         masks = attention_masks(self._kinds, mask, positions, state.length, self._additive)
-        features, normed = self.backbone.run(tokens[None], positions[None], masks, state.cache)
-        return features[0], normed[0]
+        features, normed, taps = self.backbone.run(
+            tokens[None], positions[None], masks, state.cache, state.taps
+        )
+        return features[0], normed[0], torch.cat(taps, -1)[0] if taps else features[0, :, :0]
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:

@@ -100,7 +100,7 @@ class Teacher:
             cache.length, cache.length + tokens.shape[1], device=tokens.device
         )[None]
         mask = self._mask if self._mask is not None else {"full_attention": None}
-        features, normed = self.backbone.run(tokens, positions, mask, cache)
+        features, normed, _ = self.backbone.run(tokens, positions, mask, cache)
         cache.length += tokens.shape[1]
         return features, normed
 

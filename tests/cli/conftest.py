@@ -109,7 +109,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     module = types.ModuleType("dynaspec_cli.engine.api")
     module.Engine = fake  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dynaspec_cli.engine.api", module)
-    monkeypatch.setattr("dynaspec_cli.shortlist.registry.default_for", lambda target: "dynaspec")
     for name in list(os.environ):
         if name.startswith("DYNASPEC_"):
             monkeypatch.delenv(name)

@@ -16,7 +16,7 @@ from dynaspec_cli import __version__
 from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.errors import DynaSpecError, ExactnessError
 from dynaspec_cli.main import cli, describe
-from dynaspec_cli.shortlist.registry import NAMES
+from dynaspec_cli.shortlist.names import NAMES
 from dynaspec_cli.tree.registry import TREES
 
 from .conftest import ROOT, FakeEngine

@@ -24,7 +24,7 @@ Everything is imported from `dynaspec_cli`, which imports no PyTorch before the 
 ```python
 from dynaspec_cli import Engine, GenerationConfig, SamplingConfig
 
-engine = Engine.load()                      # the arguments are the command line's options
+engine = Engine.load()  # the arguments are the command line's options
 config = GenerationConfig(max_new_tokens=64, sampling=SamplingConfig(temperature=0.7))
 result = engine.complete("The capital of France is", config)
 print(result.text, result.tokens_per_second, result.mean_acceptance_length)

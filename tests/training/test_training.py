@@ -10,7 +10,8 @@ import torch
 from click.testing import CliRunner
 from training_runs import make_run
 
-from dynaspec_cli.drafters.eagle import EagleDrafter
+from dynaspec_cli.drafters.eagle import load_eagle
+from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.main import cli
 from dynaspec_cli.target.load import load, load_transformers
@@ -34,7 +35,7 @@ def test_training_lowers_the_loss_and_the_drafter_loads(tiny_model_dir, corpus, 
     assert 1.0 <= score.chain_length <= 5.0
     assert set(score.by_group) <= {"a", "b"}
     target, _ = load(str(tiny_model_dir), dtype="float32", device="cpu")
-    drafter = EagleDrafter.load(tmp_path / "d", target)
+    drafter = load_eagle(DrafterFiles(tmp_path / "d", "test"), target)
     assert drafter.config.trained_tokens == states[-1].tokens
     assert drafter.config.head_hash == target.head_hash()
 

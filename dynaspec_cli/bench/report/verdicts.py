@@ -8,7 +8,7 @@ from typing import Any
 
 from dynaspec_cli.bench.spec import MethodSpec, parse_spec
 from dynaspec_cli.checkpoints.bundle import is_bundle, read_config
-from dynaspec_cli.shortlist.registry import NAMES
+from dynaspec_cli.shortlist.names import NAMES
 
 Row = Mapping[str, Any]
 
