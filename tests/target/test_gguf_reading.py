@@ -272,4 +272,3 @@ def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "m.gguf", model)
     embeddings = model.get_input_embeddings().weight.detach()
     assert torch.equal(load(path, torch.bfloat16).head_weight(), embeddings.bfloat16())
-

@@ -101,7 +101,10 @@ REFUSED: dict[str, tuple[Edit, str]] = {
         r"'blk\.1\.ffn_down\.weight' has shape \[32, 47\], .* ask for \[32, 48\]",
     ),
     "more layers than told": (key("llama.block_count", 1), r"holds tensor 'blk\.1\."),
-    "unknown key": (key("llama.attention.sinks", 4), r"llama\.attention\.sinks is 4, which changes"),
+    "unknown key": (
+        key("llama.attention.sinks", 4),
+        r"llama\.attention\.sinks is 4, which changes",
+    ),
     "logit scale": (key("llama.logit_scale", 0.5), r"llama\.logit_scale is 0\.5, which changes"),
     "not causal": (key("llama.attention.causal", False), r"llama\.attention\.causal is False"),
     "other attention scale": (
@@ -250,7 +253,9 @@ def test_blocks_that_do_not_fit_a_row(llama: Any, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1", "F16", "BF16", "F32"])
 def test_scales_that_are_no_numbers(kind: str, llama: Any, tmp_path: Path) -> None:
-    bad = {"F16": b"\x00\x7e", "BF16": b"\xc0\x7f", "F32": b"\x00\x00\xc0\x7f"}.get(kind, b"\x00\x7e")
+    bad = {"F16": b"\x00\x7e", "BF16": b"\xc0\x7f", "F32": b"\x00\x00\xc0\x7f"}.get(
+        kind, b"\x00\x7e"
+    )
 
     def edit(keys: dict[str, Any], arrays: Arrays) -> None:
         name = "blk.1.attn_k.weight"
