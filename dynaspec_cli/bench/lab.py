@@ -22,7 +22,7 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.load import load_drafter
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.shortlist import factory
-from dynaspec_cli.shortlist.registry import NAMES
+from dynaspec_cli.shortlist.names import NAMES
 from dynaspec_cli.target.cache_dir import source_hash
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
@@ -38,6 +38,8 @@ _TREE = TreeConfig().policy
 
 def default_methods(engine: Engine) -> tuple[list[str], str | None]:
     """The specs of a run that names none, and a notice where some had to be left out."""
+    if engine.drafter is not None and engine.drafter.head is None:
+        return ["ar", f"{engine.drafter.name}:full+{_TREE}"], None
     if factory.packaged_bundle(engine.target) is None:
         names, notice = (
             _WITHOUT_BUNDLE,

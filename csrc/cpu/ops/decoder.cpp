@@ -83,7 +83,7 @@ Tensor decoder_layer(const Tensor& x, const std::vector<Tensor>& weights, Tensor
                      Tensor& v_cache, const Tensor& cos, const Tensor& sin, const Tensor& positions,
                      const Tensor& mask, int64_t cache_len, int64_t num_heads, int64_t num_kv_heads,
                      int64_t head_dim, double eps, double scale, int64_t window,
-                     const std::string& activation) {
+                     const std::string& activation, double softcap) {
   DYNASPEC_EXPECT(
       x.dim() == 2 && x.size(1) > 0 && is(x, Dtype::kFloat32) && x.is_contiguous() && x.is_cpu(),
       kOp, "x", "contiguous float32 [n, d] on the CPU", x);
@@ -99,6 +99,8 @@ Tensor decoder_layer(const Tensor& x, const std::vector<Tensor>& weights, Tensor
                  scale);
   DYNASPEC_CHECK(eps >= 0 && eps < 1e30, kOp, ": eps: expected a finite number of 0 or more, got ",
                  eps);
+  DYNASPEC_CHECK(softcap >= 0 && softcap < 1e30, kOp,
+                 ": softcap: expected 0 (none) or a finite number above it, got ", softcap);
   const bool gelu = activation == "gelu_tanh";
   DYNASPEC_CHECK(gelu || activation == "silu", kOp,
                  ": activation: expected silu or gelu_tanh, got ", activation);
@@ -115,7 +117,8 @@ Tensor decoder_layer(const Tensor& x, const std::vector<Tensor>& weights, Tensor
                      static_cast<float>(eps),
                      static_cast<float>(scale),
                      window,
-                     gelu};
+                     gelu,
+                     static_cast<float>(softcap)};
   LayerWeights w{norm("input_norm", weights[0], d, false),
                  norm("q_norm", weights[3], head_dim, true),
                  norm("k_norm", weights[4], head_dim, true),

@@ -1,0 +1,122 @@
+"""Drafting for one request: what the drafter, the shortlist and the tree policy do in a round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.engine.clock import PhaseClock
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import (
+    Committed,
+    Drafter,
+    DraftHeadOutput,
+    DraftRows,
+    DraftTree,
+    Frontier,
+    Shortlist,
+    ShortlistQuery,
+    TargetOutput,
+    TreePolicy,
+)
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """What drafts: the three independent choices. ``shortlist`` is None for a drafter that has no
+    head. ``policy`` serves one request. ``temperature``: of the drafter's distribution."""
+
+    drafter: Drafter
+    shortlist: Shortlist | None
+    policy: TreePolicy
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if (self.drafter.head is None) != (self.shortlist is None):
+            raise DynaSpecError(
+                f"drafter {self.drafter.name}: a shortlist goes with a drafter's LM head, and only "
+                "with one"
+            )
+
+
+class Draft:
+    """The drafter's, the shortlist's and the tree's state of one request. ``sizes``: tokens scored
+    at each draft step of the last round, of a shortlist; ``depth``: draft steps of it."""
+
+    def __init__(
+        self, parts: Speculation, prompt: Tensor, prefill: TargetOutput, max_length: int
+    ) -> None:
+        self.parts = parts
+        self.drafter = parts.drafter.begin(prompt, max_length)
+        self.shortlist = None if parts.shortlist is None else parts.shortlist.begin(prompt, prefill)
+        self.selections: list[Any] = []
+        self.sizes: list[int] = []
+        self.depth = 0
+        if prompt.numel() > 1:  # the prompt is read before the first token; the rest in its round
+            rows = torch.arange(prompt.numel() - 1)
+            parts.drafter.extend(self.drafter, Committed(prefill, rows, prompt[1:]))
+
+    def grow(self, committed: Committed, clock: PhaseClock) -> DraftTree:
+        """Feed what was settled, then grow a tree under its last token."""
+        drafter, policy = self.parts.drafter, self.parts.policy
+        self.selections, self.sizes, self.depth = [], [], 0
+        root = committed.tokens[-1:]
+        tree = policy.begin(int(root))
+        with clock("draft_body"):
+            rows = drafter.extend(self.drafter, committed)
+        scored = self._score(rows, root, clock)
+        while True:
+            with clock("tree"):
+                frontier: Frontier | None = policy.grow(tree, scored)
+            if frontier is None:
+                break
+            with clock("draft_body"):
+                rows = drafter.step(self.drafter, frontier)
+            scored = self._score(rows, frontier.tokens, clock)
+        with clock("tree"):
+            return policy.finish(tree)
+
+    def _score(
+        self, rows: DraftRows | DraftHeadOutput, tokens: Tensor, clock: PhaseClock
+    ) -> DraftHeadOutput:
+        """Candidates for the children of a frontier of ``tokens`` int64 [w]."""
+        shortlist, policy = self.parts.shortlist, self.parts.policy
+        self.depth += 1
+        if isinstance(rows, DraftHeadOutput):
+            return rows
+        assert shortlist is not None
+        with clock("router"):
+            query = ShortlistQuery(self.depth, rows.features, tokens)
+            selection = shortlist.select(self.shortlist, query)
+        with clock("head"):
+            scored = shortlist.score(
+                self.shortlist,
+                selection,
+                rows.hidden,
+                policy.width,
+                policy.needs_distribution,
+                self.parts.temperature,
+            )
+        self.selections.append(selection)
+        self.sizes.append(scored.size)
+        return scored
+
+    def observe(
+        self, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
+    ) -> tuple[bool, ...] | None:
+        """Let the parts learn from a verification. Was each settled token (accepted ones, then the
+        bonus token) in the shortlist of its draft step? None without a shortlist."""
+        self.parts.drafter.observe(self.drafter, tree, path)
+        shortlist = self.parts.shortlist
+        if shortlist is None:
+            return None
+        accepted = settled.numel() - 1
+        hits = [True] * accepted  # an accepted token was proposed, so it was scored
+        if accepted < len(self.selections):
+            selection = self.selections[accepted]
+            hits.append(bool(shortlist.contains(self.shortlist, selection, settled[-1:])[0]))
+        shortlist.observe(self.shortlist, tree, output, path, settled)
+        return tuple(hits)
