@@ -60,7 +60,8 @@ def test_joint_law_of_a_drafter_with_lookup_beside(tree: str, sampler: str) -> N
     model = ToyModel(vocab=3, shortlist_size=2, seed=7)
 
     def make(target: ToyTarget, script: Any) -> Speculation:
-        config = TreeConfig(tree, size=3, depth=2, width=2, threshold=0.05)
+        size = 4 if tree == "specinfer" else 3  # what its expansion holds
+        config = TreeConfig(tree, size=size, depth=2, width=2, threshold=0.05)
         policy = create_tree(config, sampling, TreeOptions(expansion=(2, 1)), script)
         return Speculation(ToyDrafter(model, 2), None, policy, 1.0, LookupDrafter(), 3)
 
