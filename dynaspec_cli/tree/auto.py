@@ -141,7 +141,7 @@ def _probabilities(state: GrowingTree) -> list[float]:
 
 
 def create(request: TreeRequest) -> Auto:
-    if request.drawing is not None:
+    if not request.greedy:
         raise UsageError(
             "--tree auto shapes its trees by the clock, so a seed could not reproduce a sampled "
             "text; choose another tree, or --temperature 0"

@@ -53,10 +53,13 @@ def create_tree(
     sampling: SamplingConfig,
     options: TreeOptions | None = None,
     source: RandomSource | None = None,
+    draws: bool = True,
 ) -> TreePolicy:
     """The policy that ``config.policy`` names, for *one request*: a policy that samples holds that
-    request's random numbers, by default the draft stream of ``sampling.seed``. Unknown names raise
-    ``UsageError``, packages whose tree cannot be loaded ``DynaSpecError``.
+    request's random numbers, by default the draft stream of ``sampling.seed``. ``draws`` False: the
+    drafter has no distribution to draw from, and its best tokens are taken for a sampling target
+    too. Unknown names raise ``UsageError``, packages whose tree cannot be loaded
+    ``DynaSpecError``.
     """
     from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
     from dynaspec_cli.tree.options import TreeOptions
@@ -66,7 +69,7 @@ def create_tree(
     create = TREES.load(config.policy)
     options = options or TreeOptions()
     drawing = None
-    if not sampling.greedy:
+    if not sampling.greedy and draws:
         source = source or GeneratorSource(sampling.seed, DRAFT_STREAM)
         drawing = Drawing(sampling, options.draft_temperature, source)
-    return create(TreeRequest(config, options, drawing))
+    return create(TreeRequest(config, options, drawing, sampling.greedy))

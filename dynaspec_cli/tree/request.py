@@ -15,12 +15,14 @@ from dynaspec_cli.tree.sampled import Drawing
 class TreeRequest:
     """``config``: size, depth, width and threshold as the user gave them. ``options``: settings of
     single policies. ``drawing``: how a policy that samples its children draws them; None for a
-    greedy target, whose drafts are never sampled. A policy that ignores ``drawing`` proposes point
+    ``greedy`` target, whose drafts are never sampled, and for a drafter that has no distribution to
+    draw from. A policy that ignores ``drawing`` proposes point
     masses, which verification handles at every temperature."""
 
     config: TreeConfig
     options: TreeOptions
     drawing: Drawing | None
+    greedy: bool = True
 
 
 TreeFactory = Callable[[TreeRequest], TreePolicy]
