@@ -13,12 +13,14 @@ build:  ## compile the extension in place
 style:  ## format everything
 	ruff check --fix .
 	ruff format .
+	$(PYTHON) tools/wrap_docs.py
 	clang-format -i $(CPP_FILES)
 
 check:  ## what continuous integration checks
 	ruff check .
 	ruff format --check .
 	mypy
+	$(PYTHON) tools/wrap_docs.py --check
 	clang-format --dry-run --Werror $(CPP_FILES)
 
 test:
