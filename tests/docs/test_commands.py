@@ -73,7 +73,7 @@ def test_it_parses(path: Path, line: str, tmp_path: Path) -> None:
     words = [re.sub(r"(\./)?[\w.-]*my-bundle$", str(tmp_path), w) for w in arguments(line)]
     if "comb" in words and "comb" not in TREES:
         words[words.index("comb")] = "chain"  # installed by a test of its own
-    with click.Context(cli, info_name="dynaspec") as parent:
+    with click.Context(cli, info_name="dynaspec", **cli.context_settings) as parent:
         command = cli.get_command(parent, words[0])
         assert command is not None, words[0]
         command.make_context(words[0], words[1:], parent=parent)
