@@ -319,9 +319,7 @@ class Engine:
         temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
         shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
         lookup = self.lookup if headed else None
-        return Speculation(
-            self.drafter, shortlist, policy, temperature, lookup, config.tree.size
-        )
+        return Speculation(self.drafter, shortlist, policy, temperature, lookup, config.tree.size)
 
     def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""

@@ -87,9 +87,7 @@ def decoded_law(
         tokens: Context = ()
         accepted = 0
         source: Any = script
-        for emission in decode(
-            target, torch.tensor(prompt), 1000, sampling, source, speculation
-        ):
+        for emission in decode(target, torch.tensor(prompt), 1000, sampling, source, speculation):
             tokens += tuple(emission.token_ids)
             accepted += emission.step.accepted if emission.step else 0
             if len(tokens) >= length:
