@@ -38,6 +38,14 @@ inline int dtype_code(const Tensor& t) {
   }
 }
 
+// Packed rows and rows found by an index are the CPU's alone.
+inline void check_dense(const char* op, int64_t format, bool gather) {
+  TORCH_CHECK_VALUE(format < 0 && !gather, op,
+                    ": format: expected a floating-point or int8 head in the shortlist's order on "
+                    "CUDA, got format ",
+                    format);
+}
+
 // The device of ``t`` for the time of an op; a tensor of the host is told by its name.
 inline c10::cuda::CUDAGuard device_of(const char* op, const char* name, const Tensor& t) {
   DYNASPEC_EXPECT(t.is_cuda(), op, name, "a tensor on a CUDA device, as the others", t);

@@ -208,10 +208,16 @@ struct QuadMin {
   }
 };
 
-struct Q4_K : QuadMin<4> {};
-struct Q5_K : QuadMin<5> {};
+struct Q4_K : QuadMin<4> {
+  static constexpr int64_t kBytes = kBlockQ4_K.bytes;
+};
+struct Q5_K : QuadMin<5> {
+  static constexpr int64_t kBytes = kBlockQ5_K.bytes;
+};
 
 struct Q6_K {
+  static constexpr int64_t kBytes = kBlockQ6_K.bytes;
+
   static void multiply(const char* w, const GroupOfX& x, Vf* acc) {
     const Vf d = vset(half_at(w));
     Vf scale[2];

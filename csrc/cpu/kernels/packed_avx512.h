@@ -190,6 +190,8 @@ inline void quad_nibbles(const char* p, __m512i* q) {
 }
 
 struct Q4_K {
+  static constexpr int64_t kBytes = kBlockQ4_K.bytes;
+
   static void codes(const char* p, __m512i* q, Vf* scale, Vf* offset) {
     const MinHead head(p);
     *scale = _mm512_broadcast_f32x8(head.scale);
@@ -199,6 +201,8 @@ struct Q4_K {
 };
 
 struct Q5_K {
+  static constexpr int64_t kBytes = kBlockQ5_K.bytes;
+
   static void codes(const char* p, __m512i* q, Vf* scale, Vf* offset) {
     const MinHead head(p);
     *scale = _mm512_broadcast_f32x8(head.scale);
@@ -217,6 +221,8 @@ struct Q5_K {
 };
 
 struct Q6_K {
+  static constexpr int64_t kBytes = kBlockQ6_K.bytes;
+
   static void codes(const char* p, __m512i* q, Vf* scale, Vf* offset) {
     const __m512i scales =
         _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 2)));

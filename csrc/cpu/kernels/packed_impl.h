@@ -132,14 +132,14 @@ struct PairFormat {
   static int64_t values(int g) { return 32 * g; }
 };
 
-template <class F, int kBytes>
+template <class F>
 struct QuadFormat {
   using X = QuadX;
   using Products = QuadProducts<F>;
   static constexpr int kSums = kQuadSums;
   static constexpr bool kRowScale = false;
   static int size(int64_t) { return 8; }
-  static constexpr int64_t bytes(int) { return kBytes; }
+  static constexpr int64_t bytes(int) { return F::kBytes; }
   static int64_t code_bytes(int) { return 256; }
   static int64_t values(int) { return 256; }
 };
@@ -159,14 +159,14 @@ inline void multiply_group(int g, const char* const* w, const GroupOfX& x, Vf* c
 }
 
 template <class F>
-void dot_packed(const char* data, int64_t row_bytes, int64_t k, const float* bias, RowSet rows,
-                const PackedRows& x, float* out, int64_t ldo) {
+void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* out, int64_t ldo) {
+  const int64_t k = weight.k, row_bytes = weight.row_bytes;
   alignas(64) Vf acc[kPackedBlock][kPackedTile];
   const char *pointer[kPackedBlock], *ahead[kPackedBlock];
   const int64_t distance = kPrefetchBytes / (row_bytes + 1);
   const int64_t known = rows.count + (rows.next != nullptr ? rows.next->count : 0);
   auto row_at = [&](int64_t j) {
-    return data + (j < rows.count ? rows[j] : (*rows.next)[j - rows.count]) * row_bytes;
+    return weight.data + (j < rows.count ? rows[j] : (*rows.next)[j - rows.count]) * row_bytes;
   };
   for (int64_t j0 = 0; j0 < rows.count; j0 += kPackedBlock) {
     const int64_t here = smaller(kPackedBlock, rows.count - j0);
@@ -222,7 +222,8 @@ void dot_packed(const char* data, int64_t row_bytes, int64_t k, const float* bia
           reduce4(four, values);
           for (int64_t s = 0; s < count; ++s) {
             const float y = values[s] * unit;
-            out[(i0 + i) * ldo + j0 + r + s] = bias != nullptr ? y + bias[rows[j0 + r + s]] : y;
+            out[(i0 + i) * ldo + j0 + r + s] =
+                weight.bias != nullptr ? y + weight.bias[rows[j0 + r + s]] : y;
           }
         }
       }

@@ -103,10 +103,16 @@ struct QuadMin {
   }
 };
 
-struct Q4_K : QuadMin<4> {};
-struct Q5_K : QuadMin<5> {};
+struct Q4_K : QuadMin<4> {
+  static constexpr int64_t kBytes = kBlockQ4_K.bytes;
+};
+struct Q5_K : QuadMin<5> {
+  static constexpr int64_t kBytes = kBlockQ5_K.bytes;
+};
 
 struct Q6_K {
+  static constexpr int64_t kBytes = kBlockQ6_K.bytes;
+
   static void codes(const char* w, int16_t* q, float* scale, float* offset) {
     const uint8_t* const in = reinterpret_cast<const uint8_t*>(w);
     const float d = half_at(w);

@@ -338,6 +338,16 @@ bool pack_q4_k(const uint8_t* b, int64_t k, uint8_t* r) { return QuadsMin<4>::pa
 bool pack_q5_k(const uint8_t* b, int64_t k, uint8_t* r) { return QuadsMin<5>::pack(b, k, r); }
 bool pack_q6_k(const uint8_t* b, int64_t k, uint8_t* r) { return Q6_K::pack(b, k, r); }
 
+void unpack_f32(const char* row, int64_t k, float* out) { std::memcpy(out, row, 4 * k); }
+void unpack_bf16(const char* row, int64_t k, float* out) {
+  for (int64_t i = 0; i < k; ++i) {
+    const uint32_t bits = static_cast<uint32_t>(load_half(row + 2 * i)) << 16;
+    std::memcpy(out + i, &bits, sizeof(bits));
+  }
+}
+void unpack_f16(const char* row, int64_t k, float* out) {
+  for (int64_t i = 0; i < k; ++i) out[i] = half_to_float(load_half(row + 2 * i));
+}
 void unpack_q8_0(const char* r, int64_t k, float* out) { Pairs<8, false>::unpack(r, k, out); }
 void unpack_q4_0(const char* r, int64_t k, float* out) { Pairs<4, false>::unpack(r, k, out); }
 void unpack_q4_1(const char* r, int64_t k, float* out) { Pairs<4, true>::unpack(r, k, out); }

@@ -21,6 +21,9 @@ bool pack_q4_k(const uint8_t* blocks, int64_t k, uint8_t* row);
 bool pack_q5_k(const uint8_t* blocks, int64_t k, uint8_t* row);
 bool pack_q6_k(const uint8_t* blocks, int64_t k, uint8_t* row);
 
+void unpack_f32(const char* row, int64_t k, float* out);
+void unpack_bf16(const char* row, int64_t k, float* out);
+void unpack_f16(const char* row, int64_t k, float* out);
 void unpack_q8_0(const char* row, int64_t k, float* out);
 void unpack_q4_0(const char* row, int64_t k, float* out);
 void unpack_q4_1(const char* row, int64_t k, float* out);

@@ -36,11 +36,27 @@ const float* norm(const char* name, const at::Tensor& t, int64_t size, bool opti
   return t.const_data_ptr<float>();
 }
 
-Weight matrix(const char* name, const at::Tensor& t, int64_t rows, int64_t k) {
-  DYNASPEC_EXPECT(
-      t.dim() == 2 && t.size(0) == rows && t.size(1) == k && t.scalar_type() != at::kChar, kOp,
-      name, "float32, bfloat16 or float16 " + sizes({rows, k}), t);
-  return describe_weight(kOp, name, t, at::Tensor());
+// Matrices [rows, k] that follow each other, and their formats: taken off the front of `formats`.
+Stack stack(const char* name, at::TensorList parts, at::IntArrayRef& formats, int64_t rows,
+            int64_t k) {
+  TORCH_CHECK_VALUE(!parts.empty() && parts.size() <= Stack::kMost, kOp, ": ", name,
+                    ": expected 1 to ", Stack::kMost, " matrices, got ", parts.size());
+  TORCH_CHECK_VALUE(formats.size() >= parts.size(), kOp,
+                    ": formats: expected one for each matrix, got too few");
+  Stack all;
+  for (size_t p = 0; p < parts.size(); ++p) {
+    const at::Tensor& t = parts[p];
+    DYNASPEC_EXPECT(
+        t.dim() == 2 && (formats[p] >= 0 || t.size(1) == k) && t.scalar_type() != at::kChar &&
+            t.size(0) > 0,
+        kOp, name, "float32, bfloat16 or float16 [rows, " + std::to_string(k) + "], or packed rows",
+        t);
+    all.add(describe_weight(kOp, name, t, at::Tensor(), formats[p], k), t.size(0));
+  }
+  formats = formats.slice(parts.size());
+  TORCH_CHECK_VALUE(all.total() == rows, kOp, ": ", name, ": expected ", rows, " rows, got ",
+                    all.total());
+  return all;
 }
 
 KvCache describe_cache(const at::Tensor& k, const at::Tensor& v, const LayerShape& s, int64_t end) {
@@ -59,7 +75,7 @@ KvCache describe_cache(const at::Tensor& k, const at::Tensor& v, const LayerShap
   TORCH_CHECK_VALUE(k.size(0) * s.kv_heads < (int64_t{1} << 31), kOp,
                     ": k_cache: expected fewer than 2^31 rows x heads, got ", shape_of(k));
   return {static_cast<char*>(k.mutable_data_ptr()), static_cast<char*>(v.mutable_data_ptr()),
-          k.scalar_type() == at::kFloat ? WeightType::kFloat32 : WeightType::kBFloat16};
+          k.scalar_type() == at::kFloat ? Format::kFloat32 : Format::kBFloat16};
 }
 
 TreeRows describe_rows(const at::Tensor& positions, const at::Tensor& mask, const at::Tensor& cos,
@@ -90,16 +106,20 @@ TreeRows describe_rows(const at::Tensor& positions, const at::Tensor& mask, cons
       n, t, cache_len, position, seen, cos.const_data_ptr<float>(), sin.const_data_ptr<float>()};
 }
 
-at::Tensor decoder_layer(const at::Tensor& x, at::TensorList weights, at::Tensor& k_cache,
-                         at::Tensor& v_cache, const at::Tensor& cos, const at::Tensor& sin,
-                         const at::Tensor& positions, const at::Tensor& mask, int64_t cache_len,
-                         int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, double eps,
-                         double scale, int64_t window, c10::string_view activation) {
+at::Tensor decoder_layer(const at::Tensor& x, const at::Tensor& input_norm, at::TensorList qkv,
+                         const at::Tensor& qkv_bias, const at::Tensor& q_norm,
+                         const at::Tensor& k_norm, const at::Tensor& out,
+                         const at::Tensor& post_attention_norm, const at::Tensor& mlp_norm,
+                         at::TensorList gate_up, const at::Tensor& down,
+                         const at::Tensor& post_mlp_norm, at::IntArrayRef formats,
+                         at::Tensor& k_cache, at::Tensor& v_cache, const at::Tensor& cos,
+                         const at::Tensor& sin, const at::Tensor& positions, const at::Tensor& mask,
+                         int64_t cache_len, int64_t num_heads, int64_t num_kv_heads,
+                         int64_t head_dim, double eps, double scale, int64_t window,
+                         c10::string_view activation) {
   DYNASPEC_EXPECT(x.dim() == 2 && x.size(1) > 0 && x.scalar_type() == at::kFloat &&
                       x.is_contiguous() && x.device().is_cpu(),
                   kOp, "x", "contiguous float32 [n, d] on the CPU", x);
-  TORCH_CHECK_VALUE(weights.size() == 11, kOp, ": weights: expected 11 tensors, got ",
-                    weights.size());
   TORCH_CHECK_VALUE(num_heads > 0 && num_kv_heads > 0 && num_heads % num_kv_heads == 0, kOp,
                     ": num_heads: expected a positive multiple of num_kv_heads = ", num_kv_heads,
                     ", got ", num_heads);
@@ -116,35 +136,39 @@ at::Tensor decoder_layer(const at::Tensor& x, at::TensorList weights, at::Tensor
                     ": activation: expected silu or gelu_tanh, got ", activation);
 
   const int64_t n = x.size(0), d = x.size(1);
-  const at::Tensor& down = weights[9];
-  DYNASPEC_EXPECT(down.dim() == 2 && down.size(0) == d && down.size(1) > 0, kOp, "down",
-                  "[" + std::to_string(d) + ", intermediate]", down);
+  int64_t inner = 0;  // gate and up
+  for (const at::Tensor& part : gate_up) inner += part.dim() == 2 ? part.size(0) : 0;
+  TORCH_CHECK_VALUE(inner > 0 && inner % 2 == 0, kOp,
+                    ": gate_up: expected an even number of rows, got ", inner);
   const LayerShape s{d,
                      num_heads,
                      num_kv_heads,
                      head_dim,
-                     down.size(1),
+                     inner / 2,
                      static_cast<float>(eps),
                      static_cast<float>(scale),
                      window,
                      gelu};
   const at::Tensor bias =
-      weights[2].numel() == 0 ? at::Tensor() : weights[2].to(at::kFloat).contiguous();
-  LayerWeights w{norm("input_norm", weights[0], d, false),
-                 norm("q_norm", weights[3], head_dim, true),
-                 norm("k_norm", weights[4], head_dim, true),
-                 norm("post_attention_norm", weights[6], d, true),
-                 norm("mlp_norm", weights[7], d, false),
-                 norm("post_mlp_norm", weights[10], d, true),
-                 matrix("qkv", weights[1], s.qkv_size(), d),
-                 matrix("out", weights[5], d, s.q_size()),
-                 matrix("gate_up", weights[8], 2 * s.intermediate, d),
-                 matrix("down", down, d, s.intermediate)};
+      qkv_bias.numel() == 0 ? at::Tensor() : qkv_bias.to(at::kFloat).contiguous();
+  LayerWeights w{norm("input_norm", input_norm, d, false),
+                 norm("q_norm", q_norm, head_dim, true),
+                 norm("k_norm", k_norm, head_dim, true),
+                 norm("post_attention_norm", post_attention_norm, d, true),
+                 norm("mlp_norm", mlp_norm, d, false),
+                 norm("post_mlp_norm", post_mlp_norm, d, true),
+                 stack("qkv", qkv, formats, s.qkv_size(), d),
+                 stack("out", out, formats, d, s.q_size()),
+                 stack("gate_up", gate_up, formats, 2 * s.intermediate, d),
+                 stack("down", down, formats, d, s.intermediate)};
+  TORCH_CHECK_VALUE(formats.empty(), kOp, ": formats: expected one for each matrix, got ",
+                    formats.size(), " too many");
   TORCH_CHECK_VALUE((w.q_norm == nullptr) == (w.k_norm == nullptr), kOp,
                     ": k_norm: expected q_norm and k_norm both or neither, got one");
   if (bias.defined()) {
     expect_floats("qkv_bias", bias, {s.qkv_size()});
-    w.qkv.bias = bias.const_data_ptr<float>();
+    const float* rest = bias.const_data_ptr<float>();
+    for (int p = 0; p < w.qkv.count; rest += w.qkv.rows[p++]) w.qkv.part[p].bias = rest;
   }
   const TreeRows rows = describe_rows(positions, mask, cos, sin, n, cache_len, s);
   TORCH_CHECK_VALUE(cache_len < (int64_t{1} << 31), kOp,

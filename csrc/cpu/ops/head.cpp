@@ -54,18 +54,33 @@ class Selection {
   std::vector<int64_t> starts_;
 };
 
+// Row r of the head is row r of the weight, or with `gather` row row_ids[r].
 struct Head {
   Weight weight;
   int64_t rows;
   const int32_t* row_ids;  // nullptr: identity
+  bool gather;
   at::Tensor keep_ids;
+
+  // The rows of the weight: a list in `list` [kChunk] where they are gathered.
+  RowSet stored(const RowSet& rows, int32_t* list) const {
+    if (!gather) return {rows.list, rows.first, rows.count};
+    for (int64_t j = 0; j < rows.count; ++j) list[j] = row_ids[rows[j]];
+    return {list, 0, rows.count};
+  }
 
   int64_t id(int64_t row) const { return row_ids == nullptr ? row : row_ids[row]; }
 };
 
 Head describe_head(const char* op, const at::Tensor& hidden, const at::Tensor& head,
-                   const at::Tensor& head_scale, const at::Tensor& row_ids) {
-  Head described{describe_weight(op, "head", head, head_scale), head.size(0), nullptr, {}};
+                   const at::Tensor& head_scale, const at::Tensor& row_ids, int64_t format,
+                   bool gather) {
+  Head described{
+      describe_weight(op, "head", head, head_scale, format, hidden.dim() == 2 ? hidden.size(1) : 0),
+      head.size(0),
+      nullptr,
+      gather,
+      {}};
   DYNASPEC_EXPECT(
       hidden.dim() == 2 && hidden.size(1) == described.weight.k && hidden.device().is_cpu() &&
           is_activation(hidden),
@@ -74,13 +89,32 @@ Head describe_head(const char* op, const at::Tensor& hidden, const at::Tensor& h
       hidden);
   if (!is_empty(row_ids)) {
     DYNASPEC_EXPECT(row_ids.dim() == 1 && row_ids.scalar_type() == at::kInt &&
-                        row_ids.size(0) == head.size(0) && row_ids.device().is_cpu(),
+                        (gather || row_ids.size(0) == head.size(0)) && row_ids.device().is_cpu(),
                     op, "row_ids",
-                    "int32 [" + std::to_string(head.size(0)) + "] on the CPU, or empty", row_ids);
+                    (gather ? "int32 [rows]" : "int32 [" + std::to_string(head.size(0)) + "]") +
+                        std::string(" on the CPU, or empty"),
+                    row_ids);
     described.keep_ids = row_ids.contiguous();
     described.row_ids = described.keep_ids.const_data_ptr<int32_t>();
   }
+  if (gather) {
+    TORCH_CHECK_VALUE(described.row_ids != nullptr && !described.weight.scale, op,
+                      ": gather: expected row_ids, and a head without a scale");
+    described.rows = row_ids.size(0);
+  }
   return described;
+}
+
+// The gathered rows of some blocks lie within the weight's `rows`.
+void check_gathered(const char* op, const Head& head, int64_t rows, const int32_t* borders,
+                    int64_t blocks) {
+  for (int64_t b = 0; head.gather && b < blocks; ++b) {
+    for (int64_t r = borders[2 * b]; r < borders[2 * b + 1]; ++r) {
+      TORCH_CHECK_VALUE(head.row_ids[r] >= 0 && head.row_ids[r] < rows, op,
+                        ": row_ids: expected rows of the head, below ", rows, ", got ",
+                        head.row_ids[r], " at ", r);
+    }
+  }
 }
 
 void check_blocks(const char* op, const int32_t* borders, int64_t blocks, int64_t rows) {
@@ -108,8 +142,7 @@ float log_sum_exp(const char* op, const SoftmaxPart* parts, int64_t chunks, int6
 }
 
 int64_t slots_for(const Selection& selection, const Weight& weight) {
-  return selection.size() * weight.row_bytes() < kSerialBytes ? 1
-                                                              : thread_slots(selection.chunks());
+  return selection.size() * weight.row_bytes < kSerialBytes ? 1 : thread_slots(selection.chunks());
 }
 
 struct Best {
@@ -131,8 +164,9 @@ Best topk(const char* op, const at::Tensor& hidden, const Head& head, const Sele
   float* lse = best.lse.mutable_data_ptr<float>();
 
   const Kernels& table = kernels();
+  const FormatKernels& products = table.of(head.weight.format);
   static thread_local Scratch packed_scratch, slot_scratch;
-  const PackedRows x = pack(hidden, head.weight.type, packed_scratch);
+  const PackedRows x = pack(hidden, head.weight.format, packed_scratch);
   const int64_t slots = slots_for(selection, head.weight);
   std::vector<SoftmaxPart> parts;
   std::vector<std::pair<float, int32_t>> merged;
@@ -153,12 +187,13 @@ Best topk(const char* op, const at::Tensor& hidden, const Head& head, const Sele
     }
     parts.resize(part.n * chunks);
     for_chunks_ahead(chunks, slots, [&](int64_t c, int64_t slot, int64_t after) {
-      int32_t list[kChunk], list_after[kChunk];
-      const RowSet next = selection.rows(after, list_after);
-      RowSet rows = selection.rows(c, list);
-      rows.next = &next;
+      int32_t list[kChunk], stored[kChunk], list_after[kChunk], stored_after[kChunk];
+      const RowSet rows = selection.rows(c, list);
+      const RowSet next = head.stored(selection.rows(after, list_after), stored_after);
+      RowSet here = head.stored(rows, stored);
+      here.next = &next;
       float* logits = memory + slot * slot_floats;
-      table.dot_rows(head.weight, rows, part, logits, kChunk);
+      products.dot_rows(head.weight, here, part, logits, kChunk);
       for (int64_t i = 0; i < part.n; ++i) {
         const SoftmaxPart stats = table.softmax_part(logits + i * kChunk, rows.count, t);
         parts[i * chunks + c] = stats;
@@ -196,10 +231,12 @@ at::Tensor checked_blocks(const char* op, const at::Tensor& blocks, int64_t rows
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> shortlist_topk(
     const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& head_scale,
-    const at::Tensor& row_ids, const at::Tensor& blocks, int64_t k, double temperature) {
+    const at::Tensor& row_ids, const at::Tensor& blocks, int64_t k, double temperature,
+    int64_t format, bool gather) {
   const char* op = "shortlist_topk";
-  const Head described = describe_head(op, hidden, head, head_scale, row_ids);
+  const Head described = describe_head(op, hidden, head, head_scale, row_ids, format, gather);
   const at::Tensor borders = checked_blocks(op, blocks, described.rows);
+  check_gathered(op, described, head.size(0), borders.const_data_ptr<int32_t>(), borders.size(0));
   const Selection selection(borders.const_data_ptr<int32_t>(), borders.size(0));
   Best best = topk(op, hidden, described, selection, k, temperature);
   return {best.log_q, best.ids, best.lse};
@@ -208,14 +245,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> shortlist_topk(
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> draft_head(
     const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& head_scale,
     const at::Tensor& row_ids, const at::Tensor& cluster_scores, const at::Tensor& cluster_offsets,
-    const at::Tensor& extra_rows, int64_t core_rows, int64_t budget, int64_t k,
-    double temperature) {
+    const at::Tensor& extra_rows, int64_t core_rows, int64_t budget, int64_t k, double temperature,
+    int64_t format, bool gather) {
   const char* op = "draft_head";
-  const Head described = describe_head(op, hidden, head, head_scale, row_ids);
+  const Head described = describe_head(op, hidden, head, head_scale, row_ids, format, gather);
   const Blocks selected =
       select_blocks(op, cluster_scores, cluster_offsets, extra_rows, core_rows, budget);
   const int64_t count = static_cast<int64_t>(selected.borders.size() / 2);
   check_blocks(op, selected.borders.data(), count, described.rows);
+  check_gathered(op, described, head.size(0), selected.borders.data(), count);
   const Selection selection(selected.borders.data(), count);
   Best best = topk(op, hidden, described, selection, k, temperature);
   at::Tensor blocks = at::empty({count, 2}, at::kInt);
@@ -225,11 +263,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> draft_hea
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> shortlist_log_probs(
     const at::Tensor& hidden, const at::Tensor& head, const at::Tensor& head_scale,
-    const at::Tensor& row_ids, const at::Tensor& blocks, double temperature) {
+    const at::Tensor& row_ids, const at::Tensor& blocks, double temperature, int64_t format,
+    bool gather) {
   const char* op = "shortlist_log_probs";
   check_temperature(op, temperature);
-  const Head described = describe_head(op, hidden, head, head_scale, row_ids);
+  const Head described = describe_head(op, hidden, head, head_scale, row_ids, format, gather);
   const at::Tensor borders = checked_blocks(op, blocks, described.rows);
+  check_gathered(op, described, head.size(0), borders.const_data_ptr<int32_t>(), borders.size(0));
   const Selection selection(borders.const_data_ptr<int32_t>(), borders.size(0));
   TORCH_CHECK_VALUE(selection.size() >= 1, op, ": blocks: expected at least one row, got none");
   const int64_t n = hidden.size(0), size = selection.size(), chunks = selection.chunks();
@@ -241,22 +281,24 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> shortlist_log_probs(
   float* total = lse.mutable_data_ptr<float>();
 
   const Kernels& table = kernels();
+  const FormatKernels& products = table.of(described.weight.format);
   static thread_local Scratch scratch;
-  const PackedRows x = pack(hidden, described.weight.type, scratch);
+  const PackedRows x = pack(hidden, described.weight.format, scratch);
   const int64_t slots = slots_for(selection, described.weight);
   std::vector<SoftmaxPart> parts(n * chunks);
   for (int64_t i0 = 0; i0 < std::max<int64_t>(n, 1); i0 += kXBlock) {
     const PackedRows part{x.data + i0 * x.stride, x.stride, std::min(kXBlock, n - i0)};
     for_chunks_ahead(chunks, slots, [&](int64_t c, int64_t, int64_t after) {
-      int32_t list[kChunk], list_after[kChunk];
-      const RowSet next = selection.rows(after, list_after);
-      RowSet rows = selection.rows(c, list);
-      rows.next = &next;
+      int32_t list[kChunk], stored[kChunk], list_after[kChunk], stored_after[kChunk];
+      const RowSet rows = selection.rows(c, list);
+      const RowSet next = described.stored(selection.rows(after, list_after), stored_after);
+      RowSet here = described.stored(rows, stored);
+      here.next = &next;
       const int64_t at = c * kChunk;
       if (i0 == 0) {
         for (int64_t j = 0; j < rows.count; ++j) id[at + j] = described.id(rows[j]);
       }
-      table.dot_rows(described.weight, rows, part, out + i0 * size + at, size);
+      products.dot_rows(described.weight, here, part, out + i0 * size + at, size);
       for (int64_t i = i0; i < i0 + part.n; ++i) {
         parts[i * chunks + c] = table.softmax_part(out + i * size + at, rows.count, t);
       }
