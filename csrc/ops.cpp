@@ -40,7 +40,8 @@ TORCH_LIBRARY(dynaspec, m) {
       " Tensor down, Tensor post_mlp_norm, int[] formats, Tensor(a!) k_cache, Tensor(b!) v_cache,"
       " Tensor cos, Tensor sin, Tensor positions, Tensor mask, int cache_len, int num_heads, int "
       "num_kv_heads,"
-      " int head_dim, float eps, float scale, int window, str activation) -> Tensor");
+      " int head_dim, float eps, float scale, int window, str activation, float softcap=0.0)"
+      " -> Tensor");
   m.def("pack_blocks(Tensor blocks, int format, int columns, Tensor(a!) out) -> ()");
   m.def("embed_rows(Tensor weight, Tensor ids, int format, int columns) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");

@@ -55,6 +55,13 @@ class Texts:
     def __len__(self) -> int:
         return len(self._starts)
 
+    def at(self, index: int) -> str:
+        """One entry; what is no UTF-8 in it becomes U+FFFD."""
+        start = self._starts[index]
+        last = index + 1 == len(self._starts)
+        end = self._end if last else self._starts[index + 1] - 8
+        return bytes(self._data[start:end]).decode("utf-8", "replace")
+
     def raw(self) -> bytes:
         """All bytes, lengths included: what a cache key is made of."""
         return bytes(self._data[self._starts[0] - 8 : self._end]) if self._starts else b""
@@ -106,7 +113,7 @@ class _Cursor:
 
     def __init__(self, data: Bytes) -> None:
         self.bytes = data
-        self.data = memoryview(data)
+        self.data = data.data
         self.at = 0
 
     def take(self, size: int) -> memoryview:

@@ -72,7 +72,7 @@ class Pieces:
             with self.paths[index].open("rb", buffering=0) as file:
                 file.seek(start)
                 while done < size:
-                    got = file.readinto(memoryview(out)[done:])
+                    got = file.readinto(out[done:].data)
                     if not got:
                         break
                     done += got

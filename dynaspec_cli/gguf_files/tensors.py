@@ -144,9 +144,10 @@ class GgufTensors(Mapping[str, GgufTensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def axes(self, name: str) -> tuple[int, ...]:
-        """Axes as stored, fastest first."""
-        return self._entries[name][1].axes
+    def shape(self, name: str) -> tuple[int, int]:
+        """(rows, columns) without touching the data."""
+        entry = self._entries[name][1]
+        return entry.rows, entry.columns
 
     @cached_property
     def num_values(self) -> int:

@@ -131,6 +131,8 @@ at::Tensor decoder_layer(const at::Tensor& x, const at::Tensor& input_norm, at::
                     ": scale: expected a finite number above 0, got ", scale);
   TORCH_CHECK_VALUE(eps >= 0 && eps < 1e30, kOp,
                     ": eps: expected a finite number of 0 or more, got ", eps);
+  TORCH_CHECK_VALUE(softcap >= 0 && softcap < 1e30, kOp,
+                    ": softcap: expected 0 (none) or a finite number above it, got ", softcap);
   const bool gelu = activation == "gelu_tanh";
   TORCH_CHECK_VALUE(gelu || activation == "silu", kOp,
                     ": activation: expected silu or gelu_tanh, got ", activation);
@@ -148,7 +150,8 @@ at::Tensor decoder_layer(const at::Tensor& x, const at::Tensor& input_norm, at::
                      static_cast<float>(eps),
                      static_cast<float>(scale),
                      window,
-                     gelu};
+                     gelu,
+                     static_cast<float>(softcap)};
   const at::Tensor bias =
       qkv_bias.numel() == 0 ? at::Tensor() : qkv_bias.to(at::kFloat).contiguous();
   LayerWeights w{norm("input_norm", input_norm, d, false),
