@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dynaspec_cli.weights.weight import Weight
+
 
 @dataclass(frozen=True)
 class DraftTree:
@@ -75,7 +77,7 @@ class Target(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         """LM head rows [V, d] in token-id order, on the target's device."""
         ...
 

@@ -20,8 +20,8 @@ from torch.nn.functional import pad
 from dynaspec_cli import ops
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.layer import LAYER_WEIGHTS, LayerWeights, dense_layer
 from dynaspec_cli.ops.pages import on_huge_pages
-from dynaspec_cli.ops.reference import LAYER_WEIGHTS
 from dynaspec_cli.protocols import Target
 
 WEIGHTS_FILE = "model.safetensors"
@@ -73,13 +73,14 @@ class EagleDrafter:
         half = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
         self.inverse_frequencies = 1.0 / config.rope_theta**half
 
-    def _layer(self, tensors: dict[str, Tensor], index: int) -> list[Tensor]:
+    def _layer(self, tensors: dict[str, Tensor], index: int) -> LayerWeights:
         weights = []
         for name in LAYER_WEIGHTS:
             tensor = tensors.get(f"layers.{index}.{name}", torch.empty(0))
             kind = torch.float32 if name in NORMS or name == "qkv_bias" else self.dtype
             weights.append(tensor.to(self.target.device, kind).contiguous())
-        return on_huge_pages(weights) if self.target.device.type == "cpu" else weights
+        on_cpu = self.target.device.type == "cpu"
+        return dense_layer(on_huge_pages(weights) if on_cpu else weights)
 
     @classmethod
     def load(cls, folder: Path, target: Target, source: str | None = None) -> EagleDrafter:
@@ -110,7 +111,7 @@ class EagleDrafter:
     def num_bytes(self) -> int:
         """Bytes of weights that a draft step reads."""
         return (
-            sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+            sum(layer.num_bytes for layer in self.layers)
             + self.fc.numel() * self.fc.element_size()
         )
 

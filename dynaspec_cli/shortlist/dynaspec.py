@@ -155,8 +155,8 @@ class DynaSpecShortlist(BlockShortlist):
         with FiniteLogits(bad_score):
             log_q, ids, _, size, blocks = ops.draft_head(
                 hidden,
-                head.weight,
-                head.scale,
+                head.weight.data,
+                head.weight.scale,
                 head.row_ids,
                 scores,
                 self.offsets,
@@ -165,6 +165,8 @@ class DynaSpecShortlist(BlockShortlist):
                 selection.budget,
                 k,
                 temperature,
+                head.weight.code,
+                head.gather,
             )
         selection.blocks, selection.size, selection.done = blocks, int(size), True
         return log_q, ids

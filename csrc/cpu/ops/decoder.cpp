@@ -116,7 +116,7 @@ at::Tensor decoder_layer(const at::Tensor& x, const at::Tensor& input_norm, at::
                          const at::Tensor& sin, const at::Tensor& positions, const at::Tensor& mask,
                          int64_t cache_len, int64_t num_heads, int64_t num_kv_heads,
                          int64_t head_dim, double eps, double scale, int64_t window,
-                         c10::string_view activation) {
+                         c10::string_view activation, double softcap) {
   DYNASPEC_EXPECT(x.dim() == 2 && x.size(1) > 0 && x.scalar_type() == at::kFloat &&
                       x.is_contiguous() && x.device().is_cpu(),
                   kOp, "x", "contiguous float32 [n, d] on the CPU", x);
