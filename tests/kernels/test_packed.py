@@ -26,12 +26,14 @@ def widths(form: PackedFormat) -> list[int]:
     return [32 * n for n in BLOCKS] if form.block[0] == 32 else [256, 512, 1280, 2048]
 
 
-def test_numbers_are_the_kernels() -> None:
-    names = EXTENSION.module.formats().split(",")
-    assert {form.name: form.code for form in PACKED.values()} == {
-        name: code for code, name in enumerate(names) if name in PACKED
-    }
-    assert names == ["f32", "bf16", "f16", "int8", *FORMATS]
+@by_format
+def test_numbers_are_the_kernels(form: PackedFormat) -> None:
+    """The kernels name the form of a number, and know no others."""
+    name = form.name
+    with pytest.raises(ValueError, match=rf"a multiple of {form.block[0]} values in {name}, got 7"):
+        ops.embed_rows(torch.zeros(1, 1, dtype=torch.uint8), torch.tensor([0]), form.code, 7)
+    with pytest.raises(ValueError, match="format: expected that of packed rows, got 12"):
+        ops.embed_rows(torch.zeros(1, 1, dtype=torch.uint8), torch.tensor([0]), 4 + len(PACKED), 32)
 
 
 @by_format

@@ -113,7 +113,7 @@ def test_kernels_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     fake_extension(monkeypatch, has_cuda=True)
     facts = system.system_facts(cuda)
     assert (facts["backend"], facts["fallback"]) == ("cuda", False)
-    assert facts["backend_reason"] == "CUDA kernels, built for torch 9.9"
+    assert facts["backend_reason"] == "CUDA kernels, built with torch 9.9"
 
 
 def test_the_install_hint_keeps_its_brackets() -> None:

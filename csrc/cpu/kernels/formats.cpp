@@ -1,7 +1,5 @@
 #include "cpu/kernels/formats.h"
 
-#include <string>
-
 #include "cpu/kernels/packed_layout.h"
 
 namespace dynaspec::cpu {
@@ -34,15 +32,5 @@ constexpr FormatInfo kFormats[kNumFormats] = {
 }  // namespace
 
 const FormatInfo& info(Format format) { return kFormats[static_cast<int>(format)]; }
-
-const char* format_names() {
-  static const std::string all = [] {
-    std::string names;
-    for (const FormatInfo& format : kFormats)
-      names += (names.empty() ? "" : ",") + std::string(format.name);
-    return names;
-  }();
-  return all.c_str();
-}
 
 }  // namespace dynaspec::cpu

@@ -20,7 +20,4 @@ struct FormatInfo {
 
 const FormatInfo& info(Format format);
 
-// Their names in the order of Format, separated by commas.
-const char* format_names();
-
 }  // namespace dynaspec::cpu
