@@ -189,7 +189,7 @@ def altered(source: Path, folder: Path, **changes: Any) -> Path:
         ({"hidden_size": 64}, "hidden size"),
         ({"vocab_size": 401}, "vocabulary"),
         ({"head_hash": "0" * 64}, "hash"),
-        ({"format": "other"}, "none of the kinds"),
+        ({"format": "other"}, "format"),
     ],
 )
 def test_drafter_of_another_target(
