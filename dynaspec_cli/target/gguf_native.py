@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.gguf_files.config import GgufConfig, gguf_config, is_known
 from dynaspec_cli.gguf_files.model import GgufModel, open_gguf
 from dynaspec_cli.gguf_files.tokenizer import build_tokenizer
@@ -115,8 +117,9 @@ def tokenizer_backend(vocabulary: Vocabulary) -> Any:
         try:
             return Tokenizer.from_file(str(kept))
         except Exception:  # cut or damaged: built again
-            kept.unlink(missing_ok=True)
+            pass
     backend = build_tokenizer(vocabulary)
-    make_folder(folder)
-    write_text(kept, backend.to_str())
+    with contextlib.suppress(OSError, DynaSpecError):  # else they are derived again next time
+        make_folder(folder)
+        write_text(kept, backend.to_str())
     return backend
