@@ -16,7 +16,7 @@ from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.doctor import memory
 from dynaspec_cli.doctor.drafter import inspect_drafter
 from dynaspec_cli.doctor.memory import ModelSizes
-from dynaspec_cli.drafters.eagle import WEIGHTS_FILE
+from dynaspec_cli.drafters.files import WEIGHTS_FILE
 from dynaspec_cli.drafters.load import packaged_drafter
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.shortlist.factory import packaged_folder

@@ -161,6 +161,11 @@ def _lock(path: Path, progress: ProgressCallback) -> Iterator[None]:
     except Timeout:
         progress(LoadProgress("waiting for another process that converts this model"))
         lock.acquire()
+    except OSError as error:
+        raise DynaSpecError(
+            f"the converted model cannot be written to {path.parent} ({error.strerror}); set "
+            f"{ENVIRONMENT} to a folder you can write to"
+        ) from error
     try:
         yield
     finally:

@@ -18,11 +18,11 @@ from dynaspec_cli.protocols import DraftHeadOutput
 from dynaspec_cli.sampling import verify as verification
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.registry import create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 FAMILY = 1e-3
 
-SAMPLING_TREES = [name for name in tree_names() if name != "auto"]
+SAMPLING_TREES = [name for name in TREES.names() if name != "auto"]
 """Trees for temperatures above 0 (the registry refuses the other)."""
 
 SAMPLERS = [
@@ -116,9 +116,9 @@ def test_a_mistake_is_seen_at_this_size(monkeypatch: pytest.MonkeyPatch) -> None
         for row in children:
             chance = float(p[tokens[row]])
             if source.accept(chance / left):
-                return row, None
+                return row, p
             left -= chance
-        return None, source.categorical(p)
+        return None, p
 
     monkeypatch.setattr(verification, "_try_points", wrong)
     model = Float32Model(vocab=6, shortlist_size=3, seed=42)
