@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 def load_engine(common: CommonOptions, drafter: str) -> Engine:
     """The engine of ``--model`` and ``--drafter``."""
+    from dynaspec_cli.target.gguf_tokenizer import begin_tokenizer
+
+    begin_tokenizer(common.model)  # while torch is imported
     from dynaspec_cli.engine.api import Engine
     from dynaspec_cli.ui.progress import LoadBar
 
