@@ -11,7 +11,7 @@ from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.drafters.registry import load_folder
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Target
 
 
@@ -43,6 +43,18 @@ def load_drafter(value: str, target: Target) -> Drafter | None:
             "file"
         )
     return load_folder(DrafterFiles(folder, value), target)
+
+
+def beside(value: str) -> tuple[str, LookupDrafter | None]:
+    """A ``--drafter`` value without "+lookup", and what that asks for."""
+    name, plus, last = value.rpartition("+")
+    if not plus or last != "lookup":
+        return value, None
+    if name in ("none", "lookup", ""):
+        raise UsageError(
+            f"--drafter {value}: lookup goes beside another drafter; give lookup alone"
+        )
+    return name, LookupDrafter()
 
 
 def packaged_drafter(head: Head) -> Path | None:
