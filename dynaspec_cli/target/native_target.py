@@ -100,6 +100,11 @@ class NativeTarget:
         return (rows if self._embed_scale is None else rows * self._embed_scale).float()
 
     @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        """Float32 [n, d]."""
+        return self._weights.embedding[token_ids].float()
+
+    @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
         """Float32 [n, d]."""
         return rms_norm(features, self._weights.norm, self._spec.eps)

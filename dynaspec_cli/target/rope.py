@@ -22,7 +22,7 @@ class RotaryTable:
     """
 
     def __init__(self, inv_freq: Tensor, scaling: float) -> None:
-        self._inv_freq = inv_freq.float()
+        self.inv_freq = inv_freq.float()
         self._scaling = scaling
         empty = torch.empty(0, 2 * inv_freq.numel())
         self._table = (empty, empty)
@@ -36,7 +36,7 @@ class RotaryTable:
         have = cos.shape[0]
         if needed > have:
             more = torch.arange(have, -(-needed // BLOCK) * BLOCK, dtype=torch.float32)
-            angles = more[:, None] * self._inv_freq
+            angles = more[:, None] * self.inv_freq
             angles = torch.cat((angles, angles), -1)
             cos = torch.cat((cos, angles.cos() * self._scaling))
             sin = torch.cat((sin, angles.sin() * self._scaling))
@@ -50,13 +50,37 @@ def rotary_tables(spec: NativeSpec, config: dict[str, Any]) -> dict[str, RotaryT
     return {name: RotaryTable(*_frequencies(spec, config, name)) for name in spec.rope_parameters}
 
 
+def rotary_table(parameters: dict[str, Any], head_dim: int, max_positions: int) -> RotaryTable:
+    """The table of one set of ``rope_parameters`` (transformers' keys, ``rope_theta`` among them),
+    of a type in ``native_spec.STATIC_ROPE``. ``max_positions``: the config's, which YaRN takes for
+    the original length where its parameters name none."""
+    kind = parameters.get("rope_type", "default")
+    if kind == "default":
+        return RotaryTable(_plain_frequencies(float(parameters["rope_theta"]), head_dim), 1.0)
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    config = LlamaConfig(
+        hidden_size=head_dim,
+        num_attention_heads=1,
+        head_dim=head_dim,
+        max_position_embeddings=max_positions,
+        rope_parameters=dict(parameters),
+    )
+    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
+    return RotaryTable(inv_freq, float(scaling))
+
+
+def _plain_frequencies(theta: float, head_dim: int) -> Tensor:
+    return 1.0 / (theta ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim))
+
+
 def _frequencies(spec: NativeSpec, config: dict[str, Any], name: str) -> tuple[Tensor, float]:
     parameters = spec.rope_parameters[name]
     kind = parameters.get("rope_type", "default")
     dim = spec.shapes[0].head_dim
     if kind == "default":
-        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
-        return 1.0 / (float(parameters["rope_theta"]) ** exponents), 1.0
+        return _plain_frequencies(float(parameters["rope_theta"]), dim), 1.0
     from transformers import AutoConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 

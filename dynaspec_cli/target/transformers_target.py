@@ -128,6 +128,11 @@ class TransformersTarget:
         return self._embedding(token_ids.to(self.device))
 
     @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        rows: Tensor = self._embedding.weight[token_ids.to(self.device)]
+        return rows
+
+    @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
         return self._norm(features.to(device=self.device, dtype=self.dtype))
 
