@@ -28,8 +28,8 @@ class DrafterFiles:
     about it (``--drafter-option``); ``config``: config.json as plain JSON, since the classes of
     ``transformers`` would fill in defaults of their own. Python files of a folder are never run.
 
-    Weights are, in this order: model.safetensors, its shards with their index, the only other
-    safetensors file, pytorch_model.bin, its shards. Of the pickled ones those alone are read that
+    Weights are, in this order: model.safetensors, its shards with their index, pytorch_model.bin,
+    its shards, the only safetensors file of another name. Of the pickled ones those alone are read that
     hold nothing but named tensors (``weights_only``). Tensors are read when asked for; their names
     and shapes cost the headers alone where they are safetensors.
     """
@@ -74,14 +74,14 @@ class DrafterFiles:
                 return [self.folder / single]
             if (self.folder / f"{single}{INDEX}").is_file():
                 return self._shards(f"{single}{INDEX}")
-            others = sorted(self.folder.glob("*.safetensors"))
-            if single == WEIGHTS_FILE and len(others) == 1:
-                return others
-            if others:
-                raise DynaSpecError(
-                    f"drafter {self.folder}: {len(others)} safetensors files and neither "
-                    f"{WEIGHTS_FILE} nor {WEIGHTS_FILE}{INDEX}; which of them belong together?"
-                )
+        others = sorted(self.folder.glob("*.safetensors"))
+        if len(others) == 1:
+            return others
+        if others:
+            raise DynaSpecError(
+                f"drafter {self.folder}: {len(others)} safetensors files and neither "
+                f"{WEIGHTS_FILE} nor {WEIGHTS_FILE}{INDEX}; which of them belong together?"
+            )
         if not required:
             return []
         pickles = [
@@ -156,8 +156,8 @@ def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DynaSpecError(
-            f"drafter {path}: refused, its pickle holds more than named tensors and could run code "
-            "when it is read; ask its author for model.safetensors"
+            f"drafter {path}: refused, it is no pickle of named tensors alone; others can run code when "
+            "they are read, so ask its author for model.safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DynaSpecError(
