@@ -1,12 +1,12 @@
 """EAGLE-3 and EAGLE-3.1 heads (arXiv 2503.01840), in EAGLE's folders and speculators'.
 
-    h_t    = fc [taps of the target, ascending]      of the target's states alone, once
-             norm_before_fc: RMS over all taps first; fc_norm: RMS over each tap
-    n      = RMS(h);  e = RMS(emb(token_{t+1}))
-    x      = r + attn_0([e; n])                      r = h, or n with norm_before_residual
-    x     += mlp_0(RMS(x)), and further layers, which are ordinary ones
-    logits = the head's own rows of RMS(x)
-    h of the next draft step = x, or with norm_output RMS(x)
+h_t    = fc [taps of the target, ascending]      of the target's states alone, once
+         norm_before_fc: RMS over all taps first; fc_norm: RMS over each tap
+n      = RMS(h);  e = RMS(emb(token_{t+1}))
+x      = r + attn_0([e; n])                      r = h, or n with norm_before_residual
+x     += mlp_0(RMS(x)), and further layers, which are ordinary ones
+logits = the head's own rows of RMS(x)
+h of the next draft step = x, or with norm_output RMS(x)
 """
 
 from __future__ import annotations

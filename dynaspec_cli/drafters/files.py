@@ -29,9 +29,9 @@ class DrafterFiles:
     ``transformers`` would fill in defaults of their own. Python files of a folder are never run.
 
     Weights are, in this order: model.safetensors, its shards with their index, pytorch_model.bin,
-    its shards, the only safetensors file of another name. Of the pickled ones those alone are read that
-    hold nothing but named tensors (``weights_only``). Tensors are read when asked for; their names
-    and shapes cost the headers alone where they are safetensors.
+    its shards, the only safetensors file of another name. Of the pickled ones those alone are read
+    that hold nothing but named tensors (``weights_only``). Tensors are read when asked for; their
+    names and shapes cost the headers alone where they are safetensors.
     """
 
     def __init__(self, folder: Path, name: str, options: Mapping[str, str] | None = None) -> None:
@@ -156,8 +156,8 @@ def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise DynaSpecError(
-            f"drafter {path}: refused, it is no pickle of named tensors alone; others can run code when "
-            "they are read, so ask its author for model.safetensors"
+            f"drafter {path}: refused, it is no pickle of named tensors alone; others can run code "
+            "when they are read, so ask its author for model.safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError, TypeError) as error:
         raise DynaSpecError(

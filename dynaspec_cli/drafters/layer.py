@@ -43,12 +43,12 @@ class LayerWeights:
         matrices = [getattr(self, name).to(device, dtype).contiguous() for name in names]
         if device.type == "cpu":
             matrices = on_huge_pages(matrices)
-        rest = {
-            name: None if (value := getattr(self, name)) is None else value.to(device).float()
+        small = {
+            name: value.to(device).float()
             for name in self.__dataclass_fields__
-            if name not in names
+            if name not in names and (value := getattr(self, name)) is not None
         }
-        return LayerWeights(**dict(zip(names, matrices, strict=True)), **rest)
+        return LayerWeights(**dict(zip(names, matrices, strict=True)), **small)
 
     @property
     def num_bytes(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import pairwise
 
 from dynaspec_cli.errors import UsageError
 
@@ -75,8 +76,10 @@ def as_layers(options: Mapping[str, str], key: str) -> tuple[int, ...] | None:
         layers = tuple(int(part) for part in options[key].split(","))
     except ValueError:
         layers = ()
-    if not layers or min(layers) < 0 or any(b <= a for a, b in zip(layers, layers[1:], strict=False)):
+    rising = all(b > a for a, b in pairwise(layers))
+    if not layers or min(layers) < 0 or not rising:
         raise UsageError(
-            f"{OPTION} {key}: expected ascending layer numbers such as 2,16,29, got {options[key]!r}"
+            f"{OPTION} {key}: expected ascending layer numbers such as 2,16,29, got "
+            f"{options[key]!r}"
         )
     return layers

@@ -27,15 +27,54 @@ FAMILIES = ("llama", "mistral", "mixtral", "qwen2", "qwen3")
 layer "mixtral" where its target is Mixtral."""
 
 NEUTRAL = frozenset(
-    """architectures attention_bias attention_dropout auto_map bias bos_token_id chunk_size_feed_forward
-    decoder_start_token_id draft_vocab_size dtype embed_requires_grad eos_token_id hidden_dropout
-    id2label initializer_range is_decoder is_encoder_decoder label2id layer_norm_eps
-    max_position_embeddings max_window_layers model_max_length num_experts_per_tok num_hidden_layers
-    num_local_experts output_attentions output_hidden_states output_router_logits pad_token_id
-    parallel_drafting pretraining_tp problem_type qkv_bias return_dict router_aux_loss_coef
-    router_jitter_noise speculators_config speculators_model_type speculators_version
-    target_vocab_size tokenizer_class torch_dtype torchscript transformers_version unk_token_id
-    use_bfloat16 use_cache""".split()
+    (
+        "architectures",
+        "attention_bias",
+        "attention_dropout",
+        "auto_map",
+        "bias",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "decoder_start_token_id",
+        "draft_vocab_size",
+        "dtype",
+        "embed_requires_grad",
+        "eos_token_id",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "label2id",
+        "layer_norm_eps",
+        "max_position_embeddings",
+        "max_window_layers",
+        "model_max_length",
+        "num_experts_per_tok",
+        "num_hidden_layers",
+        "num_local_experts",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "qkv_bias",
+        "return_dict",
+        "router_aux_loss_coef",
+        "router_jitter_noise",
+        "speculators_config",
+        "speculators_model_type",
+        "speculators_version",
+        "target_vocab_size",
+        "tokenizer_class",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "unk_token_id",
+        "use_bfloat16",
+        "use_cache",
+    )
 )
 """Keys that change no number here: facts of the trainer, or what the tensors say themselves
 (biases, layers, draft vocabulary)."""
@@ -174,7 +213,9 @@ class _Reading:
         self.used |= {"sliding_window", "layer_types", "use_sliding_window"}
         given = opt.as_number(self.options, "sliding_window", 0)
         if given is not None:
-            self.notes.append(f"--drafter-option: attention reaches back {int(given) or 'all'} tokens")
+            self.notes.append(
+                f"--drafter-option: attention reaches back {int(given) or 'all'} tokens"
+            )
             return int(given)
         types = self.layer.get("layer_types") or []
         window = self.layer.get("sliding_window")
@@ -190,11 +231,7 @@ class _Reading:
 
     def _check_family(self) -> None:
         self.used.add("model_type")
-        if self.speculators:
-            said = self.layer.get("model_type")
-        else:
-            said = self.outer.get("model_type")
-        family = self.options.get("model_type", said)
+        family = self.options.get("model_type", self.layer.get("model_type"))
         if family is not None and family not in FAMILIES:
             raise self._fault(
                 f"its layers are of an unknown family, {family!r}; known are "

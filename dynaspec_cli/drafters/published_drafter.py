@@ -85,18 +85,9 @@ class PublishedDrafter:
 
     def begin(self, prompt: Tensor, max_length: int) -> PublishedState:
         shape, target = self.config.layer, self.target
-        caches = [
-            empty_caches(
-                len(self.layers),
-                max_length,
-                shape.num_kv_heads,
-                shape.head_dim,
-                target.dtype,
-                target.device,
-            )
-            for _ in "kv"
-        ]
-        return PublishedState(*caches)
+        sizes = (len(self.layers), max_length, shape.num_kv_heads, shape.head_dim)
+        k, v = (empty_caches(*sizes, target.dtype, target.device) for _ in "kv")
+        return PublishedState(k, v)
 
     @torch.inference_mode()
     def extend(self, state: PublishedState, committed: Committed) -> DraftRows:
@@ -215,6 +206,9 @@ def own_embedding(table: Tensor | None, target: Target) -> Tensor | None:
     if table.shape[1] == target.hidden_size:
         ids = torch.arange(table.shape[0])
         pairs = zip(table.split(COMPARED_ROWS), ids.split(COMPARED_ROWS), strict=True)
-        if all(torch.equal(rows, target.embedding_rows(at).to("cpu", target.dtype)) for rows, at in pairs):
+        if all(
+            torch.equal(rows, target.embedding_rows(at).to("cpu", target.dtype))
+            for rows, at in pairs
+        ):
             return None
     return table.to(target.device).contiguous()

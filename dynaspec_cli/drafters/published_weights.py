@@ -165,7 +165,9 @@ def _layer(config: HeadConfig, taken: Taken, index: int) -> LayerWeights:
         return taken.need(f"{prefix}{name}.weight", size)
 
     parts = [need(f"self_attn.{p}", n * shape.head_dim, reads) for p, n in sizes.items()]
-    biases = [taken.maybe(f"{prefix}self_attn.{p}.bias", (n * shape.head_dim,)) for p, n in sizes.items()]
+    biases = [
+        taken.maybe(f"{prefix}self_attn.{p}.bias", (n * shape.head_dim,)) for p, n in sizes.items()
+    ]
     given = [bias for bias in biases if bias is not None]
     if given and (len(given) < len(biases) or config.said_qkv_bias is False):
         raise DynaSpecError(
@@ -216,9 +218,7 @@ def _fc_bias(config: HeadConfig, taken: Taken) -> Tensor | None:
     if config.said_fc_bias:
         return taken.need("fc.bias", (config.hidden_size,))
     if config.said_fc_bias is False and "fc.bias" in taken:
-        raise DynaSpecError(
-            f"{taken.where}: the file has fc.bias, but config.json says bias false"
-        )
+        raise DynaSpecError(f"{taken.where}: the file has fc.bias, but config.json says bias false")
     return taken.maybe("fc.bias", (config.hidden_size,))
 
 

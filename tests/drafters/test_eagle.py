@@ -174,7 +174,9 @@ def test_bad_files(tmp_path):
         load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(DynaSpecError, match=r"pytorch_model\.bin: refused, it is no pickle of named tensors"):
+    with pytest.raises(
+        DynaSpecError, match=r"pytorch_model\.bin: refused, it is no pickle of named tensors"
+    ):
         load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(DynaSpecError, match="not a readable safetensors"):

@@ -139,7 +139,9 @@ def test_embedding_and_feature_swapped(
     fails(case(EAGLE1), case(EAGLE1).drafter())
 
 
-def test_taps_in_another_order(case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_taps_in_another_order(
+    case: Callable[[str], Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
     shuffled = Case(KEPT / EAGLE3, case(EAGLE3).target)
     taps = shuffled.expected["target.taps"].chunk(3, 1)
     shuffled.expected["target.taps"] = torch.cat(taps[::-1], 1)
