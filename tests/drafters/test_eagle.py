@@ -207,5 +207,5 @@ def test_room_for_temporary_rows_grows(monkeypatch):
         return torch.cat(found)
 
     roomy = rounds()
-    monkeypatch.setattr("dynaspec_cli.drafters.eagle.MAX_TREE_ROWS", 6)
+    monkeypatch.setattr("dynaspec_cli.drafters.pairs.MAX_TREE_ROWS", 6)
     assert torch.equal(rounds(), roomy)
