@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
-from dynaspec_cli.drafters.config import DrafterConfig
+from dynaspec_cli.drafters.config import FORMAT, DrafterConfig
 from dynaspec_cli.drafters.files import WEIGHTS_FILE, DrafterFiles
 from dynaspec_cli.drafters.head import target_head
+from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
 from dynaspec_cli.drafters.pairs import EXTEND_ROWS, PairCache, empty_caches
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.pages import on_huge_pages
@@ -255,3 +256,11 @@ def expected_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     for i in range(c.num_layers):
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
+
+
+def _inspect(files: DrafterFiles) -> HeadFacts:
+    config = DrafterConfig.from_values(files.config, f"drafter {files.folder}")
+    return HeadFacts(config.vocab_size, None)
+
+
+KIND = DrafterKind(lambda files: files.config.get("format") == FORMAT, load_eagle, _inspect)

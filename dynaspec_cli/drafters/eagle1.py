@@ -18,9 +18,16 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.drafters.files import DrafterFiles
+from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
+from dynaspec_cli.drafters.options import PUBLISHED
 from dynaspec_cli.drafters.published import EAGLE1, read_head_config
 from dynaspec_cli.drafters.published_drafter import PublishedDrafter, check_target
-from dynaspec_cli.drafters.published_weights import read_weights
+from dynaspec_cli.drafters.published_weights import (
+    HIDDEN_NORM,
+    canonical,
+    inspect_head,
+    read_weights,
+)
 from dynaspec_cli.protocols import Drafter, Target, TargetOutput
 
 
@@ -50,3 +57,18 @@ def load_eagle1(files: DrafterFiles, target: Target) -> Drafter:
     check_target(config, target, where)
     weights = read_weights(config, files.tensors(), where)
     return Eagle1Drafter(config, weights, target, where).named(files)
+
+
+def _recognise(files: DrafterFiles) -> bool:
+    """fc joins two rows of the drafter's width, and no layer norms a state of taps."""
+    shapes = {canonical(name): shape for name, shape in files.shapes().items()}
+    fc = shapes.get("fc.weight", ())
+    first = any(name.startswith("layers.0.") for name in shapes)
+    return len(fc) == 2 and fc[1] == 2 * fc[0] and first and HIDDEN_NORM not in shapes
+
+
+def _inspect(files: DrafterFiles) -> HeadFacts:
+    return inspect_head(files, EAGLE1)
+
+
+KIND = DrafterKind(_recognise, load_eagle1, _inspect, PUBLISHED)

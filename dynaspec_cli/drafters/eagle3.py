@@ -19,9 +19,17 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.drafters.files import DrafterFiles
+from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
+from dynaspec_cli.drafters.options import PUBLISHED
 from dynaspec_cli.drafters.published import EAGLE3, HeadConfig, read_head_config
 from dynaspec_cli.drafters.published_drafter import PublishedDrafter, check_target
-from dynaspec_cli.drafters.published_weights import HeadWeights, read_weights
+from dynaspec_cli.drafters.published_weights import (
+    HIDDEN_NORM,
+    HeadWeights,
+    canonical,
+    inspect_head,
+    read_weights,
+)
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Drafter, Target, TargetOutput
 
@@ -95,3 +103,20 @@ def load_eagle3(files: DrafterFiles, target: Target) -> Drafter:
     check_target(config, target, where)
     weights = read_weights(config, files.tensors(), where)
     return Eagle3Drafter(config, weights, target, where).named(files)
+
+
+def _recognise(files: DrafterFiles) -> bool:
+    """The first layer norms the state apart from the token."""
+    return any(canonical(name) == HIDDEN_NORM for name in files.shapes())
+
+
+def _recognise_speculators(files: DrafterFiles) -> bool:
+    return files.config.get("speculators_model_type") == "eagle3"
+
+
+def _inspect(files: DrafterFiles) -> HeadFacts:
+    return inspect_head(files, EAGLE3)
+
+
+KIND = DrafterKind(_recognise, load_eagle3, _inspect, PUBLISHED)
+SPECULATORS_KIND = DrafterKind(_recognise_speculators, load_eagle3, _inspect, PUBLISHED)

@@ -8,29 +8,40 @@ from typing import Any
 
 from dynaspec_cli.drafters import options as opt
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.target.native_spec import STATIC_ROPE
-from dynaspec_cli.target.rope import RotaryTable, rotary_table
+from dynaspec_cli.target.rope import RotaryTable, frequencies
 
 DEFAULT_THETA = 10000.0
 """Not the target's: EAGLE's own configs for Llama-3 name none, and their layers take this one."""
 DEFAULT_POSITIONS = 2048
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+    "yarn": ("factor", "original_max_position_embeddings"),
+}
+"""Rotary types whose frequencies do not depend on the length of the text, with what they need.
+"longrope" is not among them: its lists are the target's own."""
 TEXT_ONLY = ("mrope_section", "mrope_interleaved")
 """Where positions of text, height and width are told apart; in text they are one."""
 
 
 @dataclass(frozen=True)
 class Rope:
-    """``parameters`` with transformers' keys; ``max_positions``: the config's, no limit."""
+    """``parameters`` with transformers' keys."""
 
     parameters: dict[str, Any]
-    max_positions: int
 
     @property
     def theta(self) -> float:
         return float(self.parameters["rope_theta"])
 
     def table(self, head_dim: int) -> RotaryTable:
-        return rotary_table(self.parameters, head_dim, self.max_positions)
+        return RotaryTable(*frequencies(self.parameters, head_dim))
 
 
 def read_rope(
@@ -51,10 +62,8 @@ def read_rope(
     given = opt.as_number(options, "rope_theta", 1.0)
     parameters["rope_theta"] = given or parameters.get("rope_theta") or DEFAULT_THETA
     parameters["rope_type"] = _kind(parameters, where)
-    try:
-        return Rope(parameters, int(layer.get("max_position_embeddings") or DEFAULT_POSITIONS))
-    except (TypeError, ValueError):
-        raise _fault(where, "max_position_embeddings: expected a number") from None
+    _check_numbers(parameters, layer, where)
+    return Rope(parameters)
 
 
 def _parameters(values: Any, layer: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -87,15 +96,26 @@ def _kind(parameters: dict[str, Any], where: str) -> str:
     kind = parameters.pop("type", None) or parameters.get("rope_type") or "default"
     if any(parameters.pop(key, None) is not None for key in TEXT_ONLY) and kind == "mrope":
         kind = "default"
-    if kind not in STATIC_ROPE:
+    if kind not in NEEDS:
         raise _fault(
             where,
             f"rotary embeddings of type {kind!r} have no form here; known are "
-            f"{', '.join(STATIC_ROPE)}",
+            f"{', '.join(NEEDS)}",
         )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise _fault(where, "a partial rotary embedding has no form here")
     return str(kind)
+
+
+def _check_numbers(parameters: dict[str, Any], layer: Mapping[str, Any], where: str) -> None:
+    """Every number that a scaled type needs."""
+    if "original_max_position_embeddings" in NEEDS[parameters["rope_type"]]:
+        positions = layer.get("max_position_embeddings") or DEFAULT_POSITIONS
+        parameters.setdefault("original_max_position_embeddings", positions)
+    for key in ("rope_theta", *NEEDS[parameters["rope_type"]]):
+        value = parameters.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise _fault(where, f"rotary parameter {key}: expected a number above 0, got {value!r}")
 
 
 def _fault(where: str, text: str) -> DynaSpecError:

@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
+from dynaspec_cli.drafters.files import DrafterFiles
+from dynaspec_cli.drafters.kind import HeadFacts
 from dynaspec_cli.drafters.layer import LayerWeights
-from dynaspec_cli.drafters.published import EAGLE3, HeadConfig
+from dynaspec_cli.drafters.published import EAGLE3, HeadConfig, read_head_config
 from dynaspec_cli.errors import DynaSpecError
 
 AUX_NORMS = {"aux_norm_low": "fc_norm.0", "aux_norm_mid": "fc_norm.1", "aux_norm_high": "fc_norm.2"}
@@ -255,3 +257,15 @@ def _check_frequencies(config: HeadConfig, taken: Taken) -> None:
                 f"{taken.where}: {name!r} disagrees with a rotary base of {config.rope.theta:g}; "
                 "give --drafter-option rope_theta=…"
             )
+
+
+def inspect_head(files: DrafterFiles, method: str) -> HeadFacts:
+    """Rows of the head that a folder's drafter scores with, from config and shapes alone."""
+    where = f"drafter {files.folder}"
+    config = read_head_config(files.config, files.options, method, where)
+    shapes = {canonical(name): shape for name, shape in files.shapes().items()}
+    head = shapes.get("lm_head.weight")
+    rows = head[0] if head else None
+    if head is None and config.tie:
+        rows = config.vocab_size
+    return HeadFacts(config.vocab_size, rows)

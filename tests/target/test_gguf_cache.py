@@ -47,6 +47,23 @@ def convert(path: Path | ChunkedFile, dtype: torch.dtype = torch.float32) -> Pat
     return converted(path, "tiny", dtype, ignore_progress)
 
 
+def test_a_cache_that_cannot_be_written_to(
+    tiny_gguf: Path, cache_dir: Path, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is used; what would have to be made says where to."""
+    kept = convert(tiny_gguf)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr("dynaspec_cli.target.cache_dir.write_text", refuse)
+    shutil.rmtree(cache_root() / "sources")  # the file's hash can be remembered nowhere
+    assert convert(tiny_gguf) == kept
+    with pytest.raises(DynaSpecError, match=r"cannot be written to .*Permission.*DYNASPEC_CACHE"):
+        convert(tiny_gguf, torch.bfloat16)
+
+
 def test_conversion_holds_what_transformers_reads(tiny_gguf: Path, cache_dir: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
