@@ -213,9 +213,6 @@ class _Reading:
         self.used |= {"sliding_window", "layer_types", "use_sliding_window"}
         given = opt.as_number(self.options, "sliding_window", 0)
         if given is not None:
-            self.notes.append(
-                f"--drafter-option: attention reaches back {int(given) or 'all'} tokens"
-            )
             return int(given)
         types = self.layer.get("layer_types") or []
         window = self.layer.get("sliding_window")
@@ -252,7 +249,6 @@ class _Reading:
         given = opt.as_bool(self.options, "norm_before_residual")
         said = self._maybe_flag(self.outer, "norm_before_residual")
         if given is not None:
-            self.notes.append(f"--drafter-option: norm_before_residual is {str(given).lower()}")
             return given
         if said is None and self.speculators:
             raise self._fault(
@@ -266,7 +262,6 @@ class _Reading:
         given = opt.as_bool(self.options, "norm_output")
         said = self._flag("norm_output")
         if given is not None:
-            self.notes.append(f"--drafter-option: norm_output is {str(given).lower()}")
             return given
         if said and not self.speculators:
             self.notes.append(
@@ -279,7 +274,6 @@ class _Reading:
         given = opt.as_bool(self.options, "tie_word_embeddings")
         self.used.add("tie_word_embeddings")
         if given is not None:
-            self.notes.append(f"--drafter-option: tie_word_embeddings is {str(given).lower()}")
             return given
         return self._maybe_flag(self.outer, "tie_word_embeddings") or None
 

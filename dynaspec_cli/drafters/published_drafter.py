@@ -52,6 +52,7 @@ class PublishedDrafter:
         self.name, self.folder = where, None
         self.config, self.target = config, target
         self.notes = list(config.notes)
+        self.options: dict[str, str] = {}
         device, dtype = target.device, target.dtype
         self.layers = [layer.placed(dtype, device) for layer in weights.layers]
         self.fc = weights.fc.to(device, dtype).contiguous()
@@ -76,6 +77,7 @@ class PublishedDrafter:
             "drafter_rope": self.config.rope.parameters,
             "drafter_embeddings": "the target's" if self.own_embedding is None else "own",
         }
+        said |= {"drafter_options": self.options} if self.options else {}
         return said | ({"drafter_notes": self.notes} if self.notes else {})
 
     @property
@@ -178,8 +180,8 @@ class PublishedDrafter:
         return target_head(target)
 
     def named(self, files: DrafterFiles) -> PublishedDrafter:
-        """With the name and the folder that reports give."""
-        self.name, self.folder = files.name, files.folder
+        """With the name, the folder and the options that reports give."""
+        self.name, self.folder, self.options = files.name, files.folder, files.options
         return self
 
 

@@ -59,7 +59,7 @@ def read_taps(
     used |= set(ALIASES)
     given = opt.as_layers(options, "taps")
     if given is not None:
-        return Taps(given, f"--drafter-option: reads the inputs of layers {_list(given)}")
+        return Taps(given)
     found = [place[key] for place in (outer, eagle) for key in ALIASES if place.get(key)]
     if not found:
         return Taps(None)
