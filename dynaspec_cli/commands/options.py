@@ -211,6 +211,15 @@ def sampling_config(
     return SamplingConfig(temperature, top_k, top_p, min_p, seed)
 
 
+DRAFTER_OPTION = click.option(
+    "--drafter-option",
+    type=TextType(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What a published head's files leave open, such as taps=2,16,29 "
+    "(docs/methods/drafters.md); can be repeated.",
+)
+
 _TREE = TreeConfig()
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -219,6 +228,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         default="auto",
         help="auto: the one shipped for the target; none: autoregressive decoding.",
     ),
+    DRAFTER_OPTION,
     click.option(
         "--shortlist",
         type=ShortlistType(),
@@ -260,7 +270,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
 
 
 def drafting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--drafter``, ``--shortlist`` with its size, ``--tree`` with its shape."""
+    """Add ``--drafter``, ``--shortlist`` and ``--tree``, each with its own options."""
     return _compose(*_DRAFTING)(function)
 
 
