@@ -8,24 +8,36 @@ import math
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.protocols import DraftHeadOutput, Frontier
 from dynaspec_cli.tree.base import GrowingTree, add_candidates, best_nodes
+from dynaspec_cli.tree.drawn import DrawnSlots
 from dynaspec_cli.tree.eagle2 import Eagle2
+from dynaspec_cli.tree.sampled import Drawing, SampledTree
 
 BEAM_PROBABILITY = math.exp(-0.3)
 """The paper's x is the logarithm of this."""
 
 
-class DynamicDepth(Eagle2):
+class DepthRule:
     """After a draft step, H = log sum_i exp(score_i) over the beam; H < x = log ``threshold`` ends
     the draft. ``steps``: the draft steps after which it is tested (the paper: 5, 7, 9, to save
-    synchronisations; None: each), ``depth`` the most there can be (the paper: 11). The beam keeps
-    nodes that cannot be verified any more, since H counts them."""
+    synchronisations; None: each)."""
+
+    def __init__(self, config: TreeConfig) -> None:
+        self.threshold = BEAM_PROBABILITY if config.threshold is None else config.threshold
+        self.steps = None if config.ddd_steps is None else frozenset(config.ddd_steps)
+
+    def ends(self, level: int, beam_mass: float) -> bool:
+        return (self.steps is None or level in self.steps) and beam_mass < self.threshold
+
+
+class DynamicDepth(Eagle2):
+    """``depth`` is the most there can be (the paper: 11). The beam keeps nodes that cannot be
+    verified any more, since H counts them."""
 
     name = "ddd"
 
-    def __init__(self, config: TreeConfig, steps: tuple[int, ...] | None = None) -> None:
+    def __init__(self, config: TreeConfig) -> None:
         super().__init__(config)
-        self.threshold = BEAM_PROBABILITY if config.threshold is None else config.threshold
-        self.steps = None if steps is None else frozenset(steps)
+        self.rule = DepthRule(config)
 
     def grow(self, state: GrowingTree, candidates: DraftHeadOutput) -> Frontier | None:
         fresh = add_candidates(state, candidates, self.width, -math.inf)
@@ -33,10 +45,25 @@ class DynamicDepth(Eagle2):
         if state.level >= self.depth or not fresh:
             return None
         beam = best_nodes(fresh, self.width)
-        if self.steps is None or state.level in self.steps:
-            beam_mass = math.fsum(math.exp(state.scores[node]) for node in beam)
-            if beam_mass < self.threshold:
-                return None
+        beam_mass = math.fsum(math.exp(state.scores[node]) for node in beam)
+        if self.rule.ends(state.level, beam_mass):
+            return None
         if state.scores[beam[0]] <= state.bound(self.size):
             return None  # nothing below the beam can be among the best
         return state.expand(beam)
+
+
+class DynamicDepthDrawn(DrawnSlots):
+    """The same with drawn children; H is taken over the drawn nodes that would be expanded."""
+
+    name = "ddd"
+
+    def __init__(self, config: TreeConfig, drawing: Drawing) -> None:
+        super().__init__(config, drawing)
+        self.rule = DepthRule(config)
+
+    def next(self, state: SampledTree, values: list[tuple[float, int]]) -> Frontier | None:
+        beam = best_nodes(values, self.width)
+        if self.rule.ends(state.level, math.fsum(state.scores[node] for node in beam)):
+            return None
+        return super().next(state, values)

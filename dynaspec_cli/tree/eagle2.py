@@ -5,6 +5,7 @@ from __future__ import annotations
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.tree.base import GrowingTree, add_candidates, best_nodes
+from dynaspec_cli.tree.drawn import DrawnSlots
 
 
 class Eagle2:
@@ -39,3 +40,10 @@ class Eagle2:
 
     def finish(self, state: GrowingTree) -> DraftTree:
         return state.tree(state.chosen())
+
+
+class Eagle2Drawn(DrawnSlots):
+    """The same with drawn children: where the original reranks tokens by path probability, the most
+    valuable slots are kept, since what may not be pruned is a token for what it is."""
+
+    name = "eagle2"

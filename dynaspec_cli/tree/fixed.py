@@ -57,16 +57,14 @@ class FixedTree:
                 for position, token in enumerate(best[i][: counts[i]]):
                     self._fill(state, parent, position, token)
         else:
-            drawn = self.drawing.draw(candidates, max(counts), self.replacement)
+            drawn = self.drawing.draw(candidates, counts, self.replacement)
             for i, parent in enumerate(state.frontier):
                 filled: dict[int, int] = {}
-                for column, token in list(zip(drawn.columns[i], drawn.tokens[i], strict=True))[
-                    : counts[i]
-                ]:
+                for column, token in zip(drawn.columns[i], drawn.tokens[i], strict=True):
                     if column not in filled:
                         filled[column] = self._fill(state, parent, len(filled), token)
-                pairs = [(column, filled[column]) for column in drawn.columns[i][: counts[i]]]
-                state.drafts[parent] = (drawn, i, pairs)
+                pairs = [(column, filled[column]) for column in drawn.columns[i]]
+                state.record(parent, drawn, i, pairs)
         more = [
             node
             for node in range(first, len(state.tokens))

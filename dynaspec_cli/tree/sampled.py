@@ -4,7 +4,7 @@ their record for verification."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -40,6 +40,11 @@ class SampledTree(GrowingTree):
     drafts: dict[int, tuple[Drawn, int, list[tuple[int, int]]]] = field(default_factory=dict)
     shared: bool = False
 
+    def record(self, parent: int, drawn: Drawn, row: int, pairs: list[tuple[int, int]]) -> None:
+        """The (column, node) ``pairs`` below ``parent`` were drawn in this order from row ``row``
+        of ``drawn``."""
+        self.drafts[parent] = (drawn, row, pairs)
+
     def offer_level(self, slots: list[tuple[float, int]], size: int) -> None:
         """Let a level's (-priority, node) slots compete for the best ``size``.
 
@@ -66,17 +71,20 @@ class SampledTree(GrowingTree):
 
 class Drawing:
     """Draws children at a ``SamplingConfig`` of the draft: the target's own filters, since a token
-    that they remove from p is never accepted."""
+    that they remove from p is never accepted. ``config`` has a temperature above 0."""
 
-    def __init__(
-        self, sampling: SamplingConfig, draft_temperature: float | None, source: RandomSource
-    ) -> None:
-        heat = sampling.temperature if draft_temperature is None else draft_temperature
-        self.config = replace(sampling, temperature=heat)
-        self.source = source
+    def __init__(self, config: SamplingConfig, source: RandomSource) -> None:
+        self.config, self.source = config, source
 
-    def draw(self, candidates: DraftHeadOutput, count: int, replacement: bool) -> Drawn:
-        """``count`` draws for each frontier row (fewer where the support of q is smaller)."""
+    def draw(
+        self,
+        candidates: DraftHeadOutput,
+        counts: Sequence[int],
+        replacement: bool,
+        least: Sequence[float] | None = None,
+    ) -> Drawn:
+        """``counts[i]`` draws for frontier row i, fewer where the support of q is smaller, or where
+        less than ``least[i]`` of the row's estimated probability is left."""
         if candidates.log_probs is None or candidates.all_ids is None:
             raise DynaSpecError(
                 "this tree policy samples its children and needs the shortlist's whole "
@@ -85,7 +93,13 @@ class Drawing:
         # Draws are decided on the host: what they need comes there once.
         log_probs, ids = candidates.log_probs.cpu(), candidates.all_ids.cpu()
         q = probabilities(log_probs, self.config, "the drafter's scores")
-        columns = self.source.draws(q, count, replacement)
+        # log_q is log_probs plus the log of the mass, so their maxima differ by it.
+        best = candidates.log_q[:, 0].cpu()
+        mass = (best - log_probs.amax(1)).exp().clamp(max=1.0).tolist()
+        enough = None
+        if least is not None:
+            enough = [(1.0 - rest) / m if m else 1.0 for rest, m in zip(least, mass, strict=True)]
+        columns = self.source.draws(q, counts, replacement, enough)
         flat = [(i, c) for i, row in enumerate(columns) for c in row]
         rows = [i for i, _ in flat]
         picked = [c for _, c in flat]
@@ -96,7 +110,4 @@ class Drawing:
         ):
             tokens[i].append(token)
             chances[i].append(chance)
-        # log_q is log_probs plus the log of the mass, so their maxima differ by it.
-        best = candidates.log_q[:, 0].cpu()
-        mass = (best - log_probs.amax(1)).exp().clamp(max=1.0).tolist()
         return Drawn(ids, q, columns, tokens, chances, mass)
