@@ -5,7 +5,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 TORCH_LIBRARY(dynaspec, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale) -> Tensor");

@@ -1,4 +1,4 @@
-#include "cpu/shortlist_union.h"
+#include "cpu/ops/shortlist_union.h"
 
 #include <torch/library.h>
 

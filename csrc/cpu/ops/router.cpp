@@ -5,7 +5,7 @@
 #include <vector>
 
 #include "common.h"
-#include "cpu/linear.h"
+#include "cpu/ops/linear.h"
 
 namespace dynaspec::cpu {
 

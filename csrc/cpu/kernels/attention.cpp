@@ -1,9 +1,9 @@
-#include "cpu/attention.h"
+#include "cpu/kernels/attention.h"
 
 #include <algorithm>
 #include <cstring>
 
-#include "cpu/decoder_kernels.h"
+#include "cpu/kernels/decoder_kernels.h"
 
 namespace dynaspec::cpu {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cpu/decoder.h"
+#include "cpu/kernels/decoder.h"
 
 namespace dynaspec::cpu {
 

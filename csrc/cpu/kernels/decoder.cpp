@@ -1,12 +1,12 @@
-#include "cpu/decoder.h"
+#include "cpu/kernels/decoder.h"
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 
-#include "cpu/attention.h"
-#include "cpu/decoder_kernels.h"
-#include "cpu/decoder_phases.h"
+#include "cpu/kernels/attention.h"
+#include "cpu/kernels/decoder_kernels.h"
+#include "cpu/kernels/decoder_phases.h"
 
 namespace dynaspec::cpu {
 namespace {

@@ -1,4 +1,6 @@
 // The op dynaspec::decoder_layer on the CPU: checks, scratch, threads.
+#include "cpu/kernels/decoder.h"
+
 #include <torch/library.h>
 
 #include <algorithm>
@@ -6,9 +8,8 @@
 #include <string>
 
 #include "common.h"
-#include "cpu/decoder.h"
-#include "cpu/linear.h"
-#include "cpu/parallel.h"
+#include "cpu/kernels/parallel.h"
+#include "cpu/ops/linear.h"
 
 namespace dynaspec::cpu {
 namespace {
@@ -153,17 +154,12 @@ at::Tensor decoder_layer(const at::Tensor& x, at::TensorList weights, at::Tensor
   at::Tensor y = at::empty_like(x);
   if (n == 0) return y;
   const int64_t work = n * d * (s.qkv_size() + s.q_size() + 3 * s.intermediate);
-  const int64_t threads =
-      std::clamp<int64_t>(work / kMinWorkPerThread, 1, thread_slots(at::get_num_threads()));
+  const int64_t threads = std::clamp<int64_t>(work / kMinWorkPerThread, 1, thread_pool().size());
   LayerPass pass(s, w, cache, rows, x.const_data_ptr<float>(), y.mutable_data_ptr<float>(),
                  static_cast<int>(threads));
   static thread_local Scratch scratch;
   pass.use_scratch(scratch.bytes(pass.scratch_bytes()));
-  if (threads == 1) {
-    pass.work();
-  } else {
-    at::parallel_for(0, threads, 1, [&](int64_t, int64_t) { pass.work(); });
-  }
+  on_threads(threads, [&](int64_t) { pass.work(); });
   return y;
 }
 

@@ -1,4 +1,4 @@
-#include "cpu/tree.h"
+#include "cpu/kernels/tree.h"
 
 #include <algorithm>
 #include <cmath>

@@ -1,4 +1,6 @@
 // The tree ops on the CPU: checks and outputs.
+#include "cpu/kernels/tree.h"
+
 #include <torch/library.h>
 
 #include <algorithm>
@@ -6,7 +8,6 @@
 #include <tuple>
 
 #include "common.h"
-#include "cpu/tree.h"
 
 namespace dynaspec::cpu {
 namespace {

@@ -1,13 +1,12 @@
-// x @ weight.T on all threads, for the ops.
+// x @ weight.T on all threads: plain pointers, no PyTorch.
 #pragma once
-
-#include <ATen/ATen.h>
 
 #include <cstddef>
 #include <cstdlib>
-#include <optional>
+#include <stdexcept>
+#include <string>
 
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 namespace dynaspec::cpu {
 
@@ -24,7 +23,9 @@ class Scratch {
       std::free(data_);
       size_ = 0;
       data_ = static_cast<char*>(std::aligned_alloc(64, (size + 63) / 64 * 64));
-      TORCH_CHECK(data_ != nullptr, "out of memory: ", size, " bytes of scratch");
+      if (data_ == nullptr) {
+        throw std::runtime_error("out of memory: " + std::to_string(size) + " bytes of scratch");
+      }
       size_ = size;
     }
     return data_;
@@ -35,13 +36,7 @@ class Scratch {
   size_t size_ = 0;
 };
 
-// Checks a weight [m, k] (float32, bf16, fp16 or int8 with its scale) and describes it to the
-// kernels. The tensors must outlive the result. `name` is the argument's name in messages.
-Weight describe_weight(const char* op, const char* name, const at::Tensor& weight,
-                       const at::Tensor& scale);
-
-// Packs contiguous float32 or bf16 rows [n, k] for weights of a type.
-PackedRows pack(const at::Tensor& x, WeightType type, Scratch& scratch);
+// Packs contiguous float32 rows [n, k] for weights of a type.
 PackedRows pack(const float* x, int64_t n, int64_t k, WeightType type, Scratch& scratch);
 
 // out[i * ldo + j] = <x_i, weight row j> (* scale) (+ bias) for all `m` rows of the weight and

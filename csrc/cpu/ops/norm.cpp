@@ -8,8 +8,8 @@
 #include <string>
 
 #include "common.h"
-#include "cpu/decoder_kernels.h"
-#include "cpu/linear.h"
+#include "cpu/kernels/decoder_kernels.h"
+#include "cpu/ops/linear.h"
 
 namespace dynaspec::cpu {
 

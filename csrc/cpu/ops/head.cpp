@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "common.h"
-#include "cpu/linear.h"
-#include "cpu/parallel.h"
-#include "cpu/shortlist_union.h"
+#include "cpu/kernels/parallel.h"
+#include "cpu/ops/linear.h"
+#include "cpu/ops/shortlist_union.h"
 
 namespace dynaspec::cpu {
 

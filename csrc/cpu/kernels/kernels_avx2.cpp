@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "cpu/decoder_kernels.h"
-#include "cpu/kernels.h"
+#include "cpu/kernels/decoder_kernels.h"
+#include "cpu/kernels/kernels.h"
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -20,11 +20,11 @@
 #define DYNASPEC_LEVEL avx2
 
 // clang-format off: each reads what stands before it
-#include "cpu/vec_avx2.h"
-#include "cpu/dot_rows_impl.h"
-#include "cpu/kernels_impl.h"
-#include "cpu/decoder_impl.h"
-#include "cpu/table_impl.h"
+#include "cpu/kernels/vec_avx2.h"
+#include "cpu/kernels/dot_rows_impl.h"
+#include "cpu/kernels/kernels_impl.h"
+#include "cpu/kernels/decoder_impl.h"
+#include "cpu/kernels/table_impl.h"
 // clang-format on
 
 #ifdef __clang__
