@@ -20,6 +20,7 @@ from dynaspec_cli.commands.options import (
     common_options,
     sampling_config,
     sampling_options,
+    tree_filling_options,
 )
 from dynaspec_cli.commands.prompt import utf8_argument
 from dynaspec_cli.config import SamplingConfig, TreeConfig
@@ -58,7 +59,7 @@ class Asked:
     tree_size: int
     tree_depth: int | None
     tree_width: int | None
-    tree_threshold: float | None
+    filling: dict[str, Any]
     assistant: str | None
 
 
@@ -152,18 +153,13 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--tree-width", type=int, metavar="N", help=f"Children of a node.  [default: {_TREE.width}]"
 )
 @click.option(
-    "--tree-threshold",
-    type=float,
-    metavar="P",
-    help="Probability below which dyspec and ddd stop drafting.  [default: their own]",
-)
-@click.option(
     "--assistant",
     metavar="NAME|FOLDER|FILE",
     help="Small language model for transformers-assisted; drafts of another "
     "vocabulary pass through text.",
 )
 @sampling_options
+@tree_filling_options
 @common_options
 def bench(
     common: CommonOptions,
@@ -215,11 +211,12 @@ def bench(
 def _tree(asked: Asked, preset: Preset | None) -> TreeConfig:
     depth = preset.tree_depth if preset else _TREE.depth
     width = preset.tree_width if preset else _TREE.width
+    threshold = _first(asked.filling["threshold"], preset and preset.tree_threshold)
     return TreeConfig(
         size=asked.tree_size,
         depth=depth if asked.tree_depth is None else asked.tree_depth,
         width=width if asked.tree_width is None else asked.tree_width,
-        threshold=_first(asked.tree_threshold, preset and preset.tree_threshold),
+        **{**asked.filling, "threshold": threshold},
     )
 
 

@@ -34,6 +34,7 @@ from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
+from dynaspec_cli.tree.acceptance import nearest, read_table
 from dynaspec_cli.tree.registry import create_tree
 
 
@@ -88,6 +89,12 @@ class Engine:
             self._shortlists[key] = shortlists.create(config, self.target, depth=depth)
         return self._shortlists[key]
 
+    def acceptance(self, temperature: float) -> tuple[float, ...] | None:
+        """Acceptance by position among siblings as it was measured for the drafter, at the
+        temperature next to this one; None where it was not."""
+        table = read_table(None if self.drafter is None else self.drafter.folder)
+        return table[nearest(table, temperature)].vector if table else None
+
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids of a text. Raises DynaSpecError where it is empty."""
         if not prompt.strip():
@@ -117,6 +124,8 @@ class Engine:
                 f"no drafter for {self.target.name}: plain autoregressive decoding; train one "
                 "with dynaspec train-drafter"
             )
+        if speculative and self.drafter is not None:
+            yield from (NoticeEvent(text) for text in self._notices(config))
         building = time.perf_counter()
         speculation = self._speculation(config) if speculative else None
         built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
@@ -248,6 +257,9 @@ class Engine:
                 "tree_depth": tree.depth,
                 "tree_width": tree.width,
                 "tree_threshold": getattr(speculation.policy, "threshold", None),
+                "tree_draw": "sample" if tree.draws(sampling) else "best",
+                "draft_temperature": tree.temperature(sampling),
+                **getattr(speculation.policy, "settings", {}),
             }
         return {
             "model": self.target.name,
@@ -275,15 +287,26 @@ class Engine:
     def _speculation(self, config: GenerationConfig) -> Speculation | None:
         if self.drafter is None:
             return None
-        policy = create_tree(config.tree, config.sampling)
+        acceptance = self.acceptance(config.sampling.temperature)
+        policy = create_tree(config.tree, config.sampling, acceptance=acceptance)
         # A policy that draws children sets the temperature of its draws itself.
-        temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
+        heat = config.tree.temperature(config.sampling)
+        temperature = 1.0 if policy.needs_distribution else heat
         return Speculation(
             self.drafter,
             self.shortlist(config.shortlist, config.tree.depth),
             policy,
             temperature,
         )
+
+    def _notices(self, config: GenerationConfig) -> Iterator[str]:
+        tree = config.tree
+        asked = tree.policy == "sequoia" and tree.acceptance is None
+        if asked and self.acceptance(config.sampling.temperature) is None:
+            yield (
+                "no acceptance was measured for this drafter, so --tree sequoia takes another "
+                "model's; dynaspec bench --measure-acceptance measures it"
+            )
 
     def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""

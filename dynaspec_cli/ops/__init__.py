@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from dynaspec_cli.ops import fakes
 from dynaspec_cli.ops.decoder import decoder_layer
+from dynaspec_cli.ops.draw import (
+    draw_children,
+    draw_index,
+    draw_rows,
+    filtered_softmax,
+    sibling_chances,
+)
 from dynaspec_cli.ops.extension import EXTENSION, backend, backend_reason, compiled
 from dynaspec_cli.ops.head import (
     draft_head,
@@ -37,6 +44,10 @@ __all__ = [
     "decoder_layer",
     "draft_head",
     "drafter_input",
+    "draw_children",
+    "draw_index",
+    "draw_rows",
+    "filtered_softmax",
     "greedy_walk",
     "kv_commit",
     "linear",
@@ -46,6 +57,7 @@ __all__ = [
     "shortlist_log_probs",
     "shortlist_topk",
     "shortlist_union",
+    "sibling_chances",
     "stochastic_walk",
     "topk_expand",
     "tree_mask",

@@ -7,7 +7,7 @@ take their randomness as uniforms, so that they are functions of their arguments
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -36,17 +36,11 @@ class RandomSource(Protocol):
         """An index drawn in proportion to weights [V] >= 0 of any positive sum."""
         ...
 
-    def draws(
-        self,
-        weights: Tensor,
-        counts: Sequence[int],
-        replacement: bool,
-        enough: Sequence[float] | None = None,
-    ) -> list[list[int]]:
-        """For row i of weights [w, S], up to counts[i] indices in draw order: with replacement
-        independent draws; without, each from what the earlier ones left, and fewer where the
-        support is smaller, or once the drawn indices hold more than the share enough[i] of the
-        row."""
+    def uniforms(
+        self, law: Callable[[], Tensor], counts: Sequence[int], replacement: bool
+    ) -> Tensor:
+        """Float64 [w, max(counts)] in [0, 1): what ``ops.draw_children`` turns into up to counts[i]
+        draws from row i of ``law()`` [w, S], with or without replacement."""
         ...
 
 
@@ -67,14 +61,16 @@ class GeneratorSource:
         self.generator.manual_seed(stream_seed(seed, stream))
         self._ready: list[float] = []
 
-    def uniforms(self, *shape: int) -> Tensor:
-        """Doubles in [0, 1)."""
+    def uniforms(
+        self, law: Callable[[], Tensor] | None, counts: Sequence[int], replacement: bool = False
+    ) -> Tensor:
+        shape = (len(counts), max(counts, default=0))
         return torch.rand(shape, generator=self.generator, dtype=torch.float64)
 
     def uniform(self) -> float:
         """A double in [0, 1)."""
         if not self._ready:
-            self._ready = self.uniforms(BATCH).tolist()
+            self._ready = torch.rand(BATCH, generator=self.generator, dtype=torch.float64).tolist()
         return self._ready.pop()
 
     def accept(self, probability: float) -> bool:
@@ -85,14 +81,3 @@ class GeneratorSource:
         if index < 0:
             raise DynaSpecError("a token was to be drawn from a distribution without any mass")
         return index
-
-    def draws(
-        self,
-        weights: Tensor,
-        counts: Sequence[int],
-        replacement: bool,
-        enough: Sequence[float] | None = None,
-    ) -> list[list[int]]:
-        uniforms = self.uniforms(len(counts), max(counts))
-        drawn = ops.draw_rows(weights, uniforms, counts, enough, replacement).tolist()
-        return [row[: row.index(-1)] if -1 in row else row for row in drawn]

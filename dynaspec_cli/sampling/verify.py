@@ -19,7 +19,8 @@ docs/exactness.md has the proofs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.draw import CERTAIN, sibling_chances
 from dynaspec_cli.ops.tree import greedy_walk
 from dynaspec_cli.protocols import DraftTree, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
@@ -73,13 +75,20 @@ class NodeDraft:
     points: tuple[int, ...] = ()
 
 
+NO_DRAWS = NodeDraft(torch.empty(0, dtype=torch.int64), torch.empty(0), ())
+
+
 @dataclass(frozen=True)
 class SampledDrafts:
     """``DraftTree.q`` of a policy that samples: the draft of every tree row that has children
     (points, draws or both). ``replacement``: whether draws are independent."""
 
-    nodes: dict[int, NodeDraft]
+    nodes: Mapping[int, NodeDraft]
     replacement: bool
+    drawn: int = 0
+    """Draws that the policy made, those that it discarded and repeated ones too."""
+    distinct: int = 0
+    """Nodes that they gave: a token drawn twice below a node is one."""
 
 
 def row_probabilities(
@@ -146,20 +155,43 @@ def verify_sampled(tree: DraftTree, target: RowProbabilities, source: RandomSour
     path = [0]
     while True:
         row = path[-1]
-        left = target(row)
-        points, draft = children[row], None
-        if drafts is not None and children[row]:
-            draft = _draft_of(row, drafts, children[row])
-            points = list(draft.points)
-        accepted = None
-        if points:
-            accepted, left = _try_points(left, points, tokens, source)
-        if accepted is None and draft is not None and draft.draws:
-            accepted, left = _try_draws(left, draft, tokens, drafts.replacement, source)
+        accepted, left = _try_children(target(row), row, children[row], tokens, drafts, source)
         if accepted is None:
             bonus = source.categorical(left)
             return Verdict(torch.tensor(path, dtype=torch.int64), bonus)
         path.append(accepted)
+
+
+def _try_children(
+    p: Tensor,
+    row: int,
+    children: list[int],
+    tokens: list[int],
+    drafts: SampledDrafts | None,
+    source: RandomSource,
+) -> tuple[int | None, Tensor]:
+    """(accepted child, p) or (None, what is left of p, of any positive sum)."""
+    if not children:
+        return None, p
+    rows, columns, draft = children, [], NO_DRAWS
+    if drafts is not None:
+        draft = _draft_of(row, drafts, children)
+        rows = [*draft.points, *(draw.row for draw in draft.draws)]
+        columns = [draw.column for draw in draft.draws]
+    chances, residual = sibling_chances(
+        p,
+        [tokens[child] for child in rows],
+        columns,
+        draft.ids,
+        draft.q,
+        drafts is not None and drafts.replacement,
+    )
+    for child, chance in zip(rows, chances.tolist(), strict=True):
+        if math.isnan(chance):
+            raise DynaSpecError(f"DraftTree.q: row {child} holds a token that its q cannot draw")
+        if chance == CERTAIN or source.accept(chance):
+            return child, p
+    return None, residual
 
 
 def _draft_of(row: int, drafts: SampledDrafts, children: list[int]) -> NodeDraft:
@@ -175,69 +207,3 @@ def _children(tree: DraftTree) -> list[list[int]]:
         if row:
             children[parent].append(row)
     return children
-
-
-def _try_points(
-    p: Tensor, rows: list[int], tokens: list[int], source: RandomSource
-) -> tuple[int | None, Tensor]:
-    """(accepted child or None, R of any positive sum): point masses, given R = p of any positive
-    sum."""
-    ids = torch.tensor([tokens[row] for row in rows])
-    chances = p[ids].tolist()
-    left = float(p.sum(dtype=torch.float64))
-    tried: set[int] = set()
-    for row, chance in zip(rows, chances, strict=True):
-        if tokens[row] in tried:
-            continue  # R is 0 there
-        if source.accept(chance / left):
-            return row, p
-        tried.add(tokens[row])
-        left -= chance
-        if left <= 0:
-            break
-    residual = p.clone()
-    residual[ids] = 0
-    if not bool(residual.any()):
-        return _rounded_away(rows, chances), p
-    return None, residual
-
-
-def _rounded_away(rows: list[int], chances: list[float]) -> int:
-    """The children hold all of p and each was rejected, which only rounding (about 1e-16) can do:
-    the last possible one is the answer."""
-    return [row for row, chance in zip(rows, chances, strict=True) if chance > 0][-1]
-
-
-def _try_draws(
-    p: Tensor, draft: NodeDraft, tokens: list[int], replacement: bool, source: RandomSource
-) -> tuple[int | None, Tensor]:
-    """(accepted child or None, R of any positive sum), given R = p of any positive sum. R and D
-    live on the shortlist, in float64; R outside it is p times a factor, whose sum is
-    ``outside``."""
-    ids, rest = draft.ids.to(p.device), p.clone()
-    rest[ids] = 0
-    factor = 1.0 / float(p.sum(dtype=torch.float64))
-    outside = float(rest.sum(dtype=torch.float64)) * factor
-    residual = p[ids].cpu().double() * factor
-    d = draft.q.double()
-    d = d / d.sum()
-    for column, row in draft.draws:
-        if int(draft.ids[column]) != tokens[row] or not float(d[column]) > 0:
-            raise DynaSpecError(f"DraftTree.q: row {row} holds a token that its q cannot draw")
-        if source.accept(float(residual[column]) / float(d[column])):
-            return row, p
-        after = (residual - d).clamp_(min=0)
-        total = float(after.sum()) + outside
-        if not total > 0:
-            return row, p  # R = D up to rounding, and x was rejected by it
-        residual, outside, factor = after / total, outside / total, factor / total
-        if not replacement:
-            d = d.clone()
-            d[column] = 0
-            mass = float(d.sum())
-            if not mass > 0:
-                break
-            d = d / mass
-    rest = rest.double().mul_(factor)
-    rest[ids] = residual.to(p.device)
-    return None, rest

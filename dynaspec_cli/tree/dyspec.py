@@ -10,13 +10,8 @@ drafter pass a level), which draws only where the slot's value is at least ``thr
 
 from __future__ import annotations
 
-import math
-
 from dynaspec_cli.config import TreeConfig
-from dynaspec_cli.errors import bad_score
-from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
-from dynaspec_cli.tree.base import GrowingTree, best_nodes
-from dynaspec_cli.tree.drawn import DrawnSlots
+from dynaspec_cli.tree.grown import GrownBest, GrownDrawn
 from dynaspec_cli.tree.sampled import Drawing
 
 SLOT_VALUE = 2.0
@@ -30,50 +25,22 @@ def slot_threshold(config: TreeConfig) -> float:
     return own if config.threshold is None else config.threshold
 
 
-class DySpecBest:
-    """Children are the best tokens in order of probability, nothing is drawn, and the ``size``
-    nodes with the largest path probability are kept (their sum is the expected accepted length of a
-    greedy target). ``scores`` are path probabilities."""
+class DySpecBest(GrownBest):
+    """Children are the best tokens in order of probability, and the ``size`` nodes with the largest
+    path probability are kept: their sum is the expected accepted length of a greedy target."""
 
     name = "dyspec"
-    needs_distribution = False
 
     def __init__(self, config: TreeConfig) -> None:
-        self.size, self.depth, self.width = config.size, config.depth, config.width
         self.threshold = slot_threshold(config)
-
-    def begin(self, root: int) -> GrowingTree:
-        return GrowingTree([root], scores=[1.0])
-
-    def grow(self, state: GrowingTree, candidates: DraftHeadOutput) -> Frontier | None:
-        log_q, ids = state.take(candidates)
-        bound, fresh = state.bound(self.size), []
-        for i, parent in enumerate(state.frontier):
-            above, left = state.scores[parent], 1.0
-            for token, log_d in zip(ids[i][: self.width], log_q[i], strict=False):
-                if log_d != log_d:
-                    raise bad_score()
-                d = math.exp(min(log_d, 0.0))
-                value = above * d
-                if above * left < self.threshold or value <= bound:
-                    break
-                fresh.append((-value, state.add(parent, token, value)))
-                left -= d
-        state.offer(fresh, self.size)
-        if state.level >= self.depth:
-            return None
-        floor = state.bound(self.size)
-        worth = [pair for pair in fresh if -pair[0] >= self.threshold and -pair[0] > floor]
-        return state.expand(best_nodes(worth, self.width)) if worth else None
-
-    def finish(self, state: GrowingTree) -> DraftTree:
-        return state.tree(state.chosen())
+        super().__init__(config, self.threshold)
 
 
-class DySpecDrawn(DrawnSlots):
-    """Children are drawn; slots below the threshold are not filled."""
+class DySpecDrawn(GrownDrawn):
+    """Children are drawn."""
 
     name = "dyspec"
 
     def __init__(self, config: TreeConfig, drawing: Drawing) -> None:
-        super().__init__(config, drawing, slot_threshold(config))
+        self.threshold = slot_threshold(config)
+        super().__init__(config, drawing, self.threshold)

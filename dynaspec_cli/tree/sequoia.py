@@ -37,6 +37,7 @@ class Sequoia(FixedTree):
         plan, self.expected_tokens = optimal_plan(
             acceptance[: config.width], config.size, config.depth
         )
+        self.settings = {"tree_acceptance": list(acceptance[: config.width])}
         super().__init__(plan, drawing, replacement=False)
 
 

@@ -9,6 +9,7 @@ import torch
 from exact_toys import Context, Law, Script, ToyModel, distance, outcomes, target_law
 
 from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.ops.draw import draw_rows
 from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.sampling import verify as verification
 from dynaspec_cli.sampling.processors import probabilities
@@ -52,7 +53,10 @@ class MixedTree:
                     return of_token[token]
 
                 points = tuple(child(token) for token in self.point_tokens(contexts[row]))
-                drawn = script.draws(q[None], self.draws, self.replacement)[0]
+                counts = [self.draws]
+                uniforms = script.uniforms(lambda q=q: q[None], counts, self.replacement)
+                drawn = draw_rows(q[None], uniforms, counts, None, self.replacement)[0].tolist()
+                drawn = [column for column in drawn if column >= 0]
                 draws = tuple(Draw(column, child(int(ids[column]))) for column in drawn)
                 nodes[row] = NodeDraft(ids, q, draws, points)
                 below += of_token.values()
@@ -116,32 +120,27 @@ def test_the_toys_hold_every_kind_of_point() -> None:
     assert points - listed or set(MixedTree(model, 3, 1, False).point_tokens((0,))) - listed
 
 
-@pytest.mark.parametrize("wrong", ["after", "kept", "as draws"])
+@pytest.mark.parametrize("wrong", ["never", "kept", "as draws"])
 def test_mistakes_are_seen(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points tried after the draws with the draws' R thrown away; a rejected point not removed; a
-    point accepted as though it had been drawn."""
+    """A rejected point not removed; a point accepted as though it had been drawn. Never accepting a
+    point is no mistake: it only accepts less."""
     model = ToyModel(vocab=4, shortlist_size=3, seed=8)
-    original = verification._try_points
+    original = verification.sibling_chances
 
-    def kept(p, rows, tokens, source):
-        return original(p, rows, tokens, source)[0], p
+    def changed(p, tokens, columns, *rest):
+        chances, residual = original(p, tokens, columns, *rest)
+        points = len(tokens) - len(columns)
+        if wrong == "kept":
+            residual = original(p, tokens[points:], columns, *rest)[1]
+        elif wrong == "as draws":
+            chances[:points] = (p[tokens[:points]] / 0.5).clamp(max=1)
+        else:
+            chances, residual = original(p, tokens[points:], columns, *rest)
+            chances = torch.cat([torch.zeros(points, dtype=chances.dtype), chances])
+        return chances, residual
 
-    def as_draws(p, rows, tokens, source):
-        for row in rows:
-            if source.accept(min(1.0, float(p[tokens[row]]) / 0.5)):
-                return row, p
-        residual = p.clone()
-        residual[[tokens[row] for row in rows]] = 0
-        return None, residual
-
-    def after(p, rows, tokens, source):
-        return None, p
-
-    monkeypatch.setattr(
-        verification, "_try_points", {"after": after, "kept": kept, "as draws": as_draws}[wrong]
+    monkeypatch.setattr(verification, "sibling_chances", changed)
+    error = distance(
+        emitted_law(MixedTree(model, 2, 1, False), 1, 2), target_law(model, (0,), SAMPLING, 2)
     )
-    law = emitted_law(MixedTree(model, 2, 1, False), 1, 2)
-    if wrong == "after":  # never accepting a point is exact; it only accepts less
-        assert distance(law, target_law(model, (0,), SAMPLING, 2)) < EXACT
-    else:
-        assert distance(law, target_law(model, (0,), SAMPLING, 2)) > 1e-4
+    assert error < EXACT if wrong == "never" else error > 1e-4
