@@ -61,7 +61,8 @@ TORCH_LIBRARY(dynaspec, m) {
       " -> Tensor");
   m.def(
       "sibling_chances(Tensor p, int[] tokens, int[] columns, Tensor ids, Tensor q, bool "
-      "replacement) -> (Tensor chances, Tensor residual)");
+      "replacement, float weight) -> (Tensor chances, Tensor residual)");
+  m.def("new_tree(int token, int capacity, float root_value) -> (Tensor nodes, Tensor values)");
   m.def(
       "grow_best(Tensor(a!) nodes, Tensor(b!) values, Tensor log_q, Tensor ids, int size, int "
       "width, float least, bool logarithms, bool whole_beam) -> (Tensor frontier, float mass)");

@@ -65,6 +65,11 @@ DRAWS = ("auto", "sample", "best")
 """``auto``: sample where the target samples, best where it is greedy."""
 
 
+VERIFICATIONS = ("siblings", "traversal")
+"""How drawn children are verified: child by child from the root, or path by path from the
+leaves."""
+
+
 @dataclass(frozen=True)
 class TreeConfig:
     """Shape of the draft tree, and how it is filled.
@@ -80,7 +85,7 @@ class TreeConfig:
     the b-th child tried is the one accepted, each in [0, 1], of sum at most 1; None: as measured
     for the drafter. ``expansion``: specinfer's children per node at each level; None: the paper's,
     cut or extended to ``size``. ``ddd_steps``: draft steps after which ddd tests its beam; None:
-    each one.
+    each one. ``verification``: of drawn children (``VERIFICATIONS``).
 
     8 nodes by default: on a CPU a pass over 9 rows costs what one over a single row does, one over
     17 a quarter more, which the longer accepted paths do not repay (docs/performance.md).
@@ -96,6 +101,7 @@ class TreeConfig:
     acceptance: tuple[float, ...] | None = None
     expansion: tuple[int, ...] | None = None
     ddd_steps: tuple[int, ...] | None = None
+    verification: str = "siblings"
 
     def __post_init__(self) -> None:
         _require(1 <= self.size <= 1024, f"--tree-size: expected 1 to 1024 nodes, got {self.size}")
@@ -109,6 +115,11 @@ class TreeConfig:
         )
         _require(
             self.draw in DRAWS, f"--tree-draw: expected one of {', '.join(DRAWS)}, got {self.draw}"
+        )
+        _require(
+            self.verification in VERIFICATIONS,
+            f"--tree-verification: expected one of {', '.join(VERIFICATIONS)}, got "
+            f"{self.verification}",
         )
         heat, a = self.draft_temperature, self.acceptance
         _require(

@@ -206,6 +206,7 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
         "tree_width": tree.width,
         "tree_threshold": tree.threshold,
         "tree_draw": tree.draw,
+        "tree_verification": tree.verification,
         "draft_temperature": tree.draft_temperature,
         "tree_acceptance": None if tree.acceptance is None else list(tree.acceptance),
         "tree_expansion": None if tree.expansion is None else list(tree.expansion),
@@ -225,7 +226,7 @@ _IDENTITY = (
     "methods", "suites", "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p",
     "min_p", "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed",
     "tree_depth", "tree_width", "tree_size", "tree_threshold", "tree_draw", "draft_temperature",
-    "tree_acceptance", "tree_expansion", "ddd_steps", "check_exact", "warmup",
+    "tree_acceptance", "tree_expansion", "ddd_steps", "tree_verification", "check_exact", "warmup",
     "target_kernels", "cpu", "versions", "commit",
 )  # fmt: skip
 """Settings that an earlier part of a run must share with a later one."""

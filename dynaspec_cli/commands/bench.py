@@ -60,6 +60,7 @@ class Asked:
     tree_depth: int | None
     tree_width: int | None
     filling: dict[str, Any]
+    measure_acceptance: bool
     assistant: str | None
 
 
@@ -153,6 +154,12 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--tree-width", type=int, metavar="N", help=f"Children of a node.  [default: {_TREE.width}]"
 )
 @click.option(
+    "--measure-acceptance",
+    is_flag=True,
+    help="Measure the drafter's acceptance by position among siblings at --temperature and write "
+    "it beside the drafter, for --tree sequoia; nothing else is run.",
+)
+@click.option(
     "--assistant",
     metavar="NAME|FOLDER|FILE",
     help="Small language model for transformers-assisted; drafts of another "
@@ -184,6 +191,9 @@ def bench(
     preset = None if asked.preset is None else find_preset(asked.preset)
     tree = _tree(asked, preset)
     suites = _suites(asked, preset)
+    if asked.measure_acceptance:
+        _measure_acceptance(asked, preset, suites, sampling, common)
+        return
     # A wrong spec is told before a model is loaded.
     texts: Sequence[str] = asked.method or (preset.methods if preset else ())
     parse_sweeps(asked.sweep)
@@ -206,6 +216,48 @@ def bench(
     if outcome.interrupted:
         click.get_current_context().exit(INTERRUPTED)
     outcome.check()
+
+
+def _measure_acceptance(
+    asked: Asked,
+    preset: Preset | None,
+    suites: tuple[Suite, ...],
+    sampling: SamplingConfig,
+    common: CommonOptions,
+) -> None:
+    from dynaspec_cli.bench.acceptance import measure_acceptance
+    from dynaspec_cli.bench.terminal import BenchBar
+    from dynaspec_cli.tree.acceptance import write_table
+    from dynaspec_cli.ui.console import print_json
+
+    engine = load_engine(common, asked.drafter)
+    limit = _first(asked.max_prompt_tokens, preset and preset.max_prompt_tokens)
+    new_tokens = max(_new_tokens(suite, asked, preset) for suite in suites)
+    with BenchBar(enabled=not common.quiet) as bar:
+        found = measure_acceptance(engine, suites, sampling, new_tokens, limit, bar)
+    folder = engine.drafter and engine.drafter.folder
+    if folder is None:
+        raise DynaSpecError("--measure-acceptance: expected a drafter that lies in a folder")
+    path = write_table(folder, {sampling.temperature: found})
+    vector = [round(a, 4) for a in found.vector]
+    if common.json:
+        print_json(
+            {
+                "schema": 1,
+                "temperature": sampling.temperature,
+                "acceptance": vector,
+                "tried": list(found.tried),
+                "accepted": list(found.accepted),
+                "facts": found.facts,
+                "file": str(path),
+            }
+        )
+        return
+    click.echo(",".join(f"{a:g}" for a in vector))
+    if not common.quiet:
+        click.echo(
+            f"{found.tried[0]} nodes at temperature {sampling.temperature:g}: {path}", err=True
+        )
 
 
 def _tree(asked: Asked, preset: Preset | None) -> TreeConfig:

@@ -15,7 +15,13 @@ import click
 
 from dynaspec_cli import settings_file
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
-from dynaspec_cli.config import DRAWS, SamplingConfig, ShortlistConfig, TreeConfig
+from dynaspec_cli.config import (
+    DRAWS,
+    VERIFICATIONS,
+    SamplingConfig,
+    ShortlistConfig,
+    TreeConfig,
+)
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.tree.acceptance import read_vector
@@ -287,9 +293,16 @@ _FILLING: tuple[Callable[[Any], Any], ...] = (
         metavar="N,N,...",
         help="ddd: draft steps after which the beam is tested.  [default: each one]",
     ),
+    click.option(
+        "--tree-verification",
+        type=click.Choice(VERIFICATIONS),
+        default=_TREE.verification,
+        help="Drawn children are verified one by one from the root, or by whole paths from the "
+        "leaves.",
+    ),
 )
 _FIELDS = {"tree_threshold": "threshold", "tree_draw": "draw", "tree_acceptance": "acceptance"}
-_FIELDS |= {"tree_expansion": "expansion"}
+_FIELDS |= {"tree_expansion": "expansion", "tree_verification": "verification"}
 _FIELDS |= {name: name for name in ("draft_temperature", "ddd_steps")}
 
 

@@ -127,7 +127,7 @@ class Engine:
         if speculative and self.drafter is not None:
             yield from (NoticeEvent(text) for text in self._notices(config))
         building = time.perf_counter()
-        speculation = self._speculation(config) if speculative else None
+        speculation = self.speculation(config) if speculative and self.drafter else None
         built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
         begun += built_s
         detokenizer = IncrementalDetokenizer.for_tokenizer(self.tokenizer, ids, config.stop)
@@ -259,6 +259,7 @@ class Engine:
                 "tree_threshold": getattr(speculation.policy, "threshold", None),
                 "tree_draw": "sample" if tree.draws(sampling) else "best",
                 "draft_temperature": tree.temperature(sampling),
+                "tree_verification": tree.verification,
                 **getattr(speculation.policy, "settings", {}),
             }
         return {
@@ -284,9 +285,10 @@ class Engine:
             },
         }
 
-    def _speculation(self, config: GenerationConfig) -> Speculation | None:
+    def speculation(self, config: GenerationConfig) -> Speculation:
+        """What drafts for one request. Raises DynaSpecError without a drafter."""
         if self.drafter is None:
-            return None
+            raise DynaSpecError(f"there is no drafter for {self.target.name}; give --drafter")
         acceptance = self.acceptance(config.sampling.temperature)
         policy = create_tree(config.tree, config.sampling, acceptance=acceptance)
         # A policy that draws children sets the temperature of its draws itself.

@@ -88,9 +88,11 @@ def sibling_chances(
     ids: Tensor,
     q: Tensor,
     replacement: bool = False,
+    weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """(chance of each child given that those before it were rejected, residual [V])."""
-    args = (tokens, columns, ids, q, replacement)
+    """(chance of each child given that those before it were not passed, then of the node itself;
+    residual [V])."""
+    args = (tokens, columns, ids, q, replacement, weight)
     if _here(p):
         return _ops.sibling_chances(p.contiguous(), *args)
     return reference.sibling_chances(p, *args)
@@ -114,7 +116,7 @@ def _fake_children(
 
 
 def _fake_chances(p: Tensor, tokens: Sequence[int], *_: object) -> tuple[Tensor, Tensor]:
-    return p.new_empty((len(tokens),), dtype=torch.float64), torch.empty_like(p)
+    return p.new_empty((len(tokens) + 1,), dtype=torch.float64), torch.empty_like(p)
 
 
 _FAKES: dict[str, Callable[..., object]] = {

@@ -18,13 +18,8 @@ _ops = torch.ops.dynaspec
 
 def new_tree(token: int, capacity: int, root_value: float) -> tuple[Tensor, Tensor]:
     """(nodes, values) of a tree that is its root, ``token``; room for ``capacity`` nodes."""
-    capacity = max(capacity, reference.COUNTER_NAMES)
-    nodes = torch.empty(8, capacity, dtype=torch.int64)
-    values = torch.empty(2, capacity, dtype=torch.float64)
-    nodes[:, 0] = torch.tensor([token, -1, -1, -1, -1, -1, 0, 1])
-    nodes[reference.COUNTERS, 1 : reference.COUNTER_NAMES] = torch.tensor([0, 0, 1, 0, 0])
-    values[:, 0] = torch.tensor([root_value, -torch.inf], dtype=torch.float64)
-    return nodes, values
+    run = reference.new_tree if EXTENSION.module is None else _ops.new_tree
+    return run(token, capacity, root_value)
 
 
 def grow_best(

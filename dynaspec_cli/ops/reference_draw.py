@@ -188,33 +188,49 @@ def sibling_chances(
     ids: Tensor,
     q: Tensor,
     replacement: bool,
+    weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """The children ``tokens`` of a node in the order in which they are tried: the last
     ``len(columns)`` were drawn from q [S] over the distinct ids int64 [S], at these columns, the
-    others are points. p [V] and q have any positive sum; float32 or float64.
+    others are points. p [V] and q have any positive sum; float32 or float64. ``weight``: the
+    probability that the node is to be passed (traversal verification); 1 where it was accepted
+    before its children are tried.
 
-    Returns (chances float64 [m]: that child j is accepted, given that those before it were
-    rejected; ``CERTAIN`` where only rounding could reject it, NaN where q cannot have drawn it;
-    residual [V], p's dtype, of any positive sum: the law of the token that follows if all are
-    rejected).
+    With R = p and D = q normalised and w the weight, child x is passed with min(1, w R(x) / D(x));
+    else, with s the sum of max(w R - D, 0), R becomes this over s, w becomes s / (s + 1 - w), and
+    without replacement D(x) = 0, D = norm(D). A point is a D that is 1 at x.
+
+    Returns (chances float64 [m + 1]: that child j is passed, given that those before it were not,
+    not capped at 1; ``CERTAIN`` where only rounding could reject it, NaN where q cannot have drawn
+    it; last the w that is left for the node itself; residual [V], p's dtype, of any positive sum: R
+    at the end).
     """
     points = tokens[: len(tokens) - len(columns)]
-    chances = torch.zeros(len(tokens), dtype=torch.float64)
+    chances = torch.zeros(len(tokens) + 1, dtype=torch.float64)
     residual = p.clone()
     whole = left = float(p.sum(dtype=torch.float64))
     possible = None
     for j, token in enumerate(points):
         chance = float(residual[token])
-        chances[j] = chance / left if left > 0 else 0.0
+        share = chance / left if left > 0 else 0.0
+        chances[j] = weight * share
         possible = j if chance > 0 else possible
         left -= chance
         residual[token] = 0
+        weight = _rejected(weight, weight * (1 - share)) if weight < 1 else weight
     if possible is not None and left < 1e-9 * whole and not bool(residual.any()):
-        chances[possible] = CERTAIN
-        return chances, residual
-    if columns:
-        _try_draws(residual, tokens[len(points) :], columns, ids, q, replacement, chances)
+        if weight == 1:
+            chances[possible] = CERTAIN
+    elif columns:
+        _try_draws(residual, tokens[len(points) :], columns, ids, q, replacement, weight, chances)
+    else:
+        chances[-1] = weight
     return chances, residual
+
+
+def _rejected(weight: float, rest: float) -> float:
+    """The weight once a part ``rest`` of weight * R is left by a rejected child."""
+    return rest / (rest + (1 - weight)) if rest > 0 else 0.0
 
 
 def _try_draws(
@@ -224,6 +240,7 @@ def _try_draws(
     ids: Tensor,
     q: Tensor,
     replacement: bool,
+    weight: float,
     chances: Tensor,
 ) -> None:
     """Fills the last of ``chances`` and updates ``residual``. R and D live on the shortlist, in
@@ -234,21 +251,23 @@ def _try_draws(
     factor = 1.0 / (float(r.sum()) + outside)
     r, outside = r * factor, outside * factor
     d = q.double() / q.sum(dtype=torch.float64)
-    at, alive = chances[len(chances) - len(tokens) :], True
-    for j, (token, column) in enumerate(zip(tokens, columns, strict=True)):
-        if int(ids[column]) != token or not float(q[column]) > 0:
-            at[j] = math.nan
+    first, alive = len(chances) - 1 - len(tokens), True
+    for j, (token, column) in enumerate(zip(tokens, columns, strict=True), start=first):
+        drawable = int(ids[column]) == token and float(q[column]) > 0
+        if not drawable or (alive and not float(d[column]) > 0):
+            chances[j] = math.nan
             return
         if not alive:
             continue
-        if not float(d[column]) > 0:
-            at[j] = math.nan
-            return
-        at[j] = float(r[column]) / float(d[column])
-        r = (r - d).clamp_(min=0)
+        chances[j] = weight * float(r[column]) / float(d[column])
+        r = (weight * r - d).clamp_(min=0)
+        outside, factor = outside * weight, factor * weight
         total = float(r.sum()) + outside
-        if not total > 0:
-            at[j] = CERTAIN  # R = D up to rounding
+        if weight == 1 and not total > 0:
+            chances[j] = CERTAIN  # R = D up to rounding
+            return
+        weight = _rejected(weight, total)
+        if weight == 0:
             return
         r, outside, factor = r / total, outside / total, factor / total
         if not replacement:
@@ -257,4 +276,5 @@ def _try_draws(
             mass = float(d.sum())
             alive = mass > 0
             d = d / mass if alive else d
+    chances[-1] = weight
     residual[ids] = (r / factor).to(residual.dtype)

@@ -104,6 +104,17 @@ class _Tree:
         return frontier, mass
 
 
+def new_tree(token: int, capacity: int, root_value: float) -> tuple[Tensor, Tensor]:
+    """(nodes, values) of a tree that is its root; room for ``capacity`` nodes."""
+    capacity = max(capacity, COUNTER_NAMES)
+    nodes = torch.empty(8, capacity, dtype=torch.int64)
+    values = torch.empty(2, capacity, dtype=torch.float64)
+    nodes[:, 0] = torch.tensor([token, -1, -1, -1, -1, -1, 0, 1])
+    nodes[COUNTERS, 1:COUNTER_NAMES] = torch.tensor([0, 0, 1, 0, 0])
+    values[:, 0] = torch.tensor([root_value, -torch.inf], dtype=torch.float64)
+    return nodes, values
+
+
 def grow_best(
     nodes: Tensor,
     values: Tensor,

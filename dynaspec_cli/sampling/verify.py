@@ -21,7 +21,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -89,6 +90,8 @@ class SampledDrafts:
     """Draws that the policy made, those that it discarded and repeated ones too."""
     distinct: int = 0
     """Nodes that they gave: a token drawn twice below a node is one."""
+    traversal: bool = False
+    """Verified from the leaves up, path by path, instead of child by child."""
 
 
 def row_probabilities(
@@ -151,47 +154,94 @@ def verify_sampled(tree: DraftTree, target: RowProbabilities, source: RandomSour
         raise DynaSpecError(
             f"DraftTree.q: expected SampledDrafts or None, got {type(drafts).__name__}"
         )
-    tokens, children = tree.tokens.tolist(), _children(tree)
-    path = [0]
-    while True:
-        row = path[-1]
-        accepted, left = _try_children(target(row), row, children[row], tokens, drafts, source)
-        if accepted is None:
-            bonus = source.categorical(left)
-            return Verdict(torch.tensor(path, dtype=torch.int64), bonus)
-        path.append(accepted)
+    walk = _Walk(tree, target, source, drafts)
+    if drafts is not None and drafts.traversal:
+        verdict = walk.bottom_up(0, 1.0)
+        if verdict is None:  # the root's weight stays 1
+            raise DynaSpecError("traversal verification ended without a token")
+        return verdict
+    return walk.top_down()
 
 
-def _try_children(
-    p: Tensor,
-    row: int,
-    children: list[int],
-    tokens: list[int],
-    drafts: SampledDrafts | None,
-    source: RandomSource,
-) -> tuple[int | None, Tensor]:
-    """(accepted child, p) or (None, what is left of p, of any positive sum)."""
-    if not children:
-        return None, p
-    rows, columns, draft = children, [], NO_DRAWS
-    if drafts is not None:
-        draft = _draft_of(row, drafts, children)
-        rows = [*draft.points, *(draw.row for draw in draft.draws)]
-        columns = [draw.column for draw in draft.draws]
-    chances, residual = sibling_chances(
-        p,
-        [tokens[child] for child in rows],
-        columns,
-        draft.ids,
-        draft.q,
-        drafts is not None and drafts.replacement,
-    )
-    for child, chance in zip(rows, chances.tolist(), strict=True):
-        if math.isnan(chance):
-            raise DynaSpecError(f"DraftTree.q: row {child} holds a token that its q cannot draw")
-        if chance == CERTAIN or source.accept(chance):
-            return child, p
-    return None, residual
+@dataclass(frozen=True)
+class _Walk:
+    """One walk over a tree. ``target``, ``source`` and ``drafts`` as in ``verify_sampled``."""
+
+    tree: DraftTree
+    target: RowProbabilities
+    source: RandomSource
+    drafts: SampledDrafts | None
+    path: list[int] = field(default_factory=lambda: [0])
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        return self.tree.tokens.tolist()
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        return _children(self.tree)
+
+    def verdict(self, left: Tensor) -> Verdict:
+        """The walk ends at the last row of its path; the next token's law is ``left``."""
+        bonus = self.source.categorical(left)
+        return Verdict(torch.tensor(self.path, dtype=torch.int64), bonus)
+
+    def top_down(self) -> Verdict:
+        """Accept a child, then try its children."""
+        while True:
+            row = self.path[-1]
+            p = self.target(row)
+            if not self.children[row]:
+                return self.verdict(p)
+            rows, chances, left = self.siblings(p, row, 1.0)
+            for child, chance in zip(rows, chances, strict=False):
+                if chance == CERTAIN or self.source.accept(chance):
+                    self.path.append(child)
+                    break
+            else:
+                return self.verdict(left)
+
+    def bottom_up(self, row: int, weight: float) -> Verdict | None:
+        """Traversal verification (arXiv 2505.12398): the whole path down to a node is to be passed
+        with probability ``weight`` = min(1, w R(x) / D(x)), w its parent's; but its children are
+        asked first, and the node itself only where none of the paths through them is passed."""
+        if not self.children[row]:
+            passed = self.source.accept(weight)
+            return self.verdict(self.target(row)) if passed else None
+        rows, chances, left = self.siblings(self.target(row), row, weight)
+        for child, chance in zip(rows, chances, strict=False):
+            if chance > 0:
+                self.path.append(child)
+                verdict = self.bottom_up(child, min(chance, 1.0))
+                if verdict is not None:
+                    return verdict
+                self.path.pop()
+        return self.verdict(left) if self.source.accept(chances[-1]) else None
+
+    def siblings(self, p: Tensor, row: int, weight: float) -> tuple[list[int], list[float], Tensor]:
+        """(children in the order in which they are tried, their chances and the node's own, what is
+        left of p)."""
+        rows, columns, draft = self.children[row], [], NO_DRAWS
+        if self.drafts is not None:
+            draft = _draft_of(row, self.drafts, rows)
+            rows = [*draft.points, *(draw.row for draw in draft.draws)]
+            columns = [draw.column for draw in draft.draws]
+        chances, left = sibling_chances(
+            p,
+            [self.tokens[child] for child in rows],
+            columns,
+            draft.ids,
+            draft.q,
+            self.drafts is not None and self.drafts.replacement,
+            weight,
+        )
+        found = chances.tolist()
+        for child, chance in zip(rows, found, strict=False):
+            if math.isnan(chance):
+                raise DynaSpecError(
+                    f"DraftTree.q: row {child} holds a token that its q cannot draw"
+                )
+        return rows, found, left
 
 
 def _draft_of(row: int, drafts: SampledDrafts, children: list[int]) -> NodeDraft:

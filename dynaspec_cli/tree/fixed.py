@@ -74,9 +74,9 @@ class FixedTree:
 
     def finish(self, state: PlannedTree) -> DraftTree:
         nodes = range(ROOT + 1, len(state.tokens))
-        return (
-            state.tree(nodes) if self.drawing is None else state.finished(nodes, self.replacement)
-        )
+        if self.drawing is None:
+            return state.tree(nodes)
+        return state.finished(nodes, self.replacement, self.drawing.traversal)
 
     def _fill(self, state: PlannedTree, parent: int, position: int, token: int) -> int:
         state.place.append(self.plan.children[state.place[parent]][position])

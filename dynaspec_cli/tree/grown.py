@@ -151,7 +151,12 @@ class GrownDrawn(Grown):
 
     def finish(self, state: GrownTree) -> DraftTree:
         rows = grown_tree(state.nodes, state.values)
-        drafts = SampledDrafts(GrownDrafts(rows, state.laws), False, *drawn_so_far(state.nodes))
+        drafts = SampledDrafts(
+            GrownDrafts(rows, state.laws),
+            False,
+            *drawn_so_far(state.nodes),
+            traversal=self.drawing.traversal,
+        )
         return DraftTree(rows[0], rows[1], drafts)
 
 

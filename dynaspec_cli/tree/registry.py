@@ -82,7 +82,8 @@ def create_tree(
     drawing = None
     if config.draws(sampling):
         source = source or GeneratorSource(sampling.seed, DRAFT_STREAM)
-        drawing = Drawing(replace(sampling, temperature=config.temperature(sampling)), source)
+        law = replace(sampling, temperature=config.temperature(sampling))
+        drawing = Drawing(law, source, config.verification == "traversal")
     return factory(
         TreeRequest(config, sampling, config.acceptance or acceptance or EXAMPLE, drawing)
     )

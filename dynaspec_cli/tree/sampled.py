@@ -40,10 +40,13 @@ class Law:
 
 class Drawing:
     """Draws children at a ``SamplingConfig`` of the draft: the target's own filters, since a token
-    that they remove from p is never accepted. ``config`` has a temperature above 0."""
+    that they remove from p is never accepted. ``config`` has a temperature above 0. ``traversal``: how
+    the drawn trees are to be verified (``SampledDrafts``)."""
 
-    def __init__(self, config: SamplingConfig, source: RandomSource) -> None:
-        self.config, self.source = config, source
+    def __init__(
+        self, config: SamplingConfig, source: RandomSource, traversal: bool = False
+    ) -> None:
+        self.config, self.source, self.traversal = config, source, traversal
 
     def law(self, candidates: DraftHeadOutput) -> Law:
         """Raises DynaSpecError where the candidates hold only the best tokens."""
@@ -106,7 +109,9 @@ class SampledTree(GrowingTree):
         self.drafts[parent] = (drawn, row, pairs)
         self.drawn += len(pairs)
 
-    def finished(self, nodes: Sequence[int], replacement: bool) -> DraftTree:
+    def finished(
+        self, nodes: Sequence[int], replacement: bool, traversal: bool = False
+    ) -> DraftTree:
         """The tree of ``nodes`` (ascending) with the distributions that verification needs."""
         place = {node: row for row, node in enumerate([ROOT, *nodes])}
         records = {}
@@ -115,4 +120,5 @@ class SampledTree(GrowingTree):
             if node in place and draws:
                 records[place[node]] = NodeDraft(drawn.ids, drawn.q[i], draws)
         distinct = len(self.tokens) - 1
-        return self.tree(nodes, SampledDrafts(records, replacement, self.drawn, distinct))
+        drafts = SampledDrafts(records, replacement, self.drawn, distinct, traversal)
+        return self.tree(nodes, drafts)

@@ -26,8 +26,8 @@ EXACT = 1e-12
 DRAWN_TREES = [name for name in tree_names() if name != "auto"]
 """Trees for temperatures above 0 (the registry refuses the other)."""
 
-SAMPLING_TREES = [*DRAWN_TREES, *(f"{name} best" for name in DRAWN_TREES)]
-"""Their children drawn, or the drafter's best tokens."""
+SAMPLING_TREES = [f"{name}{form}" for form in ("", " best", " traversal") for name in DRAWN_TREES]
+"""Their children drawn, or the drafter's best tokens, or drawn and verified from the leaves up."""
 
 SAMPLERS = {
     "plain": SamplingConfig(temperature=1.0),
@@ -40,13 +40,22 @@ SAMPLERS = {
 
 
 def policy_maker(name: str, sampling: SamplingConfig, size: int, depth: int, width: int):
-    """``name``: a policy, or "policy best": its children are not drawn."""
-    policy, _, best = name.partition(" ")
+    """``name``: a policy; "policy best": its children are not drawn; "policy traversal": verified
+    from the leaves up."""
+    policy, _, form = name.partition(" ")
     expansion = (width,) + (1,) * (depth - 1)
     if policy == "specinfer":
         size = 1024
-    draw = "best" if best else "auto"
-    config = TreeConfig(policy, size, depth, width, threshold=0.05, draw=draw, expansion=expansion)
+    config = TreeConfig(
+        policy,
+        size,
+        depth,
+        width,
+        threshold=0.05,
+        draw="best" if form == "best" else "auto",
+        expansion=expansion,
+        verification="traversal" if form == "traversal" else "siblings",
+    )
 
     def make(script: Script) -> TreePolicy:
         return create_tree(config, sampling, script)
@@ -141,14 +150,15 @@ def test_drafts_may_depend_on_rejected_drafts(tree: str) -> None:
     assert distance(law, target_law(model, (0,), sampling, 2)) < EXACT
 
 
+@pytest.mark.parametrize("verification", ["siblings", "traversal"])
 @pytest.mark.parametrize("policy", ["dyspec", "eagle2", "ddd"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("seed", [5, 6, 7])
-def test_a_tree_that_is_full(seed: int, shared: bool, policy: str) -> None:
+def test_a_tree_that_is_full(seed: int, shared: bool, policy: str, verification: str) -> None:
     """More slots than places. A token drawn at the root is in the frontier, so a shortlist that
     asks the frontier shows it to the other branches, and with it what their slots are worth."""
     model = ToyModel(vocab=4, shortlist_size=3, seed=seed, shared=shared)
-    config = TreeConfig(policy, size=3, depth=2, width=2, threshold=0.05)
+    config = TreeConfig(policy, size=3, depth=2, width=2, threshold=0.05, verification=verification)
 
     def make(script: Script) -> TreePolicy:
         return create_tree(config, SamplingConfig(temperature=1.0), script)

@@ -1,10 +1,11 @@
 #include "cpu/kernels/draw.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <limits>
 #include <vector>
+
+#include "cpu/kernels/kernels.h"
 
 namespace dynaspec::cpu {
 namespace {
@@ -23,48 +24,6 @@ double sum(const T* x, int64_t n) {
   return ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
 }
 
-// exp(x) for x <= 0 to about 2e-7 of its value, in a form that compilers vectorise: 2^n times a
-// polynomial of the rest (Cephes' coefficients); 0 below 2^-126.
-inline float exp_below_one(float x) {
-  x = std::max(x, -87.0f);
-  const int32_t whole = static_cast<int32_t>(x * 1.44269504f - 0.5f);  // rounded: x <= 0
-  const float n = static_cast<float>(whole);
-  const float r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-  float y = 1.9875691500e-4f;
-  y = y * r + 1.3981999507e-3f;
-  y = y * r + 8.3334519073e-3f;
-  y = y * r + 4.1665795894e-2f;
-  y = y * r + 1.6666665459e-1f;
-  y = y * r + 5.0000001201e-1f;
-  y = y * r * r + r + 1.0f;
-  return y * std::bit_cast<float>((whole + 127) << 23);
-}
-
-// The largest of x [n]; false where one is NaN or infinite. In chains that compilers vectorise.
-bool largest(const float* x, int64_t n, float* best) {
-  constexpr int kChains = 16;
-  float top[kChains], finite[kChains] = {};
-  std::fill(top, top + kChains, x[0]);
-  int64_t i = 0;
-  for (; i + kChains <= n; i += kChains) {
-    for (int j = 0; j < kChains; ++j) {
-      top[j] = top[j] > x[i + j] ? top[j] : x[i + j];
-      finite[j] += x[i + j] * 0.0f;  // NaN where one is NaN or infinite
-    }
-  }
-  for (; i < n; ++i) {
-    top[0] = std::max(top[0], x[i]);
-    finite[0] += x[i] * 0.0f;
-  }
-  float wrong = 0;
-  *best = top[0];
-  for (int j = 0; j < kChains; ++j) {
-    *best = std::max(*best, top[j]);
-    wrong += finite[j];
-  }
-  return wrong == 0;
-}
-
 struct Entry {
   float logit;  // over the temperature
   int64_t id;
@@ -76,7 +35,7 @@ bool before(const Entry& a, const Entry& b) {
 }
 
 // The entries at or above the k-th best logit, in no order: one scan with a heap of k.
-void keep_top(const float* logits, int64_t n, float heat, int64_t k, std::vector<Entry>& kept) {
+void keep_top(const float* logits, int64_t n, int64_t k, std::vector<Entry>& kept) {
   const auto above = [](float a, float b) { return a > b; };
   std::vector<float> heap(logits, logits + k);
   std::make_heap(heap.begin(), heap.end(), above);
@@ -88,56 +47,64 @@ void keep_top(const float* logits, int64_t n, float heat, int64_t k, std::vector
   }
   const float border = heap.front();
   for (int64_t i = 0; i < n; ++i) {
-    if (logits[i] >= border) kept.push_back({logits[i] / heat, i});
+    if (logits[i] >= border) kept.push_back({logits[i], i});
   }
 }
 
 }  // namespace
 
-bool filtered_softmax(const float* logits, int64_t n, const Filters& filters, float* p) {
-  float best;
-  if (!largest(logits, n, &best)) return false;
-  const float heat = static_cast<float>(filters.temperature), top = best / heat;
-  const bool cut = filters.top_k > 0 && filters.top_k < n;
-  if (!cut && filters.top_p >= 1 && filters.min_p <= 0) {
-    for (int64_t i = 0; i < n; ++i) p[i] = exp_below_one(logits[i] / heat - top);
-    const float scale = static_cast<float>(1 / sum(p, n));
-    for (int64_t i = 0; i < n; ++i) p[i] *= scale;
+bool filtered_softmax(const float* logits, int64_t n, const Filters& filters, float* p,
+                      float* largest) {
+  const float heat = static_cast<float>(filters.temperature);
+  std::copy(logits, logits + n, p);
+  const SoftmaxPart part = kernels().softmax_part(p, n, heat);
+  if (!(part.sum > 0)) return false;
+  const float top = part.max;
+  if (largest != nullptr) *largest = top * heat;
+  const bool cut = filters.top_k > 0 && filters.top_k < n, nucleus = filters.top_p < 1;
+  if (!cut && !nucleus && filters.min_p <= 0) {
+    kernels().exponentials(p, n, top, 1 / part.sum);
     return true;
   }
+  // Double where a border is decided.
+  const auto term = [top](const Entry& e) { return std::exp(static_cast<double>(e.logit) - top); };
+  const auto mass = [&](const std::vector<Entry>& entries) {
+    double total = 0;
+    for (const Entry& e : entries) total += term(e);
+    return total;
+  };
+  double whole = part.sum;
   std::vector<Entry> kept;
   if (cut) {
-    keep_top(logits, n, heat, filters.top_k, kept);
+    keep_top(p, n, filters.top_k, kept);
+    whole = mass(kept);
   } else {
-    kept.resize(n);
-    for (int64_t i = 0; i < n; ++i) kept[i] = {logits[i] / heat, i};
-  }
-  if (filters.top_p < 1) {
-    double total = 0;
-    for (const Entry& e : kept) total += std::exp(static_cast<double>(e.logit) - top);
-    // Kept from the best down for as long as those above hold less than top_p.
-    const auto after = [](const Entry& a, const Entry& b) { return before(b, a); };
-    std::make_heap(kept.begin(), kept.end(), after);
-    double held = 0;
-    auto end = kept.end();
-    while (end != kept.begin() && (end == kept.end() || held < filters.top_p * total)) {
-      std::pop_heap(kept.begin(), end, after);
-      --end;
-      held += std::exp(static_cast<double>(end->logit) - top);
+    // Only tokens that can survive: those near enough to the best, or that hold top_p.
+    for (float depth = filters.min_p > 0 ? -std::log(filters.min_p) + 1e-3f : 5;; depth *= 2) {
+      kept.clear();
+      for (int64_t i = 0; i < n; ++i) {
+        if (p[i] >= top - depth) kept.push_back({p[i], i});
+      }
+      const bool all = static_cast<int64_t>(kept.size()) == n || depth > 1e6f;
+      if (all || !nucleus || mass(kept) > filters.top_p * whole) break;
     }
-    kept.erase(kept.begin(), end);
+  }
+  if (nucleus) {
+    // Kept from the best down for as long as those above hold less than top_p.
+    std::sort(kept.begin(), kept.end(), before);
+    double held = 0;
+    size_t count = 0;
+    while (count < kept.size() && (count == 0 || held < filters.top_p * whole)) {
+      held += term(kept[count++]);
+    }
+    kept.resize(count);
   }
   if (filters.min_p > 0) {
-    std::erase_if(kept, [&](const Entry& e) {
-      return std::exp(static_cast<double>(e.logit) - top) < filters.min_p;
-    });
+    std::erase_if(kept, [&](const Entry& e) { return term(e) < filters.min_p; });
   }
-  double total = 0;
-  for (const Entry& e : kept) total += std::exp(static_cast<double>(e.logit) - top);
   std::fill(p, p + n, 0.0f);
-  for (const Entry& e : kept) {
-    p[e.id] = static_cast<float>(std::exp(static_cast<double>(e.logit) - top) / total);
-  }
+  const double total = mass(kept);
+  for (const Entry& e : kept) p[e.id] = static_cast<float>(term(e) / total);
   return true;
 }
 
@@ -232,7 +199,8 @@ void draw_children(const Level& level, const double* uniforms, float* q, int64_t
     float* row = q + i * size;
     int64_t* column = columns + i * k;
     std::fill(column, column + k, int64_t{-1});
-    if (!filtered_softmax(logits, size, level.filters, row)) {
+    float best;
+    if (!filtered_softmax(logits, size, level.filters, row, &best)) {
       mass[i] = std::numeric_limits<double>::quiet_NaN();
       std::fill(row, row + size, 0.0f);
       std::fill(tokens + i * k, tokens + (i + 1) * k, int64_t{-1});
@@ -240,8 +208,6 @@ void draw_children(const Level& level, const double* uniforms, float* q, int64_t
       continue;
     }
     // log_q is log_probs plus the log of the shortlist's mass, so their maxima differ by it.
-    float best;
-    largest(logits, size, &best);
     mass[i] = std::min(1.0, std::exp(static_cast<double>(level.best[i]) - best));
     const double enough = mass[i] > 0 ? (1 - level.least[i]) / mass[i] : 1;
     draw_row(row, size, uniforms + i * k, level.counts[i], enough, level.replacement, line.data(),
@@ -254,30 +220,44 @@ void draw_children(const Level& level, const double* uniforms, float* q, int64_t
 }
 
 template <class T, class Q>
-void sibling_chances(const T* p, int64_t vocab, const Siblings& siblings, const Q* q,
+void sibling_chances(const T* p, int64_t vocab, const Siblings& siblings, const Q* q, double weight,
                      double* chances, T* residual) {
   constexpr double certain = std::numeric_limits<double>::infinity(),
                    nan = std::numeric_limits<double>::quiet_NaN();
   std::copy(p, p + vocab, residual);
+  std::fill(chances, chances + siblings.count + 1, 0.0);
+  // The weight once a part `rest` of weight * R is left by a rejected child; false where nothing is
+  // left, at a weight of 1 by rounding.
+  const auto reject = [&](double rest) {
+    const double lost = 1 - weight;
+    weight = rest > 0 ? rest / (rest + lost) : 0;
+    return rest > 0;
+  };
   // Points: R is p without those that were rejected.
   const double whole = siblings.points > 0 ? sum(p, vocab) : 0;
   double left = whole;
   int64_t possible = -1;
   for (int64_t j = 0; j < siblings.points; ++j) {
     const int64_t token = siblings.tokens[j];
-    chances[j] = left > 0 ? residual[token] / left : 0;
+    const double share = left > 0 ? residual[token] / left : 0;
+    chances[j] = weight * share;
     if (residual[token] > 0) possible = j;
     left -= residual[token];
     residual[token] = 0;
+    if (weight < 1) reject(weight * (1 - share));
   }
   const int64_t draws = siblings.count - siblings.points, size = siblings.size;
-  // Each was rejected though they hold all of p, which only rounding can do: the last is the
-  // answer.
+  // Each was rejected though they hold all of p, which at a weight of 1 only rounding can do: the
+  // last is the answer.
   if (possible >= 0 && left < 1e-9 * whole && !(sum(residual, vocab) > 0)) {
+    if (weight < 1) return;
     chances[possible] = certain;
     return;
   }
-  if (draws == 0) return;
+  if (draws == 0) {
+    chances[siblings.count] = weight;
+    return;
+  }
   // Draws: R and D on the shortlist, of sum 1; R outside it is p times a factor, of sum `outside`.
   std::vector<double> r(size), d(size);
   for (int64_t i = 0; i < size; ++i) {
@@ -305,14 +285,16 @@ void sibling_chances(const T* p, int64_t vocab, const Siblings& siblings, const 
       if (alive) return;
       continue;
     }
-    chances[j] = r[column] / d[column];
-    double total = outside;
-    for (int64_t i = 0; i < size; ++i) r[i] = std::max(r[i] - d[i], 0.0);
-    total += sum(r.data(), size);
-    if (!(total > 0)) {  // R = D up to rounding, and the child was rejected by it
+    chances[j] = weight * r[column] / d[column];
+    for (int64_t i = 0; i < size; ++i) r[i] = std::max(weight * r[i] - d[i], 0.0);
+    outside *= weight;
+    factor *= weight;
+    const double total = outside + sum(r.data(), size);
+    if (weight == 1 && !(total > 0)) {  // R = D up to rounding, and the child was rejected by it
       chances[j] = certain;
       return;
     }
+    if (!reject(total)) return;
     const double grow = 1 / total;
     outside *= grow;
     factor *= grow;
@@ -323,17 +305,18 @@ void sibling_chances(const T* p, int64_t vocab, const Siblings& siblings, const 
     alive = mass > 0;
     for (int64_t i = 0; alive && i < size; ++i) d[i] /= mass;
   }
+  chances[siblings.count] = weight;
   // In units of p, so that the tokens outside need no change.
   for (int64_t i = 0; i < size; ++i) residual[siblings.ids[i]] = static_cast<T>(r[i] / factor);
 }
 
-template void sibling_chances(const float*, int64_t, const Siblings&, const float*, double*,
+template void sibling_chances(const float*, int64_t, const Siblings&, const float*, double, double*,
                               float*);
-template void sibling_chances(const float*, int64_t, const Siblings&, const double*, double*,
-                              float*);
-template void sibling_chances(const double*, int64_t, const Siblings&, const float*, double*,
-                              double*);
-template void sibling_chances(const double*, int64_t, const Siblings&, const double*, double*,
-                              double*);
+template void sibling_chances(const float*, int64_t, const Siblings&, const double*, double,
+                              double*, float*);
+template void sibling_chances(const double*, int64_t, const Siblings&, const float*, double,
+                              double*, double*);
+template void sibling_chances(const double*, int64_t, const Siblings&, const double*, double,
+                              double*, double*);
 
 }  // namespace dynaspec::cpu

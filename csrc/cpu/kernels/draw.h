@@ -14,8 +14,10 @@ struct Filters {
   double min_p;   // 0: off
 };
 
-// p [n] of logits [n]: O(n + kept log kept). False where a logit is NaN or infinite.
-bool filtered_softmax(const float* logits, int64_t n, const Filters& filters, float* p);
+// p [n] of logits [n], and the largest of them: O(n + kept log kept). False where a logit is NaN or
+// infinite.
+bool filtered_softmax(const float* logits, int64_t n, const Filters& filters, float* p,
+                      float* largest = nullptr);
 
 // Index drawn in proportion to weights [n] >= 0: the first whose cumulative sum exceeds u times the
 // total; -1 where there is no mass. O(n), one pass and a block of a second.
@@ -61,12 +63,14 @@ struct Siblings {
   bool replacement;
 };
 
-// chances[j]: the probability that child j is accepted, given that those before it were rejected
-// (more than 1: certainly); NaN where q cannot have drawn it. residual [vocab]: the law, of any
-// positive sum, of the token that follows where all are rejected. p [vocab] has any positive sum.
-// O(vocab + count size).
+// chances[j]: the probability that child j is passed, given that those before it were not (more
+// than 1: certainly); NaN where q cannot have drawn it. chances[count]: the probability that the
+// node itself is passed then. residual [vocab]: the law, of any positive sum, of the token that
+// follows where no child is. p [vocab] has any positive sum. `weight`: the probability that the
+// node is to be passed; 1 where it was accepted before its children are tried. O(vocab + count
+// size).
 template <class T, class Q>
-void sibling_chances(const T* p, int64_t vocab, const Siblings& siblings, const Q* q,
+void sibling_chances(const T* p, int64_t vocab, const Siblings& siblings, const Q* q, double weight,
                      double* chances, T* residual);
 
 }  // namespace dynaspec::cpu

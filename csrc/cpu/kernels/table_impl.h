@@ -11,6 +11,7 @@ const Kernels& table() {
       pack_row,
       dot_rows,
       softmax_part,
+      exponentials,
       offer,
       &kLayerKernels,
   };

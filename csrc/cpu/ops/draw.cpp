@@ -142,17 +142,19 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> draw_chil
 }
 
 template <class T, class Q>
-void siblings(const at::Tensor& p, const at::Tensor& q, const Siblings& all, at::Tensor& chances,
-              at::Tensor& residual) {
-  sibling_chances(p.const_data_ptr<T>(), p.numel(), all, q.const_data_ptr<Q>(),
+void siblings(const at::Tensor& p, const at::Tensor& q, const Siblings& all, double weight,
+              at::Tensor& chances, at::Tensor& residual) {
+  sibling_chances(p.const_data_ptr<T>(), p.numel(), all, q.const_data_ptr<Q>(), weight,
                   chances.mutable_data_ptr<double>(), residual.mutable_data_ptr<T>());
 }
 
 std::tuple<at::Tensor, at::Tensor> sibling_chances_op(const at::Tensor& p, at::IntArrayRef tokens,
                                                       at::IntArrayRef columns,
                                                       const at::Tensor& ids, const at::Tensor& q,
-                                                      bool replacement) {
+                                                      bool replacement, double weight) {
   constexpr const char* op = "sibling_chances";
+  TORCH_CHECK_VALUE(weight >= 0 && weight <= 1, op, ": weight: expected a probability, got ",
+                    weight);
   DYNASPEC_EXPECT(p.dim() == 1 && is_real(p) && on_host(p) && p.numel() > 0, op, "p",
                   "contiguous float32 or float64 [V] on the CPU", p);
   const int64_t vocab = p.numel(), count = static_cast<int64_t>(tokens.size());
@@ -176,16 +178,16 @@ std::tuple<at::Tensor, at::Tensor> sibling_chances_op(const at::Tensor& p, at::I
     TORCH_CHECK_VALUE(id[i] >= 0 && id[i] < vocab, op, ": ids: expected ids within [0, ", vocab,
                       "), got ", id[i]);
   }
-  at::Tensor chances = at::zeros({count}, p.options().dtype(at::kDouble)),
+  at::Tensor chances = at::empty({count + 1}, p.options().dtype(at::kDouble)),
              residual = at::empty_like(p);
   const Siblings all{tokens.data(), columns.data(), count, points, id, size, replacement};
   const bool narrow = q.scalar_type() == at::kFloat;
   if (p.scalar_type() == at::kFloat) {
-    narrow ? siblings<float, float>(p, q, all, chances, residual)
-           : siblings<float, double>(p, q, all, chances, residual);
+    narrow ? siblings<float, float>(p, q, all, weight, chances, residual)
+           : siblings<float, double>(p, q, all, weight, chances, residual);
   } else {
-    narrow ? siblings<double, float>(p, q, all, chances, residual)
-           : siblings<double, double>(p, q, all, chances, residual);
+    narrow ? siblings<double, float>(p, q, all, weight, chances, residual)
+           : siblings<double, double>(p, q, all, weight, chances, residual);
   }
   return {chances, residual};
 }

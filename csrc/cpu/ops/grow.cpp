@@ -58,6 +58,21 @@ at::Tensor frontier_of(const NextFrontier& next, const at::Tensor& like) {
   return out;
 }
 
+std::tuple<at::Tensor, at::Tensor> new_tree_op(int64_t token, int64_t capacity, double root_value) {
+  TORCH_CHECK_VALUE(capacity >= 1, "new_tree: capacity: expected 1 or more, got ", capacity);
+  capacity = std::max<int64_t>(capacity, kNumCounters);
+  at::Tensor nodes = at::empty({kNodeFields, capacity}, at::kLong),
+             values = at::empty({2, capacity}, at::kDouble);
+  const GrowingTree tree{nodes.mutable_data_ptr<int64_t>(), values.mutable_data_ptr<double>(),
+                         capacity};
+  const int64_t root[kNodeFields] = {token, -1, -1, -1, -1, -1, 0, 1};
+  for (int i = 0; i < kNodeFields; ++i) tree.nodes[i * capacity] = root[i];
+  for (int i = 1; i < kNumCounters; ++i) tree.counter(static_cast<Counter>(i)) = i == kWide;
+  tree.value(0) = root_value;
+  tree.priority(0) = -std::numeric_limits<double>::infinity();
+  return {nodes, values};
+}
+
 std::tuple<at::Tensor, double> grow_best_op(const at::Tensor& nodes, const at::Tensor& values,
                                             const at::Tensor& log_q, const at::Tensor& ids,
                                             int64_t size, int64_t width, double least,
@@ -149,6 +164,8 @@ at::Tensor grown_tree_op(const at::Tensor& nodes, const at::Tensor& values) {
 }
 
 }  // namespace
+
+TORCH_LIBRARY_IMPL(dynaspec, CompositeExplicitAutograd, m) { m.impl("new_tree", new_tree_op); }
 
 TORCH_LIBRARY_IMPL(dynaspec, CPU, m) {
   m.impl("grow_best", grow_best_op);
