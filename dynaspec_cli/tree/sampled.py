@@ -3,9 +3,9 @@ their record for verification."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -40,8 +40,8 @@ class Law:
 
 class Drawing:
     """Draws children at a ``SamplingConfig`` of the draft: the target's own filters, since a token
-    that they remove from p is never accepted. ``config`` has a temperature above 0. ``traversal``: how
-    the drawn trees are to be verified (``SampledDrafts``)."""
+    that they remove from p is never accepted. ``config`` has a temperature above 0.
+    ``traversal``: how the drawn trees are to be verified (``SampledDrafts``)."""
 
     def __init__(
         self, config: SamplingConfig, source: RandomSource, traversal: bool = False
@@ -74,14 +74,14 @@ class Drawing:
             c.min_p,
             replacement,
         )
-        if bool(mass.isnan().any()):
+        if any(map(math.isnan, mass.tolist())):
             raise bad_score()
-        drawn = (columns >= 0).sum(1).tolist()
+        return Drawn(law.ids, q, _drawn(columns), _drawn(tokens))
 
-        def cut(rows: Tensor) -> list[list[Any]]:
-            return [row[:n] for row, n in zip(rows.tolist(), drawn, strict=True)]
 
-        return Drawn(law.ids, q, cut(columns), cut(tokens))
+def _drawn(rows: Tensor) -> list[list[int]]:
+    """Each row up to its first -1."""
+    return [row if row[-1] >= 0 else row[: row.index(-1)] for row in rows.tolist()]
 
 
 @dataclass
@@ -95,12 +95,16 @@ class Drawn:
     tokens: list[list[int]]
 
 
+Record = tuple[Drawn, int, list[tuple[int, int]]]
+"""Draws of a level, the row of a node there, and (column, child) of its draws in their order."""
+
+
 @dataclass
 class SampledTree(GrowingTree):
-    """A growing tree whose children were drawn: per expanded node its level's draws, its row there,
-    and (column, node) of each draw, in draw order. ``drawn``: draws so far."""
+    """A growing tree whose children were drawn: a record per expanded node. ``drawn``: draws so
+    far."""
 
-    drafts: dict[int, tuple[Drawn, int, list[tuple[int, int]]]] = field(default_factory=dict)
+    drafts: dict[int, Record] = field(default_factory=dict)
     drawn: int = 0
 
     def record(self, parent: int, drawn: Drawn, row: int, pairs: list[tuple[int, int]]) -> None:
@@ -114,11 +118,37 @@ class SampledTree(GrowingTree):
     ) -> DraftTree:
         """The tree of ``nodes`` (ascending) with the distributions that verification needs."""
         place = {node: row for row, node in enumerate([ROOT, *nodes])}
-        records = {}
-        for node, (drawn, i, pairs) in self.drafts.items():
-            draws = tuple(Draw(column, place[child]) for column, child in pairs if child in place)
-            if node in place and draws:
-                records[place[node]] = NodeDraft(drawn.ids, drawn.q[i], draws)
-        distinct = len(self.tokens) - 1
-        drafts = SampledDrafts(records, replacement, self.drawn, distinct, traversal)
+        expanded = {place[node]: record for node, record in self.drafts.items() if node in place}
+        drafts = SampledDrafts(
+            RecordedDrafts(expanded, place),
+            replacement,
+            self.drawn,
+            len(self.tokens) - 1,
+            traversal,
+        )
         return self.tree(nodes, drafts)
+
+
+class RecordedDrafts(Mapping[int, NodeDraft]):
+    """The draft of every row that has children, made when asked for: a walk visits few rows.
+    ``expanded``: the records of rows, ``place``: the row of each node that is kept."""
+
+    def __init__(self, expanded: dict[int, Record], place: dict[int, int]) -> None:
+        self._expanded = {
+            row: record
+            for row, record in expanded.items()
+            if any(child in place for _, child in record[2])
+        }
+        self._place = place
+
+    def __getitem__(self, row: int) -> NodeDraft:
+        drawn, i, pairs = self._expanded[row]
+        kept = ((column, self._place.get(child)) for column, child in pairs)
+        draws = tuple(Draw(column, below) for column, below in kept if below is not None)
+        return NodeDraft(drawn.ids, drawn.q[i], draws)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._expanded)
+
+    def __len__(self) -> int:
+        return len(self._expanded)

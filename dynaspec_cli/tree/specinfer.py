@@ -64,7 +64,8 @@ def default_plan(config: TreeConfig) -> Plan:
 
 def first_places(plan: Plan, count: int) -> Plan:
     """A plan's first ``count`` places below the root, branch after branch."""
-    kept, stack = set(), [0]
+    kept: set[int] = set()
+    stack = [0]
     while stack and len(kept) <= count:
         place = stack.pop()
         kept.add(place)
