@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from dynaspec_cli.errors import UsageError
 
 GREEDY_DRAFT_TEMPERATURE = 0.75
-"""Where the drafter's log-probabilities best predict a greedy target (docs/trees.md)."""
+"""Where the drafter's log-probabilities best predict a greedy target (docs/methods/trees.md)."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -88,7 +88,7 @@ class TreeConfig:
     each one. ``verification``: of drawn children (``VERIFICATIONS``).
 
     8 nodes by default: on a CPU a pass over 9 rows costs what one over a single row does, one over
-    17 a quarter more, which the longer accepted paths do not repay (docs/performance.md).
+    17 a quarter more, which the longer accepted paths do not repay (docs/internals/performance.md).
     """
 
     policy: str = "dyspec"
@@ -162,10 +162,11 @@ def _listed(values: tuple[float, ...] | tuple[int, ...] | None) -> str:
 
 @dataclass(frozen=True)
 class ShortlistConfig:
-    """Which part of the vocabulary the drafter scores. ``size`` is in tokens; None takes the
-    method's default."""
+    """Which part of the vocabulary the drafter scores. ``method``: a name, a path or NAME=FOLDER
+    (shortlist/names.py); "auto": the one that suits drafter and target. ``size`` is in tokens; None
+    takes the method's default."""
 
-    method: str = "full"
+    method: str = "auto"
     size: int | None = None
 
     def __post_init__(self) -> None:

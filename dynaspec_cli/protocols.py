@@ -4,6 +4,10 @@ A model object holds weights and no state; what belongs to a request lives in th
 that ``begin`` returns. The decode loop (engine/session.py) knows these protocols and nothing behind
 them. In formulas p is the target's distribution, q the drafter's.
 
+A drafter comes in two kinds. One yields hidden rows and names the LM head that reads them, its own
+or the target's (``DrafterHead``); a shortlist chooses among that head's rows and scores them. The
+other has no head and yields scored tokens itself.
+
 Row convention of a draft tree: row 0 is the *root*, the last committed token whose KV row does not
 exist yet; rows 1..n are drafted nodes in an order in which a parent precedes its children.
 """
@@ -11,10 +15,13 @@ exist yet; rows 1..n are drafted nodes in an order in which a parent precedes it
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from dynaspec_cli.checkpoints.vocab_map import VocabMap
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,10 @@ class TargetOutput(Protocol):
 
     features: Tensor
     """[n, d]: the residual stream *before* the final norm; what an EAGLE drafter reads."""
+
+    taps: Tensor | None
+    """[n, A * d]: the residual streams that ``Target.begin`` was asked for, in its order; None
+    where it was asked for none."""
 
     cheap_rows: int | None
     """Rows whose logits cost about what one row's do; None: any number."""
@@ -71,9 +82,17 @@ class Target(Protocol):
     name: str
     vocab_size: int
     hidden_size: int
+    num_layers: int
     max_context: int
     dtype: torch.dtype
     device: torch.device
+    kernels: str
+    """What runs its layers, as reports say it, and why where it is not the native path."""
+
+    @property
+    def bit_exact(self) -> bool:
+        """Has a row the same bits in a tree as in plain decoding?"""
+        ...
 
     def head_weight(self) -> Tensor:
         """LM head rows [V, d] in token-id order, on the target's device."""
@@ -91,8 +110,11 @@ class Target(Protocol):
         """The final norm: features [n, d] -> what the LM head reads [n, d]."""
         ...
 
-    def begin(self, max_length: int) -> Any:
-        """Request state with a KV cache for ``max_length`` tokens plus one tree."""
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> Any:
+        """Request state with a KV cache for ``max_length`` tokens plus one tree. ``taps``: the
+        residual streams that the request's outputs carry, each as the number k of the decoder layer
+        that it enters (0: the embeddings; ``num_layers``: what leaves the last layer, before the
+        final norm). Raises DynaSpecError for a number outside the target."""
         ...
 
     def prefill(self, state: Any, token_ids: Tensor) -> TargetOutput:
@@ -111,13 +133,51 @@ class Target(Protocol):
 
 
 @dataclass(frozen=True)
+class Committed:
+    """What a prefill or a verification settled: ``rows`` int64 [m] of the target's ``output``, a
+    path in order, and ``tokens`` int64 [m] on the host, the token that follows each."""
+
+    output: TargetOutput
+    rows: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class DrafterHead:
+    """An LM head that draft candidates are scored with. ``weight`` [R, d]; ``vocab``: the target's
+    token of each row, None where row i is token i and R the target's vocabulary; ``own``: the rows
+    are the drafter's, not the target's, so that what was trained on the target's hidden rows (a
+    router) says nothing about these."""
+
+    weight: Tensor
+    vocab: VocabMap | None
+    vocab_size: int
+    own: bool
+
+    def describe(self) -> str:
+        """In a few words, for reports."""
+        whose = "own" if self.own else "the target's"
+        return f"{whose}, {self.weight.shape[0]:,} of {self.vocab_size:,} tokens"
+
+
+@dataclass(frozen=True)
+class DraftRows:
+    """What a drafter's pass yields for w nodes. ``hidden`` [w, d]: what its head reads, norm
+    applied. ``features`` [w, d] float32: the residual streams of the target that the pass began
+    from, as predicted, which an early router reads; None where the drafter has no such thing."""
+
+    hidden: Tensor
+    features: Tensor | None = None
+
+
+@dataclass(frozen=True)
 class ShortlistQuery:
-    """One frontier: ``depth`` of the nodes to be proposed (1 = children of the root), the inputs
-    that exist before the drafter's layer runs: ``features`` [w, d] of the parents, ``tokens`` int64
-    [w]."""
+    """One frontier: ``depth`` of the nodes to be proposed (1 = children of the root), ``tokens``
+    int64 [w] of the frontier, and the features [w, d] that the drafter's pass began from
+    (``DraftRows.features``)."""
 
     depth: int
-    features: Tensor
+    features: Tensor | None
     tokens: Tensor
 
 
@@ -154,8 +214,7 @@ class Shortlist(Protocol):
         ...
 
     def select(self, state: Any, query: ShortlistQuery) -> Any:
-        """Choose the shortlist of this frontier (an opaque selection); may run beside the drafter's
-        layer."""
+        """Choose the shortlist of this frontier (an opaque selection)."""
         ...
 
     def score(
@@ -184,35 +243,58 @@ class Shortlist(Protocol):
         ...
 
 
-class Drafter(Protocol):
-    """An EAGLE-style drafter: predicts the next feature from features and token embeddings."""
-
-    def begin(self, max_length: int, first_token: int) -> Any:
-        """Request state with the drafter's own KV cache. ``first_token``: the text's first token,
-        to which the first pair's feature belongs."""
-        ...
-
-    def extend(self, state: Any, features: Tensor, tokens: Tensor) -> Tensor:
-        """Consume committed pairs (feature_t [m, d], token_{t+1} int64 [m]); returns the predicted
-        feature [1, d] of the last pair. Temporary tree rows are dropped first."""
-        ...
-
-    def step(self, state: Any, features: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
-        """One draft step over a frontier: parents' predicted features [w, d], drafted tokens int64
-        [w] and, for each, the temporary row of its parent (-1: child of the root; otherwise an
-        index into all rows that earlier ``step`` calls of this round appended, in order). Returns
-        predicted features [w, d]."""
-        ...
-
-
 @dataclass(frozen=True)
 class Frontier:
-    """Nodes to expand next. ``tokens`` int64 [w]; ``parents`` int64 [w] as in ``Drafter.step``;
-    ``source`` int64 [w]: row of the previous head output each node was proposed by."""
+    """Nodes to expand next. ``tokens`` int64 [w]; ``parents`` int64 [w]: for each the temporary
+    row of its parent (-1: child of the root; otherwise an index into all rows of earlier frontiers
+    of this round, in order); ``source`` int64 [w]: row of the previous output each node was
+    proposed by."""
 
     tokens: Tensor
     parents: Tensor
     source: Tensor
+
+
+class Drafter(Protocol):
+    """Proposes what the target may say next. A drafter object holds no state of a request."""
+
+    name: str
+    """What reports call it: "packaged", a folder, a hub name."""
+
+    folder: Path | None
+    """Where its files are, for provenance; None where there are none."""
+
+    @property
+    def head(self) -> DrafterHead | None:
+        """The LM head that reads its rows; None: it scores tokens itself, without a shortlist."""
+        ...
+
+    taps: tuple[int, ...]
+    """Residual streams of the target that it reads (``Target.begin``)."""
+
+    def describe(self) -> dict[str, Any]:
+        """What settings and reports say about it: "drafter_kind" and facts of that kind, as JSON
+        values."""
+        ...
+
+    def begin(self, prompt: Tensor, max_length: int) -> Any:
+        """Request state with the drafter's own caches. prompt int64 [m]; what the target made of it
+        comes with the first ``extend``."""
+        ...
+
+    def extend(self, state: Any, committed: Committed) -> DraftRows | DraftHeadOutput:
+        """Consume what was settled; one row (or its candidates) for the children of the root, the
+        last settled token. Temporary tree rows are dropped first."""
+        ...
+
+    def step(self, state: Any, frontier: Frontier) -> DraftRows | DraftHeadOutput:
+        """One draft step over a frontier: rows (or candidates) for the children of its nodes."""
+        ...
+
+    def observe(self, state: Any, tree: DraftTree, path: Tensor) -> None:
+        """Learn from a verification: the tree and its accepted rows, root first. Most have nothing
+        to learn."""
+        ...
 
 
 class TreePolicy(Protocol):

@@ -17,13 +17,12 @@ import torch
 from dynaspec_cli.bench.engine_method import EngineCodec
 from dynaspec_cli.bench.prompts import PromptFormat
 from dynaspec_cli.bench.suites import Suite
-from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfig, TreeConfig
+from dynaspec_cli.config import GenerationConfig, SamplingConfig, TreeConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.session import decode
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftTree, TreePolicy
 from dynaspec_cli.sampling.source import GeneratorSource
-from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.tree.acceptance import EXAMPLE, Acceptance
 
 TREE = TreeConfig("sequoia", size=64, depth=6, width=len(EXAMPLE), acceptance=EXAMPLE)
@@ -61,7 +60,6 @@ def measure_acceptance(
         )
     format_ = PromptFormat(EngineCodec(engine), "auto", max_prompt_tokens)
     prompts = [prompt for suite in suites for prompt in suite.prompts]
-    method = shortlists.default_for(engine.target)
     tried: Counter[int] = Counter()
     accepted: Counter[int] = Counter()
     for done, prompt in enumerate(prompts):
@@ -70,7 +68,6 @@ def measure_acceptance(
             max_new_tokens,
             sampling=replace(sampling, seed=sampling.seed + done),
             tree=TREE,
-            shortlist=ShortlistConfig(method),
         )
         for at_node, hit in _visits(engine, format_.context(prompt, []), config):
             tried.update(range(at_node))
@@ -84,7 +81,6 @@ def measure_acceptance(
         "suites": [suite.name for suite in suites],
         "prompts": len(prompts),
         "max_new_tokens": max_new_tokens,
-        "shortlist": method,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
@@ -105,7 +101,7 @@ def _visits(engine: Engine, ids: list[int], config: GenerationConfig) -> Iterato
         length,
         config.sampling,
         GeneratorSource(config.sampling.seed),
-        replace(speculation, policy=policy),
+        replace(speculation, policy=policy, lookup=None),
     )
     new = 0
     for emission in emissions:

@@ -76,6 +76,12 @@ class VocabMap:
         """t2d bool [V]: true for the target ids that the draft vocabulary holds."""
         return _mask_of(self.ids, self.vocab_size)
 
+    def rows(self) -> Tensor:
+        """int64 [V]: the row of each target token, -1 where there is none."""
+        rows = torch.full((self.vocab_size,), -1, dtype=torch.int64)
+        rows[self.ids] = torch.arange(self.ids.numel())
+        return rows
+
     def ascending(self) -> tuple[VocabMap, Tensor]:
         """The same set in ascending order, as EAGLE-3 files need it, and the permutation int64 [R]
         to apply to the head's rows (new row i is old row ``perm[i]``)."""

@@ -10,6 +10,7 @@ import click
 
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
+    ChatArgument,
     CommonOptions,
     TextType,
     common_options,
@@ -21,9 +22,8 @@ from dynaspec_cli.commands.options import (
 )
 from dynaspec_cli.commands.prompt import read_prompt, utf8_argument
 from dynaspec_cli.config import GenerationConfig
-from dynaspec_cli.engine.events import DoneEvent, GenerationResult, NoticeEvent
+from dynaspec_cli.engine.events import DoneEvent, GenerationResult
 from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError
-from dynaspec_cli.shortlist import registry as shortlists
 
 if TYPE_CHECKING:
     from dynaspec_cli.engine.api import Engine
@@ -39,7 +39,6 @@ class Show:
     stream: bool
     compare: bool
     speculative: bool
-    notices: tuple[str, ...]
     settings: Mapping[str, Any]
 
 
@@ -66,6 +65,13 @@ is kept and the exit code is 130.
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
 @click.option("--system", metavar="TEXT", help="System message; needs --chat.")
 @click.option(
+    "--chat-arg",
+    type=ChatArgument(),
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A variable of the chat template, as enable_thinking=false; needs --chat; repeatable.",
+)
+@click.option(
     "--max-new-tokens", type=int, metavar="N", default=256, help="Length limit of the text."
 )
 @click.option(
@@ -90,6 +96,7 @@ def generate(
     prompt_file: str | None,
     chat: bool,
     system: str | None,
+    chat_arg: Sequence[tuple[str, Any]],
     max_new_tokens: int,
     stop: Sequence[str],
     stream: bool,
@@ -111,6 +118,8 @@ def generate(
     all of it: the text is the one that the model alone would generate."""
     if system is not None and not chat:
         raise UsageError("--system: needs --chat")
+    if chat_arg and not chat:
+        raise UsageError("--chat-arg: needs --chat")
     if compare and drafter == "none":
         raise UsageError("--compare: needs a drafter, got --drafter none")
     if system is not None:
@@ -120,7 +129,7 @@ def generate(
         tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
         tree_config(tree, tree_size, tree_depth, tree_width, filling),
-        shortlist_config(shortlist or shortlists.DEFAULT, shortlist_size),
+        shortlist_config(shortlist or "auto", shortlist_size),
     )
     text = read_prompt(prompt, prompt_file)
     engine = load_engine(common, drafter)
@@ -129,29 +138,25 @@ def generate(
             f"--compare: there is no drafter for {engine.target.name} to compare; "
             "train one with dynaspec train-drafter, then --drafter FOLDER"
         )
-    ids = _encode(engine, text, chat, system)
-    notices = []
-    if shortlist is None and engine.drafter is not None:
-        method = shortlists.default_for(engine.target)
-        config = replace(config, shortlist=shortlist_config(method, shortlist_size))
-        if method != shortlists.DEFAULT:
-            notices.append(
-                f"no shortlist bundle for {engine.target.name} is shipped, so --shortlist {method} "
-                "is used; dynaspec build-clusters makes one"
-            )
-    seen = {"chat": chat, "system": system, "stream": stream, "compare": compare}
-    show = Show(stream, compare, drafter != "none", tuple(notices), seen)
+    arguments = dict(chat_arg)
+    ids = _encode(engine, text, chat, system, arguments)
+    seen: dict[str, Any] = {"chat": chat, "system": system, "stream": stream, "compare": compare}
+    if arguments:
+        seen["chat_arguments"] = arguments
+    show = Show(stream, compare, drafter != "none", seen)
     result, interrupted = _run(engine, ids, config, common, show)
     if interrupted:
         click.get_current_context().exit(INTERRUPTED)
     _check_comparison(result, config)
 
 
-def _encode(engine: Engine, text: str, chat: bool, system: str | None) -> list[int]:
+def _encode(
+    engine: Engine, text: str, chat: bool, system: str | None, arguments: Mapping[str, Any]
+) -> list[int]:
     if not chat:
         return engine.encode(text)
     messages = [{"role": "system", "content": system}] if system is not None else []
-    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}])
+    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}], **arguments)
 
 
 def _run(
@@ -168,8 +173,6 @@ def _run(
 
     result: GenerationResult | None = None
     with GenerationView(stream=show.stream, text=not common.json, quiet=common.quiet) as view:
-        for notice in show.notices:
-            view.show(NoticeEvent(notice))
         view.note("reading the prompt")
         with Interruption() as interruption:
             for event in engine.generate(

@@ -3,7 +3,7 @@
 
 It has a KV cache of its own over *pairs* (feature at t, token at t+1); pair t has position t.
 Committed pairs carry the target's features; below them lie the temporary rows of the tree under
-construction, which carry predicted ones and are dropped by the next ``extend``. The LM head and the
+construction, which carry predicted ones and are dropped by the next ``read``. The LM head and the
 final norm are the target's.
 """
 
@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
 from dynaspec_cli import ops
 from dynaspec_cli.drafters.config import DrafterConfig
+from dynaspec_cli.drafters.files import WEIGHTS_FILE, DrafterFiles
+from dynaspec_cli.drafters.head import target_head
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.pages import on_huge_pages
 from dynaspec_cli.ops.reference import LAYER_WEIGHTS
-from dynaspec_cli.protocols import Target
+from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target
 
-WEIGHTS_FILE = "model.safetensors"
 MAX_TREE_ROWS = 1024
 EXTEND_ROWS = 256
 """Pairs a pass when a prompt is read; bounds the causal mask."""
@@ -34,7 +35,8 @@ NORMS = ("input_norm", "q_norm", "k_norm", "post_attention_norm", "mlp_norm", "p
 
 @dataclass
 class DrafterState:
-    """Request state. ``length``: committed pairs; ``tree_*``: the temporary rows behind them."""
+    """Request state. ``length``: committed pairs; ``tree_*``: the temporary rows behind
+    them; ``predicted`` [w, d]: the last pass's features."""
 
     k: list[Tensor]
     v: list[Tensor]
@@ -47,15 +49,16 @@ class DrafterState:
     tree_mask: Tensor | None = None
     tree_positions: Tensor | None = None
     tree_tokens: Tensor | None = None
+    predicted: Tensor | None = None
 
 
 class EagleDrafter:
     """See ``DrafterConfig`` for the formula. Predicted features are float32, in units of
-    ``config.feature_scale``. ``source``: where it was loaded from, as reports call it; ``folder``:
-    where that is."""
+    ``config.feature_scale``."""
 
-    source = "memory"
+    name = "memory"
     folder: Path | None = None
+    taps: tuple[int, ...] = ()
 
     def __init__(self, config: DrafterConfig, tensors: dict[str, Tensor], target: Target) -> None:
         check_fits(config, target)
@@ -72,6 +75,7 @@ class EagleDrafter:
         self.layers = [self._layer(tensors, i) for i in range(config.num_layers)]
         half = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
         self.inverse_frequencies = 1.0 / config.rope_theta**half
+        self.head = target_head(target)
 
     def _layer(self, tensors: dict[str, Tensor], index: int) -> list[Tensor]:
         weights = []
@@ -81,31 +85,6 @@ class EagleDrafter:
             weights.append(tensor.to(self.target.device, kind).contiguous())
         return on_huge_pages(weights) if self.target.device.type == "cpu" else weights
 
-    @classmethod
-    def load(cls, folder: Path, target: Target, source: str | None = None) -> EagleDrafter:
-        """A drafter folder (config.json, model.safetensors) made by train-drafter, checked against
-        ``target``. ``source``: what reports call it, by default the folder."""
-        config = DrafterConfig.load(folder)
-        check_fits(config, target)
-        path = folder / WEIGHTS_FILE
-        if not path.is_file():
-            pickles = [
-                p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt")
-            ]
-            hint = f"; {pickles[0]} is a pickle and is not read" if pickles else ""
-            raise DynaSpecError(f"drafter {folder}: expected {WEIGHTS_FILE}{hint}")
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise DynaSpecError(
-                f"drafter {path}: not a readable safetensors file ({error}); copy it again"
-            ) from None
-        check_tensors(config, tensors, folder)
-        drafter = cls(config, tensors, target)
-        drafter.source, drafter.folder = source or str(folder), folder
-        return drafter
-
     @property
     def num_bytes(self) -> int:
         """Bytes of weights that a draft step reads."""
@@ -114,7 +93,14 @@ class EagleDrafter:
             + self.fc.numel() * self.fc.element_size()
         )
 
-    def begin(self, max_length: int, first_token: int) -> DrafterState:
+    def describe(self) -> dict[str, Any]:
+        return {
+            "drafter_kind": self.config.format,
+            "drafter_layers": self.config.num_layers,
+            "drafter_trained_tokens": self.config.trained_tokens,
+        }
+
+    def begin(self, prompt: Tensor, max_length: int) -> DrafterState:
         c, device = self.config, self.target.device
         kind = torch.float32 if self.dtype == torch.float16 else self.dtype
         capacity = max_length + MAX_TREE_ROWS
@@ -127,10 +113,26 @@ class EagleDrafter:
             cos=angle.cos(),
             sin=angle.sin(),
             capacity=capacity,
-            last_token=first_token,
+            last_token=int(prompt[0]),
         )
 
-    def extend(self, state: DrafterState, features: Tensor, tokens: Tensor) -> Tensor:
+    def extend(self, state: DrafterState, committed: Committed) -> DraftRows:
+        features = committed.output.features[committed.rows]
+        state.predicted = self.read(state, features, committed.tokens)
+        return DraftRows(self.target.norm(state.predicted), features[-1:])
+
+    def step(self, state: DrafterState, frontier: Frontier) -> DraftRows:
+        assert state.predicted is not None
+        features = state.predicted[frontier.source]
+        state.predicted = self.expand(state, features, frontier.tokens, frontier.parents)
+        return DraftRows(self.target.norm(state.predicted), features)
+
+    def observe(self, state: DrafterState, tree: DraftTree, path: Tensor) -> None:
+        """Nothing: what was accepted comes with the next ``extend``."""
+
+    def read(self, state: DrafterState, features: Tensor, tokens: Tensor) -> Tensor:
+        """Consume committed pairs (feature_t [m, d], token_{t+1} int64 [m]); the predicted feature
+        [1, d] of the last pair. Temporary rows are dropped first."""
         device = self.target.device
         state.tree_rows, state.tree_mask = 0, None
         out = features
@@ -145,9 +147,11 @@ class EagleDrafter:
             state.last_token = int(t[-1])
         return out[-1:]
 
-    def step(
+    def expand(
         self, state: DrafterState, features: Tensor, tokens: Tensor, parents: Tensor
     ) -> Tensor:
+        """Predicted features [w, d] below a frontier: parents' predicted features [w, d], drafted
+        tokens and rows of their parents int64 [w] as in ``Frontier``."""
         n, start = tokens.numel(), state.tree_rows
         end = start + n
         tokens, parents = tokens.to(self.target.device), parents.to(self.target.device)
@@ -206,6 +210,17 @@ class EagleDrafter:
                 c.activation,
             )
         return x
+
+
+def load_eagle(files: DrafterFiles, target: Target) -> EagleDrafter:
+    """The drafter that train-drafter made in ``files``, checked against ``target``."""
+    config = DrafterConfig.from_values(files.config, f"drafter {files.folder}")
+    check_fits(config, target)
+    tensors = files.tensors()
+    check_tensors(config, tensors, files.folder)
+    drafter = EagleDrafter(config, tensors, target)
+    drafter.name, drafter.folder = files.name, files.folder
+    return drafter
 
 
 def _tree_buffers(

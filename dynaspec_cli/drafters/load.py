@@ -8,20 +8,32 @@ from pathlib import Path
 
 from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.drafters.config import DrafterConfig
-from dynaspec_cli.drafters.eagle import EagleDrafter
-from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.protocols import Target
+from dynaspec_cli.drafters.files import DrafterFiles
+from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
+from dynaspec_cli.drafters.registry import load_folder
+from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.protocols import Drafter, Target
 
 
-def load_drafter(value: str, target: Target) -> EagleDrafter | None:
-    """``auto``: the packaged drafter of this target's head, None where there is none. ``none``:
-    None. Otherwise a folder made by train-drafter, or the name of a hub repository that holds one.
+def load_drafter(value: str, target: Target) -> Drafter | None:
+    """``auto``: the packaged drafter of this target's head, lookup where there is none;
+    ``packaged``: the same, but its absence is an error. ``lookup``: the text itself drafts.
+    ``none``: None. Otherwise a folder, or the name of a hub repository, with a drafter of a kind
+    that drafters/registry.py lists.
     """
     if value == "none":
         return None
-    if value == "auto":
-        folder = packaged_drafter(target)
-        return None if folder is None else EagleDrafter.load(folder, target, "packaged")
+    if value == "lookup":
+        return LookupDrafter()
+    if value in ("auto", "packaged"):
+        packaged = packaged_drafter(target)
+        if packaged is not None:
+            return load_folder(DrafterFiles(packaged, "packaged"), target)
+        if value == "auto":
+            return LookupDrafter()
+        raise DynaSpecError(
+            f"--drafter packaged: none ships for {target.name}; give a folder, or --drafter auto"
+        )
     folder = Path(value).expanduser()
     if not folder.exists():
         folder = _from_hub(value)
@@ -30,7 +42,19 @@ def load_drafter(value: str, target: Target) -> EagleDrafter | None:
             f"--drafter {value}: expected a folder with config.json and model.safetensors, got a "
             "file"
         )
-    return EagleDrafter.load(folder, target, value)
+    return load_folder(DrafterFiles(folder, value), target)
+
+
+def beside(value: str) -> tuple[str, LookupDrafter | None]:
+    """A ``--drafter`` value without "+lookup", and what that asks for."""
+    name, plus, last = value.rpartition("+")
+    if not plus or last != "lookup":
+        return value, None
+    if name in ("none", "lookup", ""):
+        raise UsageError(
+            f"--drafter {value}: lookup goes beside another drafter; give lookup alone"
+        )
+    return name, LookupDrafter()
 
 
 def packaged_drafter(head: Head) -> Path | None:

@@ -12,9 +12,10 @@ import torch
 
 from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import GenerationConfig, ShortlistConfig
-from dynaspec_cli.drafters.eagle import EagleDrafter
-from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.drafters.load import beside, load_drafter
+from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
+from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.events import (
     Comparison,
     Divergence,
@@ -26,12 +27,13 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
-from dynaspec_cli.engine.session import Speculation, decode
-from dynaspec_cli.engine.stats import bit_exact, first_difference, is_tie, speedup, summarize
+from dynaspec_cli.engine.session import decode
+from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.protocols import Shortlist, Target
+from dynaspec_cli.protocols import Drafter, Shortlist, Target
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
+from dynaspec_cli.shortlist.names import DEFAULT
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.acceptance import nearest, read_table
@@ -48,19 +50,25 @@ class Engine:
     request.
 
     ``drafter`` None: generation is plain autoregressive decoding, and every result says so.
+    ``lookup``: drafts beside ``drafter``, in the same trees. ``notices``: what a user should know
+    about the choice of parts; each request begins with them.
     """
 
     def __init__(
         self,
         target: Target,
         tokenizer: TextTokenizer,
-        drafter: EagleDrafter | None,
+        drafter: Drafter | None,
         load_s: float = 0.0,
+        notices: tuple[str, ...] = (),
+        lookup: LookupDrafter | None = None,
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.load_s = load_s
+        self.notices = notices
+        self.lookup = lookup
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
 
     @classmethod
@@ -74,19 +82,27 @@ class Engine:
         progress: Callable[[Any], None] | None = None,
     ) -> Engine:
         """Load target, tokenizer and drafter; the arguments are the command line's options
-        (docs/cli.md)."""
+        (docs/guide/cli.md)."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
-        found = load_drafter(drafter, target)
-        return cls(target, tokenizer, found, time.perf_counter() - begun)
+        name, lookup = beside(drafter)
+        found = load_drafter(name, target)
+        notices: tuple[str, ...] = ()
+        if drafter == "auto" and isinstance(found, LookupDrafter):
+            notices = (
+                f"no drafter ships for {target.name}: continuations are looked up in the text "
+                "itself; dynaspec train-drafter makes a faster one",
+            )
+        return cls(target, tokenizer, found, time.perf_counter() - begun, notices, lookup)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
         order)."""
         key = (config, depth)
         if key not in self._shortlists:
-            self._shortlists[key] = shortlists.create(config, self.target, depth=depth)
+            head = None if self.drafter is None else self.drafter.head
+            self._shortlists[key] = shortlists.create(config, self.target, head=head, depth=depth)
         return self._shortlists[key]
 
     def acceptance(self, temperature: float) -> tuple[float, ...] | None:
@@ -119,13 +135,8 @@ class Engine:
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         limit = self._limit(len(ids), config)
-        if speculative and self.drafter is None:
-            yield NoticeEvent(
-                f"no drafter for {self.target.name}: plain autoregressive decoding; train one "
-                "with dynaspec train-drafter"
-            )
-        if speculative and self.drafter is not None:
-            yield from (NoticeEvent(text) for text in self._notices(config))
+        if speculative:
+            yield from map(NoticeEvent, self._notices(config))
         building = time.perf_counter()
         speculation = self.speculation(config) if speculative and self.drafter else None
         built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
@@ -237,7 +248,7 @@ class Engine:
         best = float(logits.max())
         gap = max((best - float(logits[i]) for i in (a, b) if i >= 0), default=0.0)
         near = is_tie(gap, str(self.target.dtype).removeprefix("torch."))
-        tie = a >= 0 and b >= 0 and near and not bit_exact(self.target)
+        tie = a >= 0 and b >= 0 and near and not self.target.bit_exact
         return Divergence(at, a, b, gap, tie)
 
     def settings(self, config: GenerationConfig, speculation: Speculation | None) -> dict[str, Any]:
@@ -246,12 +257,9 @@ class Engine:
         drafting: dict[str, Any] = {"drafter": "none"}
         if speculation is not None and self.drafter is not None:
             drafting = {
-                "drafter": self.drafter.source,
-                "drafter_layers": self.drafter.config.num_layers,
-                "drafter_trained_tokens": self.drafter.config.trained_tokens,
-                "shortlist": speculation.shortlist.name,
-                "shortlist_source": config.shortlist.method,
-                "shortlist_size": speculation.shortlist.size,
+                "drafter": self.drafter.name + ("+lookup" if speculation.lookup else ""),
+                **self.drafter.describe(),
+                **self._shortlist_settings(config, speculation),
                 "tree": tree.policy,
                 "tree_size": tree.size,
                 "tree_depth": tree.depth,
@@ -277,7 +285,7 @@ class Engine:
             "stop": list(config.stop),
             **drafting,
             "kernels": ops.backend(self.target.device),
-            "target_kernels": getattr(self.target, "kernels", "transformers"),
+            "target_kernels": self.target.kernels,
             "versions": {
                 "dynaspec": __version__,
                 "torch": torch.__version__,
@@ -285,23 +293,12 @@ class Engine:
             },
         }
 
-    def speculation(self, config: GenerationConfig) -> Speculation:
-        """What drafts for one request. Raises DynaSpecError without a drafter."""
-        if self.drafter is None:
-            raise DynaSpecError(f"there is no drafter for {self.target.name}; give --drafter")
-        acceptance = self.acceptance(config.sampling.temperature)
-        policy = create_tree(config.tree, config.sampling, acceptance=acceptance)
-        # A policy that draws children sets the temperature of its draws itself.
-        heat = config.tree.temperature(config.sampling)
-        temperature = 1.0 if policy.needs_distribution else heat
-        return Speculation(
-            self.drafter,
-            self.shortlist(config.shortlist, config.tree.depth),
-            policy,
-            temperature,
-        )
-
     def _notices(self, config: GenerationConfig) -> Iterator[str]:
+        """What differs from what an option's default promises."""
+        yield from self.notices
+        if self.drafter is None:
+            yield f"no drafter was loaded for {self.target.name}: plain autoregressive decoding"
+            return
         tree = config.tree
         asked = tree.policy == "sequoia" and tree.acceptance is None
         if asked and self.acceptance(config.sampling.temperature) is None:
@@ -309,6 +306,41 @@ class Engine:
                 "no acceptance was measured for this drafter, so --tree sequoia takes another "
                 "model's; dynaspec bench --measure-acceptance measures it"
             )
+        head = self.drafter.head
+        if head is None or head.own or config.shortlist.method != "auto":
+            return
+        if (method := shortlists.default_for(self.target, head)) != DEFAULT:
+            yield (
+                f"no shortlist bundle for {self.target.name} is shipped, so --shortlist {method} "
+                "is used; dynaspec build-clusters makes one"
+            )
+
+    def _shortlist_settings(
+        self, config: GenerationConfig, speculation: Speculation
+    ) -> dict[str, Any]:
+        shortlist, head = speculation.shortlist, speculation.drafter.head
+        if shortlist is None or head is None:
+            return {"shortlist": "none"}
+        return {
+            "shortlist": shortlist.name,
+            "shortlist_source": config.shortlist.method,
+            "shortlist_size": shortlist.size,
+            "drafter_head": head.describe(),
+        }
+
+    def speculation(self, config: GenerationConfig) -> Speculation:
+        """What drafts for one request. Raises DynaSpecError without a drafter."""
+        if self.drafter is None:
+            raise DynaSpecError(f"there is no drafter for {self.target.name}; give --drafter")
+        headed = self.drafter.head is not None
+        acceptance = self.acceptance(config.sampling.temperature)
+        policy = create_tree(config.tree, config.sampling, acceptance=acceptance, draws=headed)
+        # A policy that draws children sets the temperature of its draws itself.
+        heat = config.tree.temperature(config.sampling)
+        temperature = 1.0 if policy.needs_distribution else heat
+        shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
+        lookup = self.lookup if headed else None
+        return Speculation(self.drafter, shortlist, policy, temperature, lookup, config.tree.size)
 
     def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""

@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import Any
 
 from dynaspec_cli.engine.events import PHASES, FinishReason, GenerationResult, StepStats
-from dynaspec_cli.protocols import Target
 
 TIE_BOUND: Mapping[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat16": 0.5}
 """Logit gap below which two decodings may differ by the order of summation alone, by dtype of the
@@ -67,14 +66,6 @@ def unconditional_acceptance_by_position(steps: Sequence[StepStats]) -> tuple[fl
     """N(accepted >= i) / N(steps), i = 1 .. deepest tree level; the sum over i is tau - 1."""
     deepest = max((step.depth for step in steps), default=0)
     return tuple(sum(s.accepted >= i for s in steps) / len(steps) for i in range(1, deepest + 1))
-
-
-def acceptance_histogram(steps: Sequence[StepStats]) -> tuple[int, ...]:
-    """Entry k: how many steps accepted exactly k draft tokens."""
-    counts = [0] * (max((step.accepted for step in steps), default=-1) + 1)
-    for step in steps:
-        counts[step.accepted] += 1
-    return tuple(counts)
 
 
 def draft_acceptance_rate(steps: Sequence[StepStats]) -> float | None:
@@ -138,11 +129,6 @@ def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
 def is_tie(logit_gap: float, dtype: str) -> bool:
     """Is a logit gap small enough (``TIE_BOUND``) for the order of summation to decide?"""
     return abs(logit_gap) <= TIE_BOUND[dtype]
-
-
-def bit_exact(target: Target) -> bool:
-    """Does the target promise a row the same bits in every pass? Then no difference is a tie."""
-    return bool(getattr(target, "bit_exact", False))
 
 
 def summarize(

@@ -15,6 +15,7 @@ from dynaspec_cli.ops.draw import (
     sibling_chances,
 )
 from dynaspec_cli.ops.extension import EXTENSION, backend, backend_reason, compiled
+from dynaspec_cli.ops.failures import NotFiniteLogits
 from dynaspec_cli.ops.head import (
     draft_head,
     linear,
@@ -38,6 +39,7 @@ if EXTENSION.module is not None:
     fakes.register()
 
 __all__ = [
+    "NotFiniteLogits",
     "backend",
     "backend_reason",
     "compiled",

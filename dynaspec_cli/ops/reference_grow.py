@@ -51,7 +51,7 @@ class _Tree:
     def add(self, parent: int, token: int, column: int, value: float, priority: float) -> None:
         node = self.count
         self.count += 1
-        for field, entry in enumerate((token, parent, -1, column, -1)):
+        for field, entry in enumerate((token, parent, -1, column, -1, -1)):
             self.fields[field][node] = entry
         self.value[node], self.priority[node] = value, priority
 

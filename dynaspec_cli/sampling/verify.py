@@ -14,7 +14,7 @@ p: what the emitted token must be drawn from given that all earlier children wer
   any R and any D.
 
 The walk visits few rows, so the distribution of a row is formed when it gets there (reading.py).
-docs/exactness.md has the proofs.
+docs/methods/exactness.md has the proofs.
 """
 
 from __future__ import annotations

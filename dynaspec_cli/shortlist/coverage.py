@@ -54,6 +54,7 @@ class WalkOutput:
 
     cheap_rows: int | None = None
     rows_ranked: Tensor | None = None
+    taps: Tensor | None = None
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
         raise NotImplementedError("a stored walk holds the top tokens only")

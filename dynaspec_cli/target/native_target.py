@@ -8,8 +8,6 @@ emits what plain decoding would, in bf16 too.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +18,7 @@ from dynaspec_cli.ops.extension import compiled
 from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
-from dynaspec_cli.target.native_weights import NativeWeights, read_weights
+from dynaspec_cli.target.native_weights import NativeWeights, Tensors, read_weights
 from dynaspec_cli.target.output import HeadOutput
 from dynaspec_cli.target.rope import rotary_tables
 from dynaspec_cli.target.state import (
@@ -30,9 +28,9 @@ from dynaspec_cli.target.state import (
     check_append,
     check_max_length,
     check_rows,
+    check_taps,
     grown,
 )
-from dynaspec_cli.target.weights import WeightFiles
 
 PREFILL_ROWS = 128
 """Prompt tokens a pass."""
@@ -47,7 +45,7 @@ class NativeState(TargetState):
 
 
 class NativeTarget:
-    """Gemma 3 (text), Llama, Qwen 2 and Qwen 3 on CPU. Features are float32 [n, d]."""
+    """Gemma 2 and 3 (text), Llama, Mistral, Qwen 2 and 3 on CPU. Features are float32 [n, d]."""
 
     device = torch.device("cpu")
 
@@ -55,7 +53,6 @@ class NativeTarget:
         self,
         name: str,
         spec: NativeSpec,
-        config: dict[str, Any],
         weights: NativeWeights,
         kernels: str = "native",
         known_hash: str | None = None,
@@ -68,9 +65,10 @@ class NativeTarget:
             spec.vocab_size,
             spec.max_context,
         )
+        self.num_layers = len(spec.shapes)
         self._spec = spec
         self._weights = weights
-        self._tables = rotary_tables(spec, config)
+        self._tables = rotary_tables(spec)
         self._cache_dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
         self._head = LMHead(weights.head, softcap=spec.softcap)
         self._hash = known_hash
@@ -81,7 +79,6 @@ class NativeTarget:
 
     @property
     def bit_exact(self) -> bool:
-        """Has a row the same bits in a tree as in plain decoding?"""
         return compiled(self._head.weight)
 
     def head_weight(self) -> Tensor:
@@ -103,9 +100,10 @@ class NativeTarget:
         """Float32 [n, d]."""
         return rms_norm(features, self._weights.norm, self._spec.eps)
 
-    def begin(self, max_length: int) -> NativeState:
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> NativeState:
         check_max_length(max_length, self.max_context, self.name)
-        state = NativeState(max_length)
+        check_taps(taps, self.num_layers, self.name)
+        state = NativeState(max_length, taps)
         for shape in self._spec.shapes:
             size = (max_length + TREE_ROWS, shape.num_kv_heads, shape.head_dim)
             state.keys.append(torch.empty(size, dtype=self._cache_dtype))
@@ -115,19 +113,20 @@ class NativeTarget:
     @torch.inference_mode()
     def prefill(self, state: NativeState, token_ids: Tensor) -> HeadOutput:
         check_append(state, token_ids, self.vocab_size)
-        features = []
+        passes = []
         for piece in token_ids.split(PREFILL_ROWS):
             mask, positions = causal_rows(state.length, piece.numel(), self.device)
-            features.append(self._forward(state, piece, mask, positions))
+            passes.append(self._forward(state, piece, mask, positions))
             state.length += piece.numel()
         state.pending = 0
-        return self._output(torch.cat(features))
+        return self._output(state, torch.cat(passes))
 
     @torch.inference_mode()
     def verify(self, state: NativeState, tree: DraftTree) -> HeadOutput:
         mask, depth = tree_mask(tree.parents)
         state.pending = tree.tokens.numel()
-        return self._output(self._forward(state, tree.tokens, mask, depth + state.length))
+        x = self._forward(state, tree.tokens, mask, depth + state.length)
+        return self._output(state, x)
 
     @torch.inference_mode()
     def commit(self, state: NativeState, rows: Tensor) -> None:
@@ -138,18 +137,22 @@ class NativeTarget:
         state.length += rows.numel()
         state.pending = 0
 
-    def _output(self, features: Tensor) -> HeadOutput:
-        return HeadOutput(
-            features, rms_norm(features, self._weights.norm, self._spec.eps), self._head
-        )
+    def _output(self, state: NativeState, passed: Tensor) -> HeadOutput:
+        """From what ``_forward`` yields: taps, then features, side by side."""
+        d = self.hidden_size
+        features = passed if not state.taps else passed[:, -d:].contiguous()
+        taps = passed[:, :-d] if state.taps else None
+        hidden = rms_norm(features, self._weights.norm, self._spec.eps)
+        return HeadOutput(features, hidden, self._head, taps)
 
     def _forward(
         self, state: NativeState, tokens: Tensor, mask: Tensor, positions: Tensor
     ) -> Tensor:
-        """Residual stream float32 [n, d] after the last layer; keys and values go behind the
-        committed rows."""
+        """Residual streams float32 [n, (A + 1) * d]: those of ``state.taps``, then the one after
+        the last layer; keys and values go behind the committed rows."""
         self._make_room(state, tokens.numel())
         x = self.embed(tokens)
+        streams = {0: x}
         turns = {name: table.rows(positions) for name, table in self._tables.items()}
         layers = zip(
             self._spec.shapes,
@@ -159,12 +162,14 @@ class NativeTarget:
             state.values,
             strict=True,
         )
-        for shape, rope, weights, keys, values in layers:
+        for above, (shape, rope, weights, keys, values) in enumerate(layers, 1):
             cos, sin = turns[rope]
             x = decoder_layer(
                 x, weights, keys, values, cos, sin, positions, mask, state.length, *shape
             )
-        return x
+            if above in state.taps:
+                streams[above] = x
+        return torch.cat([*(streams[tap] for tap in state.taps), x], 1) if state.taps else x
 
     def _make_room(self, state: NativeState, rows: int) -> None:
         have, needed = state.keys[0].shape[0], state.length + rows
@@ -175,18 +180,9 @@ class NativeTarget:
 
 
 def load_native(
-    folder: Path,
-    name: str,
-    spec: NativeSpec,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-    known_hash: str | None,
+    files: Tensors, name: str, spec: NativeSpec, dtype: torch.dtype, known_hash: str
 ) -> NativeTarget:
-    """The model of ``folder`` as a ``NativeTarget``."""
-    files = WeightFiles(folder)
-    if known_hash is None:
-        stored = files["model.embed_tokens.weight" if spec.tied else "lm_head.weight"]
-        known_hash = head_hash(stored)
-    return NativeTarget(
-        name, spec, config, read_weights(files, spec, dtype), f"native ({backend()})", known_hash
-    )
+    """The model whose tensors ``files`` holds as a ``NativeTarget``; ``known_hash``: of its head as
+    it is stored."""
+    weights = read_weights(files, spec, dtype)
+    return NativeTarget(name, spec, weights, f"native ({backend()})", known_hash)

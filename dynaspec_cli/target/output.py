@@ -15,11 +15,14 @@ and context shortlists ask for the others after verification."""
 class HeadOutput:
     """``protocols.TargetOutput`` of one pass: ``features`` [n, d], ``hidden`` [n, d] after the
     final norm, and what the head makes of them on demand. A row is read once. Row numbers are
-    tensors of the host."""
+    tensors of the host. ``taps`` [n, A * d] or None."""
 
-    def __init__(self, features: Tensor, hidden: Tensor, head: LMHead) -> None:
+    def __init__(
+        self, features: Tensor, hidden: Tensor, head: LMHead, taps: Tensor | None = None
+    ) -> None:
         self.features = features
         self.hidden = hidden
+        self.taps = taps
         self.cheap_rows = head.cheap_rows
         self._head = head
         self._logits: dict[int, Tensor] = {}

@@ -13,6 +13,7 @@ from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops import tree_mask
 from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.target.backbone import Backbone
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.kv_cache import PreallocatedCache
 from dynaspec_cli.target.layer_masks import attention_masks, layer_kinds
@@ -24,12 +25,11 @@ from dynaspec_cli.target.state import (
     check_append,
     check_max_length,
     check_rows,
+    check_taps,
 )
 
 PREFILL_ROWS = 512
 """Prompt tokens a pass; bounds the [rows, context] masks and the activations."""
-
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
 
 @dataclass
@@ -55,10 +55,8 @@ class TransformersTarget:
         self.kernels = kernels
         config = model.config.get_text_config()
         self._kinds = layer_kinds(config, name)
-        self._num_layers = int(config.num_hidden_layers)
-        self._base = _decoder(model, name)
-        self._norm = _final_norm(self._base, name)
-        self._embedding = model.get_input_embeddings()
+        self.num_layers = int(config.num_hidden_layers)
+        self.backbone = Backbone.of(model, name)
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise DynaSpecError(
@@ -104,6 +102,11 @@ class TransformersTarget:
         if not error < (1e-3 if self.dtype == torch.float32 else 0.2):
             raise DynaSpecError(f"{self._unsupported()} (its logits differ by {error:.2g})")
 
+    @property
+    def bit_exact(self) -> bool:
+        """Not promised: libraries choose the order of a sum by the number of rows."""
+        return False
+
     def _unsupported(self) -> str:
         kind = self.model.config.model_type
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
@@ -118,16 +121,19 @@ class TransformersTarget:
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
-        return self._embedding(token_ids.to(self.device))
+        return self.backbone.embedding(token_ids.to(self.device))
 
     @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
-        return self._norm(features.to(device=self.device, dtype=self.dtype))
+        return self.backbone.norm(features.to(device=self.device, dtype=self.dtype))
 
-    def begin(self, max_length: int) -> TransformersState:
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> TransformersState:
         check_max_length(max_length, self.max_context, self.name)
+        check_taps(taps, self.num_layers, self.name)
+        if taps:
+            _ = self.backbone.layers
         return TransformersState(
-            max_length, cache=PreallocatedCache(self._num_layers, max_length + TREE_ROWS)
+            max_length, taps, cache=PreallocatedCache(self.num_layers, max_length + TREE_ROWS)
         )
 
     @torch.inference_mode()
@@ -140,14 +146,14 @@ class TransformersTarget:
             state.cache.append(piece.numel())
             state.length += piece.numel()
         state.pending = 0
-        features = torch.cat([o[0] for o in outputs])
-        return HeadOutput(features, torch.cat([o[1] for o in outputs]), self._head)
+        features, hidden, taps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
     def verify(self, state: TransformersState, tree: DraftTree) -> HeadOutput:
         mask, depth = tree_mask(tree.parents.cpu())
         state.pending = tree.tokens.numel()
-        features, hidden = self._forward(
+        features, hidden, taps = self._forward(
             state,
             tree.tokens.to(self.device),
             mask.to(self.device),
@@ -155,7 +161,7 @@ class TransformersTarget:
             # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
             (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
         )
-        return HeadOutput(features, hidden, self._head)
+        return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
     def commit(self, state: TransformersState, rows: Tensor) -> None:
@@ -166,46 +172,14 @@ class TransformersTarget:
 
     def _forward(
         self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(features [n, d], normed [n, d]) of one pass; its keys and values lie behind the
-        committed ones."""
-        captured: list[Tensor] = []
-        hook = self._norm.register_forward_pre_hook(lambda module, args: captured.append(args[0]))
-        try:
-            hidden = self._base(
-                input_ids=tokens[None],
-                attention_mask=attention_masks(
-                    self._kinds, mask, positions, state.length, self._additive
-                ),
-                position_ids=positions[None],
-                past_key_values=state.cache,
-                use_cache=True,
-            ).last_hidden_state
-        finally:
-            hook.remove()
-        return captured[-1][0], hidden[0]
-
-
-def _decoder(model: Any, name: str) -> Any:
-    """The stack of layers below the LM head: of a composite model its language model."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    if decoder is model:
-        raise DynaSpecError(
-            f"{name} has no decoder stack below an LM head, so it is no causal language model; "
-            "choose another --model"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass; its keys and values lie
+        behind the committed ones."""
+        masks = attention_masks(self._kinds, mask, positions, state.length, self._additive)
+        features, normed, taps = self.backbone.run(
+            tokens[None], positions[None], masks, state.cache, state.taps
         )
-    return decoder
-
-
-def _final_norm(decoder: Any, name: str) -> nn.Module:
-    for attribute in FINAL_NORMS:
-        module = getattr(decoder, attribute, None)
-        if isinstance(module, nn.Module):
-            return module
-    raise DynaSpecError(
-        f"{name}: no final norm found in {type(decoder).__name__}; expected one of "
-        f"{', '.join(FINAL_NORMS)}"
-    )
+        return features[0], normed[0], torch.cat(taps, -1)[0] if taps else features[0, :, :0]
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:

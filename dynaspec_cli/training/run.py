@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.drafters.config import DrafterConfig
-from dynaspec_cli.drafters.eagle import WEIGHTS_FILE, EagleDrafter
+from dynaspec_cli.drafters.eagle import load_eagle
+from dynaspec_cli.drafters.files import WEIGHTS_FILE, DrafterFiles
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.target.events import ProgressCallback, ignore_progress
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
@@ -185,7 +186,7 @@ def _held_out(
         )
         kinds = torch.tensor([groups[i] for i in chosen])
         shard = Shard(tokens.cpu(), features, length, kinds)
-        held.append(HeldOut.of(shard, teacher.head, teacher.final_norm, maker.ends))
+        held.append(HeldOut.of(shard, teacher.head, teacher.backbone.norm, maker.ends))
     return held
 
 
@@ -195,7 +196,7 @@ def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
     if config.resume:
         return from_target(_continued(config, Trainer.saved_config(config.out)), target)
     if config.start is not None:
-        earlier = EagleDrafter.load(config.start, target)
+        earlier = load_eagle(DrafterFiles(config.start, str(config.start)), target)
         module = from_target(_continued(config, earlier.config), target)
         from safetensors.torch import load_file
 

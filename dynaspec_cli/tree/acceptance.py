@@ -96,8 +96,14 @@ def write_table(folder: Path, measured: Table) -> Path:
     path = folder / FILE
     partial = path.with_suffix(".partial")
     text = json.dumps({"schema": SCHEMA, "temperatures": entries}, indent=1)
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
+    try:
+        partial.write_text(text + "\n", encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise DynaSpecError(
+            f"{path}: cannot be written ({error.strerror}); copy the drafter to a folder of yours "
+            "and give it as --drafter"
+        ) from None
     return path
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.tree.grown import GrownBest, GrownDrawn
+from dynaspec_cli.tree.request import TreeRequest
 from dynaspec_cli.tree.sampled import Drawing
 
 
@@ -32,3 +33,9 @@ class ChainDrawn(GrownDrawn):
 
     def __init__(self, config: TreeConfig, drawing: Drawing) -> None:
         super().__init__(_narrow(config), drawing)
+
+
+def create(request: TreeRequest) -> Chain | ChainDrawn:
+    if request.drawing is None:
+        return Chain(request.config)
+    return ChainDrawn(request.config, request.drawing)

@@ -8,6 +8,7 @@ from typing import Any
 
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.tree.grown import Grown, GrownBest, GrownDrawn
+from dynaspec_cli.tree.request import TreeRequest
 from dynaspec_cli.tree.sampled import Drawing
 
 BEAM_PROBABILITY = math.exp(-0.3)
@@ -49,3 +50,9 @@ class DynamicDepthDrawn(_DynamicDepth, GrownDrawn):
     def __init__(self, config: TreeConfig, drawing: Drawing) -> None:
         GrownDrawn.__init__(self, config, drawing)
         self.set_rule(config)
+
+
+def create(request: TreeRequest) -> DynamicDepth | DynamicDepthDrawn:
+    if request.drawing is None:
+        return DynamicDepth(request.config)
+    return DynamicDepthDrawn(request.config, request.drawing)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.tree.grown import GrownBest, GrownDrawn
+from dynaspec_cli.tree.request import TreeRequest
 from dynaspec_cli.tree.sampled import Drawing
 
 SLOT_VALUE = 2.0
 """Default threshold times the size of the tree. The paper takes 1; a draft step that is not taken
-is worth a little more than the tokens it would bring (docs/trees.md)."""
+is worth a little more than the tokens it would bring (docs/methods/trees.md)."""
 
 
 def slot_threshold(config: TreeConfig) -> float:
@@ -44,3 +45,9 @@ class DySpecDrawn(GrownDrawn):
     def __init__(self, config: TreeConfig, drawing: Drawing) -> None:
         self.threshold = slot_threshold(config)
         super().__init__(config, drawing, self.threshold)
+
+
+def create(request: TreeRequest) -> DySpecBest | DySpecDrawn:
+    if request.drawing is None:
+        return DySpecBest(request.config)
+    return DySpecDrawn(request.config, request.drawing)

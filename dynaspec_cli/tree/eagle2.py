@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dynaspec_cli.tree.grown import GrownBest, GrownDrawn
+from dynaspec_cli.tree.request import TreeRequest
 
 
 class Eagle2(GrownBest):
@@ -25,3 +26,9 @@ class Eagle2Drawn(GrownDrawn):
     valuable slots are kept, since a drawn token may not be pruned for what it is."""
 
     name = "eagle2"
+
+
+def create(request: TreeRequest) -> Eagle2 | Eagle2Drawn:
+    if request.drawing is None:
+        return Eagle2(request.config)
+    return Eagle2Drawn(request.config, request.drawing)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.config import TreeConfig
-from dynaspec_cli.errors import DynaSpecError, bad_score
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.ops.grow import drawn_so_far, grow_best, grow_drawn, grown_tree, new_tree
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.sampling.verify import Draw, NodeDraft, SampledDrafts
@@ -100,7 +100,7 @@ class GrownBest(Grown):
             self.whole_beam,
         )
         if math.isnan(mass):
-            raise bad_score()
+            raise NotFiniteError.of_drafter()
         state.level += 1
         over = self.ends(state.level, mass)
         return None if over else state.advance(frontier, candidates.ids.device)
@@ -143,7 +143,7 @@ class GrownDrawn(Grown):
             state.shared,
         )
         if math.isnan(mass):
-            raise bad_score()
+            raise NotFiniteError.of_drafter()
         state.laws.append((law.ids, q))
         state.level += 1
         over = self.ends(state.level, mass)

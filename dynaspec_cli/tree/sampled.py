@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
-from dynaspec_cli.errors import DynaSpecError, bad_score
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.ops.draw import draw_children
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree
 from dynaspec_cli.sampling.processors import probabilities
@@ -75,7 +75,7 @@ class Drawing:
             replacement,
         )
         if any(map(math.isnan, mass.tolist())):
-            raise bad_score()
+            raise NotFiniteError.of_drafter()
         return Drawn(law.ids, q, _drawn(columns), _drawn(tokens))
 
 

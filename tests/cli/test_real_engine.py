@@ -75,13 +75,28 @@ def test_greedy_text_is_the_models_own(
 
 
 def test_without_a_drafter(tiny: Callable[..., Any], tiny_model_dir: Path) -> None:
+    off = tiny("generate", PROMPT, "--max-new-tokens", "12", "--json", "--drafter", "none")
+    data = json.loads(off.stdout)
+    assert data["token_ids"] == reference(tiny_model_dir, 12)
+    assert (data["num_spec_steps"], data["mean_acceptance_length"]) == (0, 1.0)
+    assert data["settings"]["drafter"] == "none"
+
+
+def test_a_model_without_a_drafter_is_drafted_by_lookup(
+    tiny: Callable[..., Any], tiny_model_dir: Path
+) -> None:
     result = tiny("generate", PROMPT, "--max-new-tokens", "12", "--json")
     data = json.loads(result.stdout)
     assert data["token_ids"] == reference(tiny_model_dir, 12)
-    assert (data["num_spec_steps"], data["mean_acceptance_length"]) == (0, 1.0)
+    assert data["num_spec_steps"] > 0
+    assert data["settings"]["drafter"] == data["settings"]["drafter_kind"] == "lookup"
+    assert data["settings"]["shortlist"] == "none"
+    assert data["mean_shortlist_size"] is None
     shown = tiny("generate", PROMPT, "--max-new-tokens", "12")
     assert shown.stdout == data["text"] + "\n"
-    assert "no drafter" in shown.stderr
+    assert "no drafter ships" in shown.stderr
+    compared = tiny("generate", PROMPT, "--max-new-tokens", "12", "--json", "--compare")
+    assert json.loads(compared.stdout)["identical"] is True
 
 
 def test_streamed_text_with_a_stop(tiny: Callable[..., Any], tiny_drafter_dir: Path) -> None:
@@ -174,7 +189,7 @@ def altered(source: Path, folder: Path, **changes: Any) -> Path:
         ({"hidden_size": 64}, "hidden size"),
         ({"vocab_size": 401}, "vocabulary"),
         ({"head_hash": "0" * 64}, "hash"),
-        ({"format": "other"}, "format"),
+        ({"format": "other"}, "none of the kinds"),
     ],
 )
 def test_drafter_of_another_target(
@@ -330,7 +345,8 @@ def test_a_program_of_its_own(
     assert done.stdout.count("\n") == 1
 
 
-def test_ctrl_c_in_a_program_of_its_own(tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_a_program_of_its_own(tiny_model_dir: Path, number: signal.Signals) -> None:
     command = [
         sys.executable, "-m", "dynaspec_cli", "generate", PROMPT, "--model", str(tiny_model_dir),
         "--dtype", "float32", "--max-new-tokens", "230", "--stream",
@@ -348,7 +364,7 @@ def test_ctrl_c_in_a_program_of_its_own(tiny_model_dir: Path) -> None:
     assert process.stdout is not None
     first = process.stdout.read(1)  # generation has begun
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest, messages = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(first + rest) > 1

@@ -23,9 +23,16 @@ class MixedTree:
     """Grows rows below a context: at each expanded row ``points`` tokens (a function of the
     context), then ``draws`` from q over the toy's shortlist. A token that is both has one row."""
 
-    def __init__(self, model: ToyModel, points: int, draws: int, replacement: bool) -> None:
+    def __init__(
+        self,
+        model: ToyModel,
+        points: int,
+        draws: int,
+        replacement: bool,
+        traversal: bool = False,
+    ) -> None:
         self.model, self.points, self.draws = model, points, draws
-        self.replacement = replacement
+        self.replacement, self.traversal = replacement, traversal
 
     def point_tokens(self, context: Context) -> list[int]:
         """Probable tokens of another noise: some in the shortlist, some not."""
@@ -61,7 +68,7 @@ class MixedTree:
                 nodes[row] = NodeDraft(ids, q, draws, points)
                 below += of_token.values()
             level = below
-        drafts = SampledDrafts(nodes, self.replacement)
+        drafts = SampledDrafts(nodes, self.replacement, traversal=self.traversal)
         return DraftTree(torch.tensor(tokens), torch.tensor(parents), drafts)
 
 
@@ -93,20 +100,22 @@ def emitted_law(mixed: MixedTree, levels: int, length: int) -> Law:
 CASES = [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (1, 0)]
 
 
+@pytest.mark.parametrize("traversal", [False, True])
 @pytest.mark.parametrize("replacement", [False, True])
 @pytest.mark.parametrize(("points", "draws"), CASES)
 @pytest.mark.parametrize("seed", [3, 8])
-def test_one_level(points: int, draws: int, replacement: bool, seed: int) -> None:
+def test_one_level(points: int, draws: int, replacement: bool, seed: int, traversal: bool) -> None:
     """Four tokens, a shortlist of three: points inside and outside it, drawn again or not."""
     model = ToyModel(vocab=4, shortlist_size=3, seed=seed)
-    law = emitted_law(MixedTree(model, points, draws, replacement), 1, 2)
+    law = emitted_law(MixedTree(model, points, draws, replacement, traversal), 1, 2)
     assert distance(law, target_law(model, (0,), SAMPLING, 2)) < EXACT
 
 
+@pytest.mark.parametrize("traversal", [False, True])
 @pytest.mark.parametrize("replacement", [False, True])
-def test_two_levels(replacement: bool) -> None:
+def test_two_levels(replacement: bool, traversal: bool) -> None:
     model = ToyModel(vocab=3, shortlist_size=2, seed=5)
-    law = emitted_law(MixedTree(model, 1, 1, replacement), 2, 3)
+    law = emitted_law(MixedTree(model, 1, 1, replacement, traversal), 2, 3)
     assert distance(law, target_law(model, (0,), SAMPLING, 3)) < EXACT
 
 

@@ -30,11 +30,12 @@ class Shape:
     bias: bool = False
     head_norms: bool = True
     post_norms: bool = True
+    softcap: float = 0.0
 
-    def args(self) -> tuple[int, int, int, float, float, int, str]:
+    def args(self) -> tuple[int, int, int, float, float, int, str, float]:
         scale = self.head_dim**-0.5
         sizes = (self.heads, self.kv_heads, self.head_dim)
-        return (*sizes, 1e-6, scale, self.window, self.activation)
+        return (*sizes, 1e-6, scale, self.window, self.activation, self.softcap)
 
 
 def make_weights(s: Shape, generator: torch.Generator) -> list[Tensor]:
@@ -108,6 +109,7 @@ PARENTS = [-1, 0, 0, 0, 1, 1, 2, 4, 4, 6, 7, 10, 11, 3, 12, 9, 14]
 
 REFERENCE_SHAPES = {
     "gemma": Shape(kv_heads=1, head_dim=32, window=9, activation="gelu_tanh"),
+    "gemma2": Shape(head_norms=False, window=9, activation="gelu_tanh", softcap=1.5),
     "llama": Shape(head_norms=False, post_norms=False),
     "qwen2": Shape(d=56, head_norms=False, post_norms=False, bias=True),
     "qwen3": Shape(d=60, heads=6, kv_heads=3, head_dim=10, post_norms=False),
@@ -153,7 +155,9 @@ def test_matches_reference(name: str, n: int, earlier: int, committed: int) -> N
 EXACT_SHAPES = {
     "float32": Shape(),
     "float32-window": Shape(kv_heads=1, head_dim=16, window=13, activation="gelu_tanh"),
+    "float32-softcap": Shape(head_norms=False, window=13, softcap=1.5),
     "bf16": Shape(dtype=BF16, cache_dtype=BF16),
+    "bf16-softcap": Shape(head_dim=18, dtype=BF16, cache_dtype=BF16, softcap=0.7),
     "bf16-window": Shape(
         kv_heads=1, head_dim=48, dtype=BF16, cache_dtype=BF16, window=13, post_norms=False
     ),
@@ -347,6 +351,7 @@ BAD = {
     "heads": ("num_heads", lambda a: 3, r"num_heads: expected .* got 3"),
     "head_dim": ("head_dim", lambda a: 7, r"head_dim: expected .* got 7"),
     "window": ("window", lambda a: -1, r"window: expected .* got -1"),
+    "softcap": ("softcap", lambda a: -1.0, r"softcap: expected .* got -1"),
     "scale": ("scale", lambda a: float("nan"), r"scale: expected .* got nan"),
     "activation": ("activation", lambda a: "relu", r"activation: expected .* got relu"),
     "weights": ("weights", lambda a: a["weights"][:5], r"weights: expected 11 tensors, got 5"),

@@ -181,8 +181,12 @@ void Attention::run(int64_t task, char* worker, float* out) const {
   std::memset(block.sums, 0, queries * head_dim * sizeof(float));
   for (int64_t q = 0; q < queries; ++q) {
     const Keys& seen = keys(i0 + q / nq);
-    block.totals[q] = table.softmax_numerators(block.scores + q * padded_, seen.begin - block.base,
-                                               seen.end - block.base, padded, shape_.scale, bf16);
+    float* const own = block.scores + q * padded_;
+    const int64_t from = seen.begin - block.base, to = seen.end - block.base;
+    const bool capped = shape_.softcap > 0.0f;
+    if (capped) table.soft_cap(own, from, to, shape_.scale, shape_.softcap);
+    block.totals[q] =
+        table.softmax_numerators(own, from, to, padded, capped ? 1.0f : shape_.scale, bf16);
   }
 
   WeightedSum sum{cache_.values,

@@ -13,6 +13,7 @@ struct LayerShape {
   float eps, scale;
   int64_t window;  // 0: full attention
   bool gelu;       // gelu_tanh, else silu
+  float softcap;   // of the attention's scores; 0: none
 
   int64_t group() const { return heads / kv_heads; }
   int64_t q_size() const { return heads * head_dim; }

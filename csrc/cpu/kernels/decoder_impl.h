@@ -77,6 +77,24 @@ void store_bf16(const float* x, int64_t size, uint16_t* out) {
   for (int64_t j = 0; j < size; ++j) out[j] = static_cast<uint16_t>(bf16_bits(x[j]));
 }
 
+// tanh u = (1 - e) / (1 + e) with e = exp(-2 u). A score's value alone decides its result, wherever
+// it stands in a vector.
+void soft_cap(float* scores, int64_t begin, int64_t end, float scale, float cap) {
+  const Vf factor = vset(-2.0f * scale / cap), limit = vset(cap), one = vset(1.0f);
+  const auto capped = [&](Vf score) {
+    // The exponential's range reduction also holds for arguments up to 87.
+    const Vf bounded = vsub(vzero(), vmax(vsub(vzero(), vmul(score, factor)), vset(-87.0f)));
+    const Vf e = exp_nonpositive(bounded);
+    const Vf result = vmul(limit, vdiv(vsub(one, e), vadd(one, e)));
+    return vfma(score, vzero(), result);  // infinity times zero is NaN
+  };
+  int64_t i = begin;
+  for (; i + kWidth <= end; i += kWidth) vstore(scores + i, capped(vload(scores + i)));
+  if (const int rest = static_cast<int>(end - i); rest > 0) {
+    vstore_part(scores + i, capped(vload_part(scores + i, rest)), rest);
+  }
+}
+
 float softmax_numerators(float* scores, int64_t begin, int64_t end, int64_t padded, float scale,
                          bool bf16) {
   const float lowest = -3e38f;
@@ -260,8 +278,8 @@ void weighted_sum(const WeightedSum& w, bool bf16) {
   bf16 ? weighted_sum_of<FloatSums<BF16>>(w) : weighted_sum_of<FloatSums<F32>>(w);
 }
 
-constexpr LayerKernels kLayerKernels = {rms_norm,           rotate,      add, gate, store_bf16,
-                                        softmax_numerators, weighted_sum};
+constexpr LayerKernels kLayerKernels = {
+    rms_norm, rotate, add, gate, store_bf16, soft_cap, softmax_numerators, weighted_sum};
 
 }  // namespace
 }  // namespace dynaspec::cpu::DYNASPEC_LEVEL

@@ -29,6 +29,9 @@ struct LayerKernels {
   void (*gate)(const float* gate, const float* up, int64_t size, bool gelu, float* out);
   // float32 -> bf16, to nearest
   void (*store_bf16)(const float* x, int64_t size, uint16_t* out);
+  // scores[i] -> cap * tanh(scale * scores[i] / cap) for begin <= i < end, in place (Gemma 2); what
+  // is not finite becomes NaN.
+  void (*soft_cap)(float* scores, int64_t begin, int64_t end, float scale, float cap);
   // scores[i] -> exp(scale * (scores[i] - max)) for begin <= i < end and 0 for the rest of [0,
   // padded) (a multiple of 16), in place, in the form that weighted_sum reads (with `bf16`: rounded
   // to it). Returns their sum, NaN if a score is not finite.

@@ -51,6 +51,7 @@ int64_t add(const GrowingTree& tree, int64_t parent, int64_t token, int64_t colu
   tree.at(kCacheRow, node) = -1;
   tree.at(kColumn, node) = column;
   tree.at(kStep, node) = -1;
+  tree.at(kRow, node) = -1;
   tree.value(node) = value;
   tree.priority(node) = priority;
   return node;
