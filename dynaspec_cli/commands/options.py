@@ -94,7 +94,12 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         metavar="NAME|FOLDER|FILE",
         help="Target: a hub name, a model folder or a .gguf file.  [default: the embedded model]",
     ),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Target's weights; auto: a GGUF file's own blocks (packed) on a CPU."),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="auto",
+        help="Target's weights; packed: a GGUF file's own blocks.",
+    ),
     click.option(
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),

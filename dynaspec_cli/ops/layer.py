@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,9 +32,9 @@ class LayerWeights(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Bytes that a pass reads."""
-        norms = (self.input_norm, self.qkv_bias, self.q_norm, self.k_norm)
-        norms += (self.post_attention_norm, self.mlp_norm, self.post_mlp_norm)
-        return sum(t.nbytes for t in (*norms, *self.qkv, self.out, *self.gate_up, self.down))
+        fields: tuple[Tensor | tuple[Tensor, ...], ...] = self[:-1]
+        parts = [(part,) if isinstance(part, Tensor) else part for part in fields]
+        return sum(tensor.nbytes for part in parts for tensor in part)
 
 
 LAYER_WEIGHTS = LayerWeights._fields[:-1]
@@ -42,6 +42,6 @@ LAYER_WEIGHTS = LayerWeights._fields[:-1]
 
 def dense_layer(weights: Sequence[Tensor]) -> LayerWeights:
     """Of tensors in the order of ``LAYER_WEIGHTS``, each matrix in one part and in its dtype."""
-    named = dict(zip(LAYER_WEIGHTS, weights, strict=True))
-    parts = {name: (named.pop(name),) for name in ("qkv", "gate_up")}
-    return LayerWeights(**named, **parts, formats=(DENSE,) * 4)
+    named: dict[str, Any] = dict(zip(LAYER_WEIGHTS, weights, strict=True))
+    named |= {name: (named[name],) for name in ("qkv", "gate_up")}
+    return LayerWeights(**named, formats=(DENSE,) * 4)

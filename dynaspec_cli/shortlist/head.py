@@ -118,10 +118,10 @@ def build_head(weight: Weight, order: Tensor | None = None, int8: bool = False) 
     rank[order] = torch.arange(order.numel(), device=device)
     gather = weight.device.type == "cpu" and not int8
     if int8:
-        rows = _quantised(weight, order)
-    else:
-        rows = weight if gather else weight.take(order)
-    return DraftHead(rows, order.to(torch.int32), rank, weight.rows, gather)
+        weight = _quantised(weight, order)
+    elif not gather:
+        weight = weight.take(order)
+    return DraftHead(weight, order.to(torch.int32), rank, rank.numel(), gather)
 
 
 def _is_identity(order: Tensor, vocab_size: int) -> bool:
