@@ -66,7 +66,9 @@ def test_eagle3_to_speculators_and_back(tmp_path: Path) -> None:
     same(weights(back), weights(EAGLE3))
     for folder in (there, back):
         (folder / "expected.json").write_bytes((EAGLE3 / "expected.json").read_bytes())
-        (folder / "expected.safetensors").write_bytes((EAGLE3 / "expected.safetensors").read_bytes())
+        (folder / "expected.safetensors").write_bytes(
+            (EAGLE3 / "expected.safetensors").read_bytes()
+        )
         case = Case(folder, Case(EAGLE3).target)
         golden.check_prefill(case, case.drafter())
         golden.check_beams(case, case.drafter())
@@ -207,7 +209,10 @@ def test_stray_shards_are_joined(tmp_path: Path) -> None:
     (folder / "config.json").write_bytes((EAGLE3 / "config.json").read_bytes())
     tensors = weights(EAGLE3)
     names = sorted(tensors)
-    parts = {"model-00001-of-00002.safetensors": names[:5], "model-00002-of-00002.safetensors": names[5:]}
+    parts = {
+        "model-00001-of-00002.safetensors": names[:5],
+        "model-00002-of-00002.safetensors": names[5:],
+    }
     for part, held in parts.items():
         save_file({name: tensors[name] for name in held}, folder / part)
     index = {name: part for part, held in parts.items() for name in held}
