@@ -15,6 +15,9 @@ def load_engine(
     common: CommonOptions, drafter: str, drafter_option: Sequence[str] = ()
 ) -> Engine:
     """The engine of ``--model`` and ``--drafter`` with its ``--drafter-option``s."""
+    from dynaspec_cli.target.gguf_tokenizer import begin_tokenizer
+
+    begin_tokenizer(common.model)  # while torch is imported
     from dynaspec_cli.drafters.options import parse_options
     from dynaspec_cli.engine.api import Engine
     from dynaspec_cli.ui.progress import LoadBar

@@ -14,7 +14,7 @@ from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.drafters.options import check_known
 from dynaspec_cli.drafters.registry import load_folder
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Target
 
 
@@ -52,6 +52,18 @@ def load_drafter(
             "file"
         )
     return load_folder(DrafterFiles(folder, value, options), target)
+
+
+def beside(value: str) -> tuple[str, LookupDrafter | None]:
+    """A ``--drafter`` value without "+lookup", and what that asks for."""
+    name, plus, last = value.rpartition("+")
+    if not plus or last != "lookup":
+        return value, None
+    if name in ("none", "lookup", ""):
+        raise UsageError(
+            f"--drafter {value}: lookup goes beside another drafter; give lookup alone"
+        )
+    return name, LookupDrafter()
 
 
 def packaged_drafter(head: Head) -> Path | None:

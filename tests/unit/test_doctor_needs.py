@@ -22,7 +22,7 @@ from dynaspec_cli.target.resolve import ModelSource
 from dynaspec_cli.ui import diagnosis
 
 SHIPPED, CONFIG = load._packaged()[0]
-SIZES = ModelSizes(10**6, CONFIG.vocab_size, CONFIG.hidden_size, kv_width=64)
+SIZES = ModelSizes(10**6, CONFIG.vocab_size, CONFIG.hidden_size, kv_width=64, num_layers=2)
 HEAD_BYTES = CONFIG.vocab_size * CONFIG.hidden_size * 2
 DRAFTER_BYTES = (SHIPPED / "model.safetensors").stat().st_size
 
@@ -113,7 +113,7 @@ def test_kernels_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     fake_extension(monkeypatch, has_cuda=True)
     facts = system.system_facts(cuda)
     assert (facts["backend"], facts["fallback"]) == ("cuda", False)
-    assert facts["backend_reason"] == "CUDA kernels, built for torch 9.9"
+    assert facts["backend_reason"] == "CUDA kernels, built with torch 9.9"
 
 
 def test_the_install_hint_keeps_its_brackets() -> None:
