@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 
 from dynaspec_cli.checkpoints.fingerprint import Head
+from dynaspec_cli.checkpoints.hub import fetch_drafter
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
@@ -44,7 +45,7 @@ def load_drafter(
         )
     folder = Path(value).expanduser()
     if not folder.exists():
-        folder = _from_hub(value)
+        folder = fetch_drafter(value, f"--drafter {value}")
     if not folder.is_dir():
         raise DynaSpecError(
             f"--drafter {value}: expected a folder with config.json and model.safetensors, got a "
@@ -81,16 +82,3 @@ def _packaged() -> tuple[tuple[Path, DrafterConfig], ...]:
         (path.parent, DrafterConfig.load(path.parent))
         for path in sorted(root.glob("*/drafter/config.json"))
     )
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DynaSpecError(
-            f"--drafter {name}: no such folder, and the hub cannot provide it ({reason})"
-        ) from None

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.head import own_head, target_head
+from dynaspec_cli.drafters.layer import run_layer
 from dynaspec_cli.drafters.pairs import EXTEND_ROWS, PairCache, Rows, empty_caches
 from dynaspec_cli.drafters.published import HeadConfig
 from dynaspec_cli.drafters.published_weights import HeadWeights
@@ -139,8 +140,6 @@ class PublishedDrafter:
     def _pass(
         self, state: PublishedState, states: Tensor, tokens: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor]:
-        from dynaspec_cli.drafters.layer import run_layer
-
         cos, sin = (t.to(self.target.device) for t in self.rotary.rows(rows.own.cpu()))
 
         def layer(i: int, x: Tensor, read: Tensor | None) -> Tensor:

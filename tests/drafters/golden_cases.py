@@ -146,9 +146,9 @@ def check_chain(case: Case, drafter: PublishedDrafter) -> None:
             close(state.fed, own[j : j + 1])
 
 
-def check_beams(case: Case, drafter: PublishedDrafter) -> None:
-    """EAGLE's three beams of four nodes."""
-    state, hidden = case.prefill(drafter)
+def check_beams(case: Case, drafter: PublishedDrafter, state: Any = None) -> None:
+    """EAGLE's three beams of four nodes, below a ``state`` that has read the prompt."""
+    state = case.prefill(drafter)[0] if state is None else state
     e, root = case.expected, case.expected["chain.hidden_out"][:1]
     close(state.fed, root)
     seen = root.expand(4, -1)
