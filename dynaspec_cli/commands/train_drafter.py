@@ -62,14 +62,14 @@ Examples:
     type=float,
     metavar="N",
     help="End after N minutes of wall-clock, loading and scoring included; the learning rate "
-    "follows the clock.",
+    "follows the clock.  [default: until --steps]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option(
     "--start",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Begin with the weights of this drafter.",
+    help="Begin with the weights of this drafter.  [default: with the target's]",
 )
 @click.option(
     "--layers", type=int, metavar="N", help="Decoder layers of a new drafter.  [default: 1]"
@@ -77,7 +77,9 @@ Examples:
 @click.option(
     "--unroll", type=int, metavar="N", default=3, help="Draft steps that a loss looks ahead."
 )
-@click.option("--batch-tokens", type=int, metavar="N", default=1024, help="Tokens of a step.")
+@click.option(
+    "--batch-tokens", type=int, metavar="N", default=1024, help="Tokens of an optimiser step."
+)
 @click.option(
     "--passes", type=float, metavar="X", default=2.0, help="Times that a token is trained on."
 )
@@ -87,7 +89,7 @@ Examples:
     type=int,
     metavar="N",
     default=200,
-    help="Steps between checkpoints and held-out scores.",
+    help="Optimiser steps between checkpoints and held-out scores.",
 )
 @common_options
 def train_drafter(

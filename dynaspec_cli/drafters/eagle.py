@@ -90,8 +90,7 @@ class EagleDrafter:
     def num_bytes(self) -> int:
         """Bytes of weights that a draft step reads."""
         return (
-            sum(layer.num_bytes for layer in self.layers)
-            + self.fc.numel() * self.fc.element_size()
+            sum(layer.num_bytes for layer in self.layers) + self.fc.numel() * self.fc.element_size()
         )
 
     def describe(self) -> dict[str, Any]:
