@@ -16,6 +16,7 @@ from dynaspec_cli.bench.suites import BUILT_IN, NAMED, Suite, load_suite
 from dynaspec_cli.bench.sweep import expand, parse_sweeps
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
+    DRAFTER_OPTION,
     CommonOptions,
     common_options,
     sampling_config,
@@ -55,6 +56,7 @@ class Asked:
     resume: bool
     data_dir: Path | None
     drafter: str
+    drafter_option: tuple[str, ...]
     tree_size: int
     tree_depth: int | None
     tree_width: int | None
@@ -156,6 +158,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     default="auto",
     help="Drafter of specs that name none.",
 )
+@DRAFTER_OPTION
 @click.option(
     "--tree-size", type=int, metavar="N", default=_TREE.size, help="Nodes of specs without @NODES."
 )
@@ -222,7 +225,7 @@ def bench(
         utf8_argument("--system", asked.system)
     # What cannot work is told before a model is loaded; only the default methods depend on it.
     options = _options(asked, preset, texts, suites, sampling, tree, common) if texts else None
-    engine = load_engine(common, asked.drafter)
+    engine = load_engine(common, asked.drafter, asked.drafter_option)
     if options is None:
         texts = _default_texts(engine, common)
         options = _options(asked, preset, texts, suites, sampling, tree, common)

@@ -101,6 +101,7 @@ def generate(
     stream: bool,
     compare: bool,
     drafter: str,
+    drafter_option: Sequence[str],
     shortlist: str | None,
     shortlist_size: int | None,
     tree: str,
@@ -131,7 +132,7 @@ def generate(
         shortlist_config(shortlist or "auto", shortlist_size),
     )
     text = read_prompt(prompt, prompt_file)
-    engine = load_engine(common, drafter)
+    engine = load_engine(common, drafter, drafter_option)
     if compare and engine.drafter is None:
         raise DynaSpecError(
             f"--compare: there is no drafter for {engine.target.name} to compare; "

@@ -230,6 +230,15 @@ def sampling_config(
     return SamplingConfig(temperature, top_k, top_p, min_p, seed)
 
 
+DRAFTER_OPTION = click.option(
+    "--drafter-option",
+    type=TextType(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What a published head's files leave open, such as taps=2,16,29 "
+    "(docs/methods/drafters.md); can be repeated.",
+)
+
 _TREE = TreeConfig()
 _SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.items())
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
@@ -239,6 +248,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         default="auto",
         help="auto: the one shipped for the target; none: autoregressive decoding.",
     ),
+    DRAFTER_OPTION,
     click.option(
         "--shortlist",
         type=ShortlistType(),
@@ -291,7 +301,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
 
 
 def drafting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--drafter``, ``--shortlist`` with its size, ``--tree`` with its shape."""
+    """Add ``--drafter``, ``--shortlist`` and ``--tree``, each with its own options."""
     return _compose(*_DRAFTING)(function)
 
 

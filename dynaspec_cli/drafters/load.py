@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -10,17 +11,23 @@ from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
+from dynaspec_cli.drafters.options import check_known
 from dynaspec_cli.drafters.registry import load_folder
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Target
 
 
-def load_drafter(value: str, target: Target) -> Drafter | None:
+def load_drafter(
+    value: str, target: Target, options: Mapping[str, str] | None = None
+) -> Drafter | None:
     """``auto``: the packaged drafter of this target's head, lookup where there is none;
     ``packaged``: the same, but its absence is an error. ``lookup``: the text itself drafts.
     ``none``: None. Otherwise a folder, or the name of a hub repository, with a drafter of a kind
-    that drafters/registry.py lists.
+    that drafters/registry.py lists. ``options``: what the user says about a folder's drafter
+    (drafters/options.py).
     """
+    if options and value in ("none", "lookup"):
+        check_known(options, {}, value)
     if value == "none":
         return None
     if value == "lookup":
@@ -28,8 +35,9 @@ def load_drafter(value: str, target: Target) -> Drafter | None:
     if value in ("auto", "packaged"):
         packaged = packaged_drafter(target)
         if packaged is not None:
-            return load_folder(DrafterFiles(packaged, "packaged"), target)
+            return load_folder(DrafterFiles(packaged, "packaged", options), target)
         if value == "auto":
+            check_known(options or {}, {}, "lookup")
             return LookupDrafter()
         raise DynaSpecError(
             f"--drafter packaged: none ships for {target.name}; give a folder, or --drafter auto"
@@ -42,7 +50,7 @@ def load_drafter(value: str, target: Target) -> Drafter | None:
             f"--drafter {value}: expected a folder with config.json and model.safetensors, got a "
             "file"
         )
-    return load_folder(DrafterFiles(folder, value), target)
+    return load_folder(DrafterFiles(folder, value, options), target)
 
 
 def beside(value: str) -> tuple[str, LookupDrafter | None]:

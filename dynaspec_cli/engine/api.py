@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -79,6 +79,7 @@ class Engine:
         threads: int | None = None,
         drafter: str = "auto",
         progress: Callable[[Any], None] | None = None,
+        drafter_options: Mapping[str, str] | None = None,
     ) -> Engine:
         """Load target, tokenizer and drafter; the arguments are the command line's options
         (docs/guide/cli.md)."""
@@ -86,7 +87,7 @@ class Engine:
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
         name, lookup = beside(drafter)
-        found = load_drafter(name, target)
+        found = load_drafter(name, target, drafter_options)
         notices: tuple[str, ...] = ()
         if drafter == "auto" and isinstance(found, LookupDrafter):
             notices = (
@@ -288,6 +289,8 @@ class Engine:
         if self.drafter is None:
             yield f"no drafter was loaded for {self.target.name}: plain autoregressive decoding"
             return
+        for note in self.drafter.describe().get("drafter_notes", ()):
+            yield f"drafter {self.drafter.name}: {note}"
         head = self.drafter.head
         if head is None or head.own or config.shortlist.method != "auto":
             return
