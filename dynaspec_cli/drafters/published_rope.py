@@ -99,8 +99,7 @@ def _kind(parameters: dict[str, Any], where: str) -> str:
     if kind not in NEEDS:
         raise _fault(
             where,
-            f"rotary embeddings of type {kind!r} have no form here; known are "
-            f"{', '.join(NEEDS)}",
+            f"rotary embeddings of type {kind!r} have no form here; known are {', '.join(NEEDS)}",
         )
     if parameters.get("partial_rotary_factor", 1.0) != 1.0:
         raise _fault(where, "a partial rotary embedding has no form here")
