@@ -92,7 +92,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 @click.option(
     "--preset",
     metavar="NAME",
-    help=f"A paper's settings: {', '.join(PRESETS)}; flags override it.",
+    help=f"A paper's settings: {', '.join(PRESETS)}; flags override it.  [default: none]",
 )
 @click.option(
     "--list-presets", is_flag=True, help="Print the presets with their sources, and exit."
@@ -103,7 +103,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     metavar="AXIS=N,N,...",
     help="Run every method at every size; axes: shortlist-size, tree-size. Repeatable.",
 )
-@click.option("--limit", type=int, metavar="N", help="Prompts per task.")
+@click.option("--limit", type=int, metavar="N", help="Prompts per task.  [default: all]")
 @click.option(
     "--max-new-tokens",
     type=int,
@@ -111,9 +111,14 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     help=f"New tokens a turn.  [default: {DEFAULT_NEW_TOKENS}; {SMOKE_NEW_TOKENS} for smoke]",
 )
 @click.option(
-    "--max-prompt-tokens", type=int, metavar="N", help="Keep the first N tokens of a turn's text."
+    "--max-prompt-tokens",
+    type=int,
+    metavar="N",
+    help="Keep the first N tokens of a turn's text.  [default: all]",
 )
-@click.option("--repeats", type=int, metavar="N", help="Runs of each prompt.  [default: 1]")
+@click.option(
+    "--repeats", type=int, metavar="N", help="Measured runs of each prompt.  [default: 1]"
+)
 @click.option("--warmup", type=int, metavar="N", help="Discarded runs a method.  [default: 1]")
 @click.option(
     "--prompt-format",
@@ -121,7 +126,9 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     default="auto",
     help="auto: the chat template where the model has one, else raw.",
 )
-@click.option("--system", metavar="TEXT", help="System message; needs a chat template.")
+@click.option(
+    "--system", metavar="TEXT", help="System message; needs a chat template.  [default: none]"
+)
 @click.option(
     "--check-exact/--no-check-exact",
     default=None,
@@ -131,20 +138,21 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write samples.jsonl, summary.json, report.md, report.html, provenance.json.",
+    help="Write samples.jsonl, summary.json, report.md, report.html, provenance.json there.  "
+    "[default: only print]",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was killed in --out.")
 @click.option(
     "--report-only",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Measure nothing: draw the report in DIR again from its samples.",
+    help="Measure nothing: draw the report in DIR again from its samples.  [default: measure]",
 )
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where the named suites lie: spec-bench is DIR/spec_bench.jsonl.",
+    help="Where the named suites lie: spec-bench is DIR/spec_bench.jsonl.  [default: none]",
 )
 @click.option(
     "--drafter",
@@ -157,10 +165,13 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--tree-size", type=int, metavar="N", default=_TREE.size, help="Nodes of specs without @NODES."
 )
 @click.option(
-    "--tree-depth", type=int, metavar="N", help=f"Levels of a tree.  [default: {_TREE.depth}]"
+    "--tree-depth",
+    type=int,
+    metavar="N",
+    help=f"Levels of nodes of a tree.  [default: {_TREE.depth}]",
 )
 @click.option(
-    "--tree-width", type=int, metavar="N", help=f"Children of a node.  [default: {_TREE.width}]"
+    "--tree-width", type=int, metavar="N", help=f"Child nodes of a node.  [default: {_TREE.width}]"
 )
 @click.option(
     "--measure-acceptance",
@@ -172,7 +183,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--assistant",
     metavar="NAME|FOLDER|FILE",
     help="Small language model for transformers-assisted; drafts of another "
-    "vocabulary pass through text.",
+    "vocabulary pass through text.  [default: none]",
 )
 @sampling_options
 @tree_filling_options

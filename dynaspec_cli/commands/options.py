@@ -151,8 +151,16 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),
-    click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's]"),
-    click.option("--seed", type=int, metavar="N", default=0, help="Seed of every random choice."),
+    click.option(
+        "--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's, one a core]"
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="Whole number that every random choice follows from.",
+    ),
     click.option("--json", "json", is_flag=True, help="Print one JSON object and nothing else."),
     click.option("--quiet", "-q", is_flag=True, help="Print the result and errors only."),
     click.option(
@@ -169,7 +177,8 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         is_eager=True,
         expose_value=False,
         callback=_read_config,
-        help="TOML file with options; environment variables and flags override it.",
+        help="TOML file with options; environment variables and flags override it.  "
+        "[default: none]",
     ),
 )
 
@@ -190,12 +199,22 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _SAMPLING: tuple[Callable[[Any], Any], ...] = (
     click.option(
-        "--temperature", type=float, metavar="T", default=0.0, help="0 is greedy decoding."
+        "--temperature",
+        type=float,
+        metavar="T",
+        default=0.0,
+        help="What divides the logits; 0: greedy decoding.",
     ),
     click.option(
-        "--top-k", type=int, metavar="K", default=0, help="Keep the K best tokens; 0: all."
+        "--top-k", type=int, metavar="K", default=0, help="Keep the K most probable tokens; 0: all."
     ),
-    click.option("--top-p", type=float, metavar="P", default=1.0, help="Nucleus; 1: off."),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="P",
+        default=1.0,
+        help="Keep the fewest tokens that have probability P together; 1: all.",
+    ),
     click.option(
         "--min-p",
         type=float,
@@ -228,6 +247,7 @@ DRAFTER_OPTION = click.option(
 )
 
 _TREE = TreeConfig()
+_SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.items())
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--drafter",
@@ -245,7 +265,10 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         f"  [default: {shortlists.DEFAULT}, or nanospec where no shipped bundle fits the target]",
     ),
     click.option(
-        "--shortlist-size", type=int, metavar="N", help="Tokens.  [default: the method's own]"
+        "--shortlist-size",
+        type=int,
+        metavar="N",
+        help=f"Tokens that a draft step scores.  [default: {_SIZES}]",
     ),
     click.option(
         "--tree",
@@ -261,10 +284,18 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         help="Nodes verified in one target pass, the root not counted.",
     ),
     click.option(
-        "--tree-depth", type=int, metavar="N", default=_TREE.depth, help="Levels below the root."
+        "--tree-depth",
+        type=int,
+        metavar="N",
+        default=_TREE.depth,
+        help="Levels of nodes below the root; draft steps at most.",
     ),
     click.option(
-        "--tree-width", type=int, metavar="N", default=_TREE.width, help="Children of a node."
+        "--tree-width",
+        type=int,
+        metavar="N",
+        default=_TREE.width,
+        help="Child nodes of a node at most.",
     ),
 )
 
