@@ -31,6 +31,7 @@ from dynaspec_cli.protocols import (
     Target,
     TargetOutput,
 )
+from dynaspec_cli.weights.weight import dense
 
 COMPARED_ROWS = 8192
 """Embedding rows compared at a time."""
@@ -162,7 +163,7 @@ class PublishedDrafter:
                     "takes it; SGLang takes the embeddings"
                 )
             weight = weights.head.to(target.device, target.dtype).contiguous()
-            return own_head(weight, weights.vocab, target.vocab_size)
+            return own_head(dense(weight), weights.vocab, target.vocab_size)
         if config.tie:
             everything = torch.arange(target.vocab_size)
             table = (
@@ -170,7 +171,7 @@ class PublishedDrafter:
                 if self.own_embedding is None
                 else self.own_embedding
             )
-            return own_head(table, None, target.vocab_size)
+            return own_head(dense(table), None, target.vocab_size)
         if config.hidden_size != target.hidden_size:
             raise DynaSpecError(
                 f"{where}: the weights lack 'lm_head.weight', and the target's head is "

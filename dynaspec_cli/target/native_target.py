@@ -96,7 +96,7 @@ class NativeTarget:
     @torch.inference_mode()
     def embedding_rows(self, token_ids: Tensor) -> Tensor:
         """Float32 [n, d]."""
-        return self._weights.embedding[token_ids].float()
+        return self._weights.embedding.embed(token_ids)
 
     @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
