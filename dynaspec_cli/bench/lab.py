@@ -80,7 +80,7 @@ def build_lab(
             methods.append(make_peer(str(spec.peer), setting, shared))
             continue
         if spec.drafter not in engines:
-            found = load_drafter(str(spec.drafter), engine.target)
+            found = load_drafter(str(spec.drafter), engine.target, engine.tokenizer)
             engines[spec.drafter] = Engine(engine.target, engine.tokenizer, found, engine.load_s)
         methods.append(EngineMethod(spec, engines[spec.drafter], sampling, tree))
     return Lab(

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from dynaspec_cli.drafters.config import FORMAT
 from dynaspec_cli.drafters.eagle import load_eagle
 from dynaspec_cli.drafters.files import DrafterFiles
+from dynaspec_cli.drafters.language_model import KIND as LANGUAGE_MODEL
+from dynaspec_cli.drafters.language_model import load_language_model_folder
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Drafter, Target
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,7 @@ class DrafterKind:
     name: str
     description: str
     recognise: Callable[[DrafterFiles], bool]
-    load: Callable[[DrafterFiles, Target], Drafter]
+    load: Callable[[DrafterFiles, Target, TextTokenizer], Drafter]
 
 
 KINDS = (
@@ -32,15 +35,21 @@ KINDS = (
         FORMAT,
         "what dynaspec train-drafter makes",
         lambda files: files.config.get("format") == FORMAT,
-        load_eagle,
+        lambda files, target, tokenizer: load_eagle(files, target),
+    ),
+    DrafterKind(
+        LANGUAGE_MODEL,
+        "a causal language model of the target's tokenizer",
+        lambda files: "model_type" in files.config,
+        load_language_model_folder,
     ),
 )
 
 
-def load_folder(files: DrafterFiles, target: Target) -> Drafter:
-    """The drafter in ``files``, made for ``target``."""
+def load_folder(files: DrafterFiles, target: Target, tokenizer: TextTokenizer) -> Drafter:
+    """The drafter in ``files``, made for ``target`` and its ``tokenizer``."""
     for kind in KINDS:
         if kind.recognise(files):
-            return kind.load(files, target)
+            return kind.load(files, target, tokenizer)
     known = "; ".join(f"{kind.name} ({kind.description})" for kind in KINDS)
     raise DynaSpecError(f"drafter {files.folder}: none of the kinds that are known: {known}")

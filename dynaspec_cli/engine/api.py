@@ -78,7 +78,7 @@ class Engine:
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
-        found = load_drafter(drafter, target)
+        found = load_drafter(drafter, target, tokenizer)
         return cls(target, tokenizer, found, time.perf_counter() - begun)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:

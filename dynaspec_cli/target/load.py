@@ -40,10 +40,19 @@ def load(
         if threads < 1:
             raise UsageError(f"--threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
-    source = resolve_model(model)
-    folder = model_folder(source, kind, progress)
+    return load_source(resolve_model(model), kind, place, progress)
+
+
+def load_source(
+    source: ModelSource,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Any, TextTokenizer]:
+    """A model that was found, and its tokenizer."""
+    folder = model_folder(source, dtype, progress)
     progress(LoadProgress("loading weights"))
-    target = load_target(folder, source.name, kind, place)
+    target = load_target(folder, source.name, dtype, device)
     progress(LoadProgress("loading the tokenizer"))
     return target, load_tokenizer(folder)
 

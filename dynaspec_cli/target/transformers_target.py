@@ -24,6 +24,7 @@ from dynaspec_cli.target.state import (
     check_append,
     check_max_length,
     check_rows,
+    check_start,
     check_taps,
 )
 
@@ -115,6 +116,10 @@ class TransformersTarget:
         kind = self.model.config.model_type
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
 
+    @property
+    def head(self) -> LMHead:
+        return self._head
+
     def head_weight(self) -> Tensor:
         return self._head.weight
 
@@ -143,6 +148,7 @@ class TransformersTarget:
     @torch.inference_mode()
     def prefill(self, state: TransformersState, token_ids: Tensor) -> HeadOutput:
         check_append(state, token_ids, self.vocab_size)
+        state.cache.ahead(0)
         outputs = []
         for piece in token_ids.to(self.device).split(PREFILL_ROWS):
             mask, positions = causal_rows(state.length, piece.numel(), self.device)
@@ -154,13 +160,15 @@ class TransformersTarget:
         return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
-    def verify(self, state: TransformersState, tree: DraftTree) -> HeadOutput:
+    def verify(self, state: TransformersState, tree: DraftTree, start: int = 0) -> HeadOutput:
+        check_start(state, tree, start)
         mask, depth = tree_mask(tree.parents.cpu())
+        state.cache.ahead(start)
         state.pending = tree.tokens.numel()
         features, hidden, taps = self._forward(
             state,
-            tree.tokens.to(self.device),
-            mask.to(self.device),
+            tree.tokens[start:].to(self.device),
+            mask[start:].to(self.device),
             # Nodes beyond the context's end are never accepted, but a position there would change
             # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
             (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
@@ -177,8 +185,9 @@ class TransformersTarget:
     def _forward(
         self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass; its keys and values lie
-        behind the committed ones."""
+        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass over ``tokens`` int64 [n].
+        ``positions`` int64 [t] and ``mask`` bool [n, t]: of all rows behind the committed ones, of
+        which these are the last; keys and values lie there."""
         streams: dict[int, Tensor] = {}
 
         def catch(module: nn.Module, number: int) -> Any:
@@ -197,7 +206,7 @@ class TransformersTarget:
                 attention_mask=attention_masks(
                     self._kinds, mask, positions, state.length, self._additive
                 ),
-                position_ids=positions[None],
+                position_ids=positions[None, -tokens.numel() :],
                 past_key_values=state.cache,
                 use_cache=True,
             ).last_hidden_state

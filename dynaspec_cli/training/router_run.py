@@ -54,7 +54,7 @@ def run(
         target,
         tokenizer.encode,
         progress,
-        _predictor(load_drafter(drafter, target)),
+        _predictor(load_drafter(drafter, target, tokenizer)),
         tokenizer.eos_ids,
         tokenizer.bos_id,
     )
