@@ -10,33 +10,38 @@ from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.language_model import load_language_model
+from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.drafters.registry import load_folder
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Drafter, Target
 from dynaspec_cli.target.demo_package import SINGLE_FILE_PACKAGES
-from dynaspec_cli.target.resolve import HUB_FILES, resolve_model
+from dynaspec_cli.target.hub import FOLDER_FILES
+from dynaspec_cli.target.resolve import HUB_FILE, resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 def load_drafter(value: str, target: Target, tokenizer: TextTokenizer) -> Drafter | None:
-    """``auto``: the packaged drafter of this target's head, None where there is none; ``packaged``:
-    the same, but its absence is an error. ``none``: None. Otherwise a GGUF file or a package with a
-    language model, or a folder, or the name of a hub repository, with a drafter of a kind that
-    drafters/registry.py lists.
+    """``auto``: the packaged drafter of this target's head, lookup where there is none;
+    ``packaged``: the same, but its absence is an error. ``lookup``: the text itself drafts.
+    ``none``: None. Otherwise a GGUF file or a package with a language model, or a folder, or the
+    name of a hub repository, with a drafter of a kind that drafters/registry.py lists.
     """
     if value == "none":
         return None
+    if value == "lookup":
+        return LookupDrafter()
     if value in ("auto", "packaged"):
         packaged = packaged_drafter(target)
         if packaged is not None:
             return load_folder(DrafterFiles(packaged, "packaged"), target, tokenizer)
         if value == "auto":
-            return None
+            return LookupDrafter()
         raise DynaSpecError(
             f"--drafter packaged: none ships for {target.name}; give a folder, or --drafter auto"
         )
     folder = Path(value).expanduser()
-    if folder.is_file() or value.endswith(".gguf") or value in SINGLE_FILE_PACKAGES:
+    one_file = folder.is_file() or value.endswith(".gguf") or HUB_FILE.fullmatch(value)
+    if one_file or value in SINGLE_FILE_PACKAGES:
         source = resolve_model(value, "--drafter")
         return load_language_model(source, value, target, tokenizer)
     if not folder.exists():
@@ -67,7 +72,7 @@ def _from_hub(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        return Path(snapshot_download(name, allow_patterns=list(FOLDER_FILES)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise DynaSpecError(

@@ -52,4 +52,6 @@ def load_folder(files: DrafterFiles, target: Target, tokenizer: TextTokenizer) -
         if kind.recognise(files):
             return kind.load(files, target, tokenizer)
     known = "; ".join(f"{kind.name} ({kind.description})" for kind in KINDS)
-    raise DynaSpecError(f"drafter {files.folder}: none of the kinds that are known: {known}")
+    raise DynaSpecError(
+        f"drafter {files.folder}: its config.json is of no format that is known; expected {known}"
+    )

@@ -44,7 +44,7 @@ class Speculation:
 
 class Draft:
     """The drafter's, the shortlist's and the tree's state of one request. ``sizes``: tokens scored
-    at each draft step of the last round."""
+    at each draft step of the last round, of a shortlist; ``depth``: draft steps of it."""
 
     def __init__(
         self, parts: Speculation, prompt: Tensor, prefill: TargetOutput, max_length: int
@@ -54,6 +54,7 @@ class Draft:
         self.shortlist = None if parts.shortlist is None else parts.shortlist.begin(prompt, prefill)
         self.selections: list[Any] = []
         self.sizes: list[int] = []
+        self.depth = 0
         if prompt.numel() > 1:  # the prompt is read before the first token; the rest in its round
             rows = torch.arange(prompt.numel() - 1)
             parts.drafter.extend(self.drafter, Committed(prefill, rows, prompt[1:]))
@@ -61,7 +62,7 @@ class Draft:
     def grow(self, committed: Committed, clock: PhaseClock) -> DraftTree:
         """Feed what was settled, then grow a tree under its last token."""
         drafter, policy = self.parts.drafter, self.parts.policy
-        self.selections, self.sizes = [], []
+        self.selections, self.sizes, self.depth = [], [], 0
         root = committed.tokens[-1:]
         tree = policy.begin(int(root))
         with clock("draft_body"):
@@ -83,12 +84,12 @@ class Draft:
     ) -> DraftHeadOutput:
         """Candidates for the children of a frontier of ``tokens`` int64 [w]."""
         shortlist, policy = self.parts.shortlist, self.parts.policy
+        self.depth += 1
         if isinstance(rows, DraftHeadOutput):
-            self.sizes.append(rows.size)
             return rows
         assert shortlist is not None
         with clock("router"):
-            query = ShortlistQuery(len(self.sizes) + 1, rows.features, tokens)
+            query = ShortlistQuery(self.depth, rows.features, tokens)
             selection = shortlist.select(self.shortlist, query)
         with clock("head"):
             scored = shortlist.score(
