@@ -33,7 +33,6 @@ def greedy(tokens: int, shortlist: str = "full", tree: TreeConfig = TREE) -> Gen
     )
 
 
-
 @pytest.fixture(scope="module")
 def loaded(tiny_model_dir: Path) -> tuple[Target, TextTokenizer]:
     return load(str(tiny_model_dir), "float32", "cpu")
@@ -172,7 +171,8 @@ def test_vocabularies_of_unequal_rows(
     same."""
     target, tokenizer = loaded
     drafter = load_drafter(str(smaller(vocab_size=rows)), target, tokenizer)
-    assert drafter is not None and drafter.head is not None
+    assert drafter is not None
+    assert drafter.head is not None
     assert drafter.head.weight.shape[0] == min(rows, 400)
     engine = Engine(target, tokenizer, drafter)
     for shortlist in ("full", "nanospec"):
@@ -202,7 +202,7 @@ def test_logits_of_families_with_a_factor(
     target, tokenizer = loaded
     folder = smaller("granite", logits_scaling=4.0)
     drafter = load_drafter(str(folder), target, tokenizer)
-    assert isinstance(drafter, LanguageModelDrafter) and drafter.head is not None
+    assert isinstance(drafter, LanguageModelDrafter)
     state = drafter.begin(torch.tensor(PROMPT), 20)
     output: Any = None
     rows = drafter.extend(state, Committed(output, torch.arange(3), torch.tensor(PROMPT[1:])))

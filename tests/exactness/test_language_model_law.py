@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from exact_toys import Context, Script, ToyModel, distance, target_law
+from exact_toys import Context, ToyModel, distance, target_law
 from test_chi_square import FAMILY, p_value
 from test_law import SAMPLERS
 from torch import Tensor
@@ -202,9 +202,7 @@ def test_greedy_tokens_are_transformers(
         torch.tensor([TEXT]), max_new_tokens=length, do_sample=False, eos_token_id=None
     )
     config = TreeConfig(tree, size=8, depth=4, width=3)
-    tokens, accepted = text_of(
-        parts, shortlist_of(shortlist), config, SamplingConfig(0.0), length
-    )
+    tokens, accepted = text_of(parts, shortlist_of(shortlist), config, SamplingConfig(0.0), length)
     assert tokens == tuple(output[0, len(TEXT) :].tolist())
     assert accepted >= 8
 

@@ -31,10 +31,10 @@ def test_a_gguf_file_drafts(tiny_gguf: Path, cache_dir: Path) -> None:
 def test_a_gguf_file_of_another_tokenizer_is_refused(
     tiny_gguf: Path, tiny_model_dir: Path, cache_dir: Path
 ) -> None:
-    with pytest.raises(DynaSpecError, match="its tokenizer is not that of .*: token 0 is"):
+    with pytest.raises(DynaSpecError, match=r"its tokenizer is not that of .*: token 0 is"):
         Engine.load(str(tiny_model_dir), "float32", "cpu", drafter=str(tiny_gguf))
 
 
 def test_a_gguf_file_that_is_not_there(tiny_model_dir: Path) -> None:
-    with pytest.raises(DynaSpecError, match="--drafter none/such.gguf: no such file"):
+    with pytest.raises(DynaSpecError, match=r"--drafter none/such\.gguf: no such file"):
         Engine.load(str(tiny_model_dir), "float32", "cpu", drafter="none/such.gguf")
