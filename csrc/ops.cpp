@@ -1,13 +1,7 @@
-// Schemas of the ops, and the module that carries them. The kernels register themselves: csrc/cpu,
-// csrc/cuda.
-#include <ATen/Parallel.h>
-#include <pybind11/pybind11.h>
-#include <torch/library.h>
-#include <torch/version.h>
+// Schemas of the ops. The kernels register themselves: csrc/cpu/ops, csrc/cuda.
+#include "common.h"
 
-#include "cpu/kernels/kernels.h"
-
-TORCH_LIBRARY(dynaspec, m) {
+STABLE_TORCH_LIBRARY(dynaspec, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale) -> Tensor");
   m.def(
       "shortlist_union(Tensor cluster_scores, Tensor cluster_offsets, Tensor extra_rows, int "
@@ -54,26 +48,4 @@ TORCH_LIBRARY(dynaspec, m) {
       "topk_expand(Tensor parent_scores, Tensor log_q, int width) -> (Tensor index, Tensor score)");
   m.def(
       "tree_rerank(Tensor scores, Tensor parents, int size) -> (Tensor index, Tensor new_parents)");
-}
-
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "Compiled ops of dynaspec (torch.ops.dynaspec) and what they were built for.";
-  m.def(
-      "isa", [] { return std::string(dynaspec::cpu::kernels().name); },
-      "Instruction-set level in use; RuntimeError if DYNASPEC_CPU_ISA asks for one that is not "
-      "there.");
-  m.def(
-      "available_isas", [] { return std::string(dynaspec::cpu::available_levels()); },
-      "Levels this processor can run, worst first, separated by commas.");
-  m.def(
-      "torch_version", [] { return std::string(TORCH_VERSION); },
-      "The torch release built against.");
-  m.def("has_cuda", [] {
-#ifdef DYNASPEC_WITH_CUDA
-    return true;
-#else
-    return false;
-#endif
-  });
-  m.def("num_threads", [] { return at::get_num_threads(); });
 }

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from dynaspec_cli.errors import UsageError
 
 GREEDY_DRAFT_TEMPERATURE = 0.75
-"""Where the drafter's log-probabilities best predict a greedy target (docs/trees.md)."""
+"""Where the drafter's log-probabilities best predict a greedy target (docs/methods/trees.md)."""
 
 
 def _require(condition: bool, message: str) -> None:
@@ -71,7 +71,7 @@ class TreeConfig:
     the beam); None: the policy's own.
 
     8 nodes by default: on a CPU a pass over 9 rows costs what one over a single row does, one over
-    17 a quarter more, which the longer accepted paths do not repay (docs/performance.md).
+    17 a quarter more, which the longer accepted paths do not repay (docs/internals/performance.md).
     """
 
     policy: str = "dyspec"

@@ -14,7 +14,7 @@ from dynaspec_cli.bench import provenance
 from dynaspec_cli.bench.method import Codec, Method, Reference
 from dynaspec_cli.bench.metrics import summarize
 from dynaspec_cli.bench.prompts import PromptFormat
-from dynaspec_cli.bench.report import write_reports
+from dynaspec_cli.bench.report.write import write_reports
 from dynaspec_cli.bench.runner import Plan, ProgressCallback, Runner
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.bench.store import FILE as SAMPLES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -131,6 +131,12 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was killed in --out.")
 @click.option(
+    "--report-only",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Measure nothing: draw the report in DIR again from its samples.",
+)
+@click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
@@ -168,6 +174,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 def bench(
     common: CommonOptions,
     list_presets: bool,
+    report_only: Path | None,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -182,6 +189,9 @@ def bench(
             print_json({"schema": 1, "presets": presets_json()})
         else:
             click.echo(describe_presets(), nl=False)
+        return
+    if report_only is not None:
+        _redraw(report_only, common)
         return
     asked = Asked(**own)
     sampling = sampling_config(common.seed, temperature, top_k, top_p, min_p)
@@ -210,6 +220,28 @@ def bench(
     if outcome.interrupted:
         click.get_current_context().exit(INTERRUPTED)
     outcome.check()
+
+
+REPORT_OPTIONS = ("report_only", "json", "quiet", "debug", "config")
+
+
+def _redraw(folder: Path, common: CommonOptions) -> None:
+    """``--report-only``; refuses flags that would ask for a measurement."""
+    from dynaspec_cli.bench.redraw import redraw
+
+    context = click.get_current_context()
+    given = [
+        param.opts[0]
+        for param in context.command.params
+        if param.name not in REPORT_OPTIONS
+        and context.get_parameter_source(str(param.name)) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UsageError(f"--report-only measures nothing; leave out {', '.join(given)}")
+    summary, notice = redraw(folder)
+    if notice and not common.quiet:
+        click.echo(notice, err=True)
+    _print_summary(summary, folder, common)
 
 
 def _tree(asked: Asked, preset: Preset | None) -> TreeConfig:
@@ -298,23 +330,27 @@ def _lab(engine: Engine, options: BenchOptions, asked: Asked, common: CommonOpti
 
 def _measure(lab: Lab, options: BenchOptions, common: CommonOptions) -> Outcome:
     from dynaspec_cli.bench.execute import execute
-    from dynaspec_cli.bench.terminal import BenchBar
+    from dynaspec_cli.ui.measuring import BenchBar
 
     with BenchBar(enabled=not common.quiet) as bar:
         return execute(options, lab, bar)
 
 
 def _print(outcome: Outcome, options: BenchOptions, common: CommonOptions) -> None:
+    if not (common.json or outcome.summary["rows"] or outcome.interrupted):
+        raise DynaSpecError("no prompt was measured")
+    _print_summary(outcome.summary, options.out, common)
+
+
+def _print_summary(summary: Mapping[str, Any], out: Path | None, common: CommonOptions) -> None:
     from dynaspec_cli.ui.console import print_json
 
     if common.json:
-        print_json(outcome.summary)
-    elif outcome.summary["rows"]:
-        from dynaspec_cli.bench.terminal import print_summary
+        print_json(summary)
+    elif summary["rows"]:
+        from dynaspec_cli.bench.report.terminal import print_summary
 
-        print_summary(outcome.summary)
-    elif not outcome.interrupted:
-        raise DynaSpecError("no prompt was measured")
+        print_summary(summary)
     # Without a finished prompt there is nothing to report on.
-    if options.out is not None and outcome.summary["rows"] and not common.quiet:
-        click.echo(f"Report: {options.out / 'report.html'}", err=True)
+    if out is not None and summary["rows"] and not common.quiet:
+        click.echo(f"Report: {out / 'report.html'}", err=True)

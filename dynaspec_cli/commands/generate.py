@@ -10,6 +10,7 @@ import click
 
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
+    ChatArgument,
     CommonOptions,
     TextType,
     common_options,
@@ -64,6 +65,13 @@ is kept and the exit code is 130.
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
 @click.option("--system", metavar="TEXT", help="System message; needs --chat.")
 @click.option(
+    "--chat-arg",
+    type=ChatArgument(),
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A variable of the chat template, as enable_thinking=false; needs --chat; repeatable.",
+)
+@click.option(
     "--max-new-tokens", type=int, metavar="N", default=256, help="Length limit of the text."
 )
 @click.option(
@@ -88,6 +96,7 @@ def generate(
     prompt_file: str | None,
     chat: bool,
     system: str | None,
+    chat_arg: Sequence[tuple[str, Any]],
     max_new_tokens: int,
     stop: Sequence[str],
     stream: bool,
@@ -109,6 +118,8 @@ def generate(
     all of it: the text is the one that the model alone would generate."""
     if system is not None and not chat:
         raise UsageError("--system: needs --chat")
+    if chat_arg and not chat:
+        raise UsageError("--chat-arg: needs --chat")
     if compare and drafter == "none":
         raise UsageError("--compare: needs a drafter, got --drafter none")
     if system is not None:
@@ -127,8 +138,11 @@ def generate(
             f"--compare: there is no drafter for {engine.target.name} to compare; "
             "train one with dynaspec train-drafter, then --drafter FOLDER"
         )
-    ids = _encode(engine, text, chat, system)
-    seen = {"chat": chat, "system": system, "stream": stream, "compare": compare}
+    arguments = dict(chat_arg)
+    ids = _encode(engine, text, chat, system, arguments)
+    seen: dict[str, Any] = {"chat": chat, "system": system, "stream": stream, "compare": compare}
+    if arguments:
+        seen["chat_arguments"] = arguments
     show = Show(stream, compare, drafter != "none", seen)
     result, interrupted = _run(engine, ids, config, common, show)
     if interrupted:
@@ -136,11 +150,13 @@ def generate(
     _check_comparison(result, config)
 
 
-def _encode(engine: Engine, text: str, chat: bool, system: str | None) -> list[int]:
+def _encode(
+    engine: Engine, text: str, chat: bool, system: str | None, arguments: Mapping[str, Any]
+) -> list[int]:
     if not chat:
         return engine.encode(text)
     messages = [{"role": "system", "content": system}] if system is not None else []
-    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}])
+    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}], **arguments)
 
 
 def _run(

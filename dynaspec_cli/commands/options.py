@@ -6,6 +6,7 @@ Names, defaults and meanings are stated once, here. Checks of values are in ``dy
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,9 @@ from dynaspec_cli import settings_file
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
+from dynaspec_cli.registry import Registry
 from dynaspec_cli.shortlist import names as shortlists
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.tree.registry import TREES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,6 +53,44 @@ class TextType(click.ParamType):
         return [rv]
 
 
+class ChatArgument(click.ParamType):
+    """KEY=VALUE for the chat template: true, false, none, a number or other JSON is read as such,
+    anything else as text."""
+
+    name = "chat argument"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--chat-arg: expected KEY=VALUE, got {value!r}")
+        words = {"true": True, "false": False, "none": None, "null": None}
+        if text.lower() in words:
+            return key, words[text.lower()]
+        try:
+            return key, json.loads(text)
+        except ValueError:
+            return key, text
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        return [rv]
+
+
+class NameType(click.Choice[str]):
+    """A name of a registry; what is unknown is refused as the registry does."""
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        super().__init__(registry.names())
+        self.registry = registry
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        self.registry.check(str(value))
+        return str(value)
+
+
 class ShortlistType(click.ParamType):
     """A method's name, the path of a bundle folder or token-map file, or NAME=FOLDER."""
 
@@ -67,10 +107,11 @@ class ShortlistType(click.ParamType):
 def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     if value is not None:
         settings = settings_file.read_settings(value)
-        defaults = settings_file.command_defaults(settings, ctx.command, value, tuple(COMMANDS))
-        ctx.default_map = {**(ctx.default_map or {}), **defaults}
+        found = settings_file.file_options(settings, ctx, value, tuple(COMMANDS))
+        ctx.default_map = {**(ctx.default_map or {}), **found.values}
+        ctx.meta[settings_file.FILE_KEY] = found
         # --debug may have been parsed before the file that sets it was read.
-        ctx.meta[DEBUG_KEY] = ctx.meta.get(DEBUG_KEY, False) or defaults.get("debug", False)
+        ctx.meta[DEBUG_KEY] = ctx.meta.get(DEBUG_KEY, False) or found.values.get("debug", False)
     return value
 
 
@@ -186,7 +227,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--tree",
-        type=click.Choice(tree_names()),
+        type=NameType(TREES),
         default=_TREE.policy,
         help="How the draft tree grows.",
     ),

@@ -78,7 +78,7 @@ class Engine:
         progress: Callable[[Any], None] | None = None,
     ) -> Engine:
         """Load target, tokenizer and drafter; the arguments are the command line's options
-        (docs/cli.md)."""
+        (docs/guide/cli.md)."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)

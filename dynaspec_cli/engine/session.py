@@ -17,7 +17,7 @@ from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.clock import PhaseClock
 from dynaspec_cli.engine.draft import Draft, Speculation
 from dynaspec_cli.engine.events import StepStats
-from dynaspec_cli.errors import not_finite
+from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.protocols import Committed, DraftTree, Target, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import RandomSource
@@ -91,7 +91,7 @@ def _first_token(
     if sampling.greedy:
         best = int(logits[0].argmax())  # NaN ranks highest
         if not math.isfinite(float(logits[0, best])):
-            raise not_finite("the target's logits")
+            raise NotFiniteError.of_target()
         return best
     return source.categorical(probabilities(logits, sampling)[0])
 

@@ -58,14 +58,6 @@ def unconditional_acceptance_by_position(steps: Sequence[StepStats]) -> tuple[fl
     return tuple(sum(s.accepted >= i for s in steps) / len(steps) for i in range(1, deepest + 1))
 
 
-def acceptance_histogram(steps: Sequence[StepStats]) -> tuple[int, ...]:
-    """Entry k: how many steps accepted exactly k draft tokens."""
-    counts = [0] * (max((step.accepted for step in steps), default=-1) + 1)
-    for step in steps:
-        counts[step.accepted] += 1
-    return tuple(counts)
-
-
 def draft_acceptance_rate(steps: Sequence[StepStats]) -> float | None:
     """Accepted over verified draft tokens. Low by construction for trees, where at most one path
     of many can be accepted. None where nothing was drafted."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,10 +23,18 @@ VALUES_AT_ONCE = 1 << 17
 class GgufWeights:
     """Matrices and vectors by our name. Gemma's norms are stored with their "+1" in the file."""
 
-    def __init__(self, tensors: GgufTensors, slots: Mapping[str, Slot]) -> None:
+    def __init__(
+        self,
+        tensors: GgufTensors,
+        slots: Mapping[str, Slot],
+        report: Callable[[float], None] | None = None,
+    ) -> None:
+        """``report`` is told the share of the tensors that were de-quantised so far."""
         self.place = tensors.place
+        self.report = report
         self._tensors = tensors
         self._slots = slots
+        self._read: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return name in self._slots
@@ -51,6 +59,9 @@ class GgufWeights:
         Raises ``DynaSpecError`` for values that are no finite numbers.
         """
         slot, blocks = self._slot(name), self.blocks(name)
+        self._read.add(name)
+        if self.report is not None:
+            self.report(len(self._read) / len(self._slots))
         blocks.check_finite()
         rows, columns = blocks.shape
         out = torch.empty(rows, columns, dtype=dtype)

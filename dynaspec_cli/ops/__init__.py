@@ -8,6 +8,7 @@ from __future__ import annotations
 from dynaspec_cli.ops import fakes
 from dynaspec_cli.ops.decoder import decoder_layer
 from dynaspec_cli.ops.extension import EXTENSION, backend, backend_reason, compiled
+from dynaspec_cli.ops.failures import NotFiniteLogits
 from dynaspec_cli.ops.head import (
     draft_head,
     linear,
@@ -31,6 +32,7 @@ if EXTENSION.module is not None:
     fakes.register()
 
 __all__ = [
+    "NotFiniteLogits",
     "backend",
     "backend_reason",
     "compiled",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
-from dynaspec_cli.errors import DynaSpecError, not_finite
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 
 
 def probabilities(
@@ -50,7 +50,7 @@ def _check(logits: Tensor, name: str) -> None:
         return
     low, high = logits.aminmax()  # one pass; both are NaN where any logit is
     if not (math.isfinite(float(low)) and math.isfinite(float(high))):
-        raise not_finite(name)
+        raise NotFiniteError.of_target(name)
 
 
 def _filtered(row: Tensor, config: SamplingConfig) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ p: what the emitted token must be drawn from given that all earlier children wer
   with D = q throughout.
 
 The walk visits few rows, so the distribution of a row is formed when it gets there (reading.py).
-docs/exactness.md has the proofs.
+docs/methods/exactness.md has the proofs.
 """
 
 from __future__ import annotations

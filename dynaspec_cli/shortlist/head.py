@@ -13,7 +13,7 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
-from dynaspec_cli.errors import DynaSpecError, FiniteLogits, bad_score
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.ops.pages import huge_empty
 
 _CHUNK_ROWS = 16384  # rows permuted or quantised at a time: bounds the temporary copy
@@ -67,20 +67,24 @@ class DraftHead:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``ops.shortlist_topk`` over this head: (log_q float32 [n, k'], ids int64 [n, k'],
         logsumexp float32 [n]) with k' = min(k, rows selected)."""
-        with FiniteLogits(bad_score):
+        try:
             return ops.shortlist_topk(
                 hidden, self.weight, self.scale, self.row_ids, blocks, k, temperature
             )
+        except ops.NotFiniteLogits as error:
+            raise NotFiniteError.of_drafter() from error
 
     def log_probs(
         self, hidden: Tensor, blocks: Tensor, size: int, temperature: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``ops.shortlist_log_probs`` over this head, of ``size`` = S rows in ``blocks``: (log_q
         float32 [n, S], ids int64 [S], logsumexp float32 [n])."""
-        with FiniteLogits(bad_score):
+        try:
             return ops.shortlist_log_probs(
                 hidden, self.weight, self.scale, self.row_ids, blocks, temperature, size
             )
+        except ops.NotFiniteLogits as error:
+            raise NotFiniteError.of_drafter() from error
 
 
 def build_head(

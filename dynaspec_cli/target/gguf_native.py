@@ -48,9 +48,7 @@ def open_native(source: Path | ChunkedFile) -> NativeGguf | None:
 
     Raises ``DynaSpecError`` for a damaged file, and for one that holds what would not be used.
     """
-    if isinstance(source, ChunkedFile):
-        check_pieces(source)
-    model = open_gguf(file_pieces(source))
+    model = open_checked(source)
     if not is_known(model):
         return None
     found = gguf_config(model)
@@ -58,6 +56,13 @@ def open_native(source: Path | ChunkedFile) -> NativeGguf | None:
     if isinstance(spec, str):
         return None
     return NativeGguf(model, spec, GgufWeights(model.tensors, found.slots))
+
+
+def open_checked(source: Path | ChunkedFile) -> GgufModel:
+    """``open_gguf``; of a file in pieces their hash is checked before."""
+    if isinstance(source, ChunkedFile):
+        check_pieces(source)
+    return open_gguf(file_pieces(source))
 
 
 def gguf_spec(found: GgufConfig) -> NativeSpec | str:

@@ -75,7 +75,7 @@ def load_gguf(
     # Beside the weights: building a tokenizer leaves the second core to them.
     with ThreadPoolExecutor(1) as other:
         tokenizer = other.submit(found.tokenizer)
-        progress(LoadProgress("loading weights"))
+        found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
         known = found.weights.head_hash()
         target = load_native(found.weights, name, found.spec, dtype, known)
         progress(LoadProgress("loading the tokenizer"))

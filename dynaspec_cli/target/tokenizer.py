@@ -61,7 +61,7 @@ class TextTokenizer:
         """The source of the model's chat template; None where it has none."""
         return None if self._template is None else self._template.source
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **arguments: Any) -> list[int]:
         """Ids of a conversation ([{"role", "content"}, ...]) by the model's chat template, open for
         the answer; ``arguments`` are further variables of the template."""
         if self._template is None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dynaspec_cli.errors import DynaSpecError, bad_score
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 
 ROOT = 0
@@ -130,7 +130,7 @@ def add_candidates(
             if score <= floor:
                 break  # candidates come best first
             if value != value:
-                raise bad_score()
+                raise NotFiniteError.of_drafter()
             fresh.append((-score, tree.add(parent, tokens[j], score)))
     return fresh
 

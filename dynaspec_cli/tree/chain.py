@@ -5,6 +5,7 @@ from __future__ import annotations
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.tree.base import ROOT, GrowingTree, add_candidates
+from dynaspec_cli.tree.request import TreeRequest
 
 
 class Chain:
@@ -28,3 +29,7 @@ class Chain:
 
     def finish(self, state: GrowingTree) -> DraftTree:
         return state.tree(range(ROOT + 1, len(state.tokens)))
+
+
+def create(request: TreeRequest) -> Chain:
+    return Chain(request.config)

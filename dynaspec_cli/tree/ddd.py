@@ -9,6 +9,7 @@ from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.protocols import DraftHeadOutput, Frontier
 from dynaspec_cli.tree.base import GrowingTree, add_candidates, best_nodes
 from dynaspec_cli.tree.eagle2 import Eagle2
+from dynaspec_cli.tree.request import TreeRequest
 
 BEAM_PROBABILITY = math.exp(-0.3)
 """The paper's x is the logarithm of this."""
@@ -40,3 +41,7 @@ class DynamicDepth(Eagle2):
         if state.scores[beam[0]] <= state.bound(self.size):
             return None  # nothing below the beam can be among the best
         return state.expand(beam)
+
+
+def create(request: TreeRequest) -> DynamicDepth:
+    return DynamicDepth(request.config, request.options.ddd_steps)

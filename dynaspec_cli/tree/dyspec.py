@@ -16,14 +16,15 @@ from __future__ import annotations
 import math
 
 from dynaspec_cli.config import TreeConfig
-from dynaspec_cli.errors import bad_score
+from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.tree.base import GrowingTree, best_nodes
+from dynaspec_cli.tree.request import TreeRequest
 from dynaspec_cli.tree.sampled import Drawing, SampledTree
 
 SLOT_VALUE = 2.0
 """Default threshold times the size of the tree. The paper takes 1; a draft step that is not taken
-is worth a little more than the tokens it would bring (docs/trees.md)."""
+is worth a little more than the tokens it would bring (docs/methods/trees.md)."""
 
 
 class _DySpec:
@@ -61,7 +62,7 @@ class DySpecGreedy(_DySpec):
             above, left = state.scores[parent], 1.0
             for token, log_d in zip(ids[i][: self.width], log_q[i], strict=False):
                 if log_d != log_d:
-                    raise bad_score()
+                    raise NotFiniteError.of_drafter()
                 d = math.exp(min(log_d, 0.0))
                 value = above * d
                 if above * left < self.threshold or value <= bound:
@@ -122,3 +123,9 @@ class DySpecSampled(_DySpec):
 
     def finish(self, state: SampledTree) -> DraftTree:
         return state.finished(state.chosen(), replacement=False)
+
+
+def create(request: TreeRequest) -> DySpecGreedy | DySpecSampled:
+    if request.drawing is None:
+        return DySpecGreedy(request.config)
+    return DySpecSampled(request.config, request.drawing)

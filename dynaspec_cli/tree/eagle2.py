@@ -5,6 +5,7 @@ from __future__ import annotations
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.tree.base import GrowingTree, add_candidates, best_nodes
+from dynaspec_cli.tree.request import TreeRequest
 
 
 class Eagle2:
@@ -39,3 +40,7 @@ class Eagle2:
 
     def finish(self, state: GrowingTree) -> DraftTree:
         return state.tree(state.chosen())
+
+
+def create(request: TreeRequest) -> Eagle2:
+    return Eagle2(request.config)

@@ -9,6 +9,7 @@ from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.tree.fixed import FixedTree, Plan
 from dynaspec_cli.tree.options import SPECINFER_EXPANSION
+from dynaspec_cli.tree.request import TreeRequest
 from dynaspec_cli.tree.sampled import Drawing
 
 
@@ -61,3 +62,7 @@ def expansion_plan(expansion: Sequence[int]) -> Plan:
         children += [tuple(range(end + i * k, end + (i + 1) * k)) for i in range(end - start)]
         start, end = end, end + (end - start) * k
     return Plan((*children, *(() for _ in range(end - start))))
+
+
+def create(request: TreeRequest) -> SpecInfer:
+    return SpecInfer(request.config, request.options.expansion, request.drawing)

@@ -125,7 +125,7 @@ def test_only_one_line_break_is_dropped(run: Callable[..., Any], engine: FakeEng
         (("x", "--tree-size", "many"), None, "not a valid int"),
         (("x", "--tree-depth", "0"), None, "--tree-depth"),
         (("x", "--tree-width", "-1"), None, "--tree-width"),
-        (("x", "--tree", "oak"), None, "is not one of"),
+        (("x", "--tree", "oak"), None, "expected a tree of"),
         (("x", "--temperature", "-1"), None, "--temperature: expected a finite number"),
         (("x", "--temperature", "nan"), None, "--temperature: expected a finite number"),
         (("x", "--temperature", "inf"), None, "--temperature: expected a finite number"),

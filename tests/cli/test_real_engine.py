@@ -189,7 +189,7 @@ def altered(source: Path, folder: Path, **changes: Any) -> Path:
         ({"hidden_size": 64}, "hidden size"),
         ({"vocab_size": 401}, "vocabulary"),
         ({"head_hash": "0" * 64}, "hash"),
-        ({"format": "other"}, "format"),
+        ({"format": "other"}, "none of the kinds"),
     ],
 )
 def test_drafter_of_another_target(
@@ -345,7 +345,8 @@ def test_a_program_of_its_own(
     assert done.stdout.count("\n") == 1
 
 
-def test_ctrl_c_in_a_program_of_its_own(tiny_model_dir: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_in_a_program_of_its_own(tiny_model_dir: Path, number: signal.Signals) -> None:
     command = [
         sys.executable, "-m", "dynaspec_cli", "generate", PROMPT, "--model", str(tiny_model_dir),
         "--dtype", "float32", "--max-new-tokens", "230", "--stream",
@@ -363,7 +364,7 @@ def test_ctrl_c_in_a_program_of_its_own(tiny_model_dir: Path) -> None:
     assert process.stdout is not None
     first = process.stdout.read(1)  # generation has begun
     time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     rest, messages = process.communicate(timeout=60)
     assert process.returncode == 130
     assert len(first + rest) > 1

@@ -18,11 +18,11 @@ from dynaspec_cli.protocols import DraftHeadOutput
 from dynaspec_cli.sampling import verify as verification
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.registry import create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 FAMILY = 1e-3
 
-SAMPLING_TREES = [name for name in tree_names() if name != "auto"]
+SAMPLING_TREES = [name for name in TREES.names() if name != "auto"]
 """Trees for temperatures above 0 (the registry refuses the other)."""
 
 SAMPLERS = [

@@ -20,11 +20,11 @@ from exact_toys import (
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.protocols import TreePolicy
 from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.registry import create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 EXACT = 1e-12
 
-SAMPLING_TREES = [name for name in tree_names() if name != "auto"]
+SAMPLING_TREES = [name for name in TREES.names() if name != "auto"]
 """Trees for temperatures above 0 (the registry refuses the other)."""
 
 SAMPLERS = {

@@ -10,10 +10,11 @@ from toy_target import ToyTarget, decoded_law
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.draft import Speculation
-from dynaspec_cli.tree.registry import create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES as ALL_TREES
+from dynaspec_cli.tree.registry import create_tree
 
 PROMPT = (0, 1, 0, 2, 0, 1, 1, 0)
-TREES = [name for name in tree_names() if name != "auto"]
+TREES = [name for name in ALL_TREES if name != "auto"]
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

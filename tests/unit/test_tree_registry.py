@@ -13,7 +13,7 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
 from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.registry import _FACTORIES, TREES, create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
 
@@ -23,7 +23,7 @@ def test_names_of_the_contract() -> None:
         assert entry.description
         assert "\n" not in entry.description
         assert create_tree(TreeConfig(name), SamplingConfig()).name == name
-    assert set(tree_names()) == set(TREES) == set(_FACTORIES) == CONTRACT | {"auto"}
+    assert set(TREES.names()) == set(TREES) == CONTRACT | {"auto"}
 
 
 @pytest.mark.parametrize("name", sorted(CONTRACT))
@@ -36,12 +36,14 @@ def test_only_sampling_policies_ask_for_the_distribution(name: str) -> None:
 
 
 def test_names_need_no_torch() -> None:
-    code = "import sys, dynaspec_cli.tree.names; sys.exit('torch' in sys.modules)"
+    code = "import sys, dynaspec_cli.tree.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UsageError, match=r"--tree: expected one of chain, .*, got 'oak'") as caught:
+    with pytest.raises(
+        UsageError, match=r"--tree: expected a tree of chain, .* got 'oak'"
+    ) as caught:
         create_tree(TreeConfig("oak"), SamplingConfig())
     assert caught.value.exit_code == 2
 

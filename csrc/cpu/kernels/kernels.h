@@ -73,11 +73,7 @@ struct Kernels {
   const LayerKernels* layer;
 };
 
-// The table of the level in use: the best one the processor has, or DYNASPEC_CPU_ISA. Throws
-// std::runtime_error for a level that is unknown or missing here.
+// The table of the level in use (isa.h).
 const Kernels& kernels();
-
-// Levels that this processor can run, worst first, separated by commas.
-const char* available_levels();
 
 }  // namespace dynaspec::cpu

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from dynaspec_cli.bench import svg
-from dynaspec_cli.bench.plot_frame import LEFT, RIGHT, Plot, Row, legend, percent, x_axis, y_axis
+from dynaspec_cli.bench.report import svg
+from dynaspec_cli.bench.report.plot_frame import (
+    LEFT,
+    RIGHT,
+    Plot,
+    Row,
+    legend,
+    percent,
+    x_axis,
+    y_axis,
+)
 from dynaspec_cli.bench.scripts import SCRIPTS
 from dynaspec_cli.bench.spec import parse_spec
 from dynaspec_cli.engine.events import PHASES

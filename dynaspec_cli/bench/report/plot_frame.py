@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynaspec_cli.bench import svg
+from dynaspec_cli.bench.report import svg
 
 Row = Mapping[str, Any]
 

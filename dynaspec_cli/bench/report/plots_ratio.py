@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dynaspec_cli.bench import svg
-from dynaspec_cli.bench.plot_frame import (
+from dynaspec_cli.bench.report import svg
+from dynaspec_cli.bench.report.plot_frame import (
     LEFT,
     RIGHT,
     Plot,
@@ -19,10 +19,10 @@ from dynaspec_cli.bench.plot_frame import (
     x_axis,
     y_axis,
 )
+from dynaspec_cli.bench.report.tables import label
+from dynaspec_cli.bench.report.verdicts import LOSS, speed_tone
 from dynaspec_cli.bench.spec import parse_spec
 from dynaspec_cli.bench.sweep import pareto_front
-from dynaspec_cli.bench.tables import label
-from dynaspec_cli.bench.verdicts import LOSS, speed_tone
 
 
 def speedup(summary: Mapping[str, Any], index: Mapping[str, int]) -> Plot | None:

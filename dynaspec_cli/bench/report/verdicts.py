@@ -40,7 +40,7 @@ def speed_words(row: Row) -> str:
         return "no ratio: ar or this method gave no token after the first, so no decoding was timed"
     if interval is None:
         side = {WIN: "faster", LOSS: "slower", EVEN: "as fast"}[speed_tone(row)]
-        return f"{ratio:.2f}x of ar, {side}, but one prompt gives no interval"
+        return f"{ratio:.2f}x of ar, {side}, but too few prompts for an interval"
     span = f"95 % interval {interval[0]:.2f} to {interval[1]:.2f}"
     tone = speed_tone(row)
     if tone == WIN:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from dynaspec_cli.bench import plots_ratio, plots_step
-from dynaspec_cli.bench.plot_frame import Plot
+from dynaspec_cli.bench.report import plots_ratio, plots_step
+from dynaspec_cli.bench.report.plot_frame import Plot
 
 
 def all_plots(summary: Mapping[str, Any]) -> list[Plot]:

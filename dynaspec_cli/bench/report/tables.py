@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dynaspec_cli.bench import verdicts
+from dynaspec_cli.bench.report import verdicts
 from dynaspec_cli.bench.scripts import SCRIPTS
 from dynaspec_cli.engine.events import PHASES
 
