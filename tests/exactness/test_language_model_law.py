@@ -27,12 +27,12 @@ from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.load import load
 from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.registry import create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 EXACT = 1e-7
 """The drafter's probabilities are float32."""
 
-SAMPLING_TREES = [name for name in tree_names() if name != "auto"]
+SAMPLING_TREES = [name for name in TREES if name != "auto"]
 SHORTLISTS = ("full", "nanospec", "map")
 PROMPT = (0, 2)
 
@@ -193,7 +193,7 @@ def shortlist_of(parts: tuple[Any, Any, Any], tmp_path_factory: pytest.TempPathF
 
 
 @pytest.mark.parametrize("shortlist", SHORTLISTS)
-@pytest.mark.parametrize("tree", tree_names())
+@pytest.mark.parametrize("tree", TREES)
 def test_greedy_tokens_are_transformers(
     parts: tuple[Any, Any, Any], shortlist_of: Any, tree: str, shortlist: str
 ) -> None:
