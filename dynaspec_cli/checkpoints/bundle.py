@@ -5,8 +5,9 @@ and JSON.
     clusters.safetensors  "frequency" int32 [F], "generated" int32 [G]: token ids by count;
                           "cluster_tokens" int32 [V], "cluster_offsets" int32 [M+1]: token ids
                           cluster by cluster
-    router.safetensors    "w1" [h, i], "b1" [h], "w2" [M, h or d], "b2" [M]; without "w1"/"b1" for a
-    linear router README.md             model card
+    router.safetensors    "w1" [h, i], "b1" [h], "w2" [M, h or d], "b2" [M]; a linear router has
+                          no "w1" and "b1"
+    README.md             model card
 
 Nothing is pickled. A bundle is bound to a head by its hash and refused for another.
 """

@@ -12,7 +12,7 @@ from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.language_model import load_language_model
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.drafters.registry import load_folder
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Target
 from dynaspec_cli.target.demo_package import SINGLE_FILE_PACKAGES
 from dynaspec_cli.target.hub import FOLDER_FILES
@@ -47,6 +47,18 @@ def load_drafter(value: str, target: Target, tokenizer: TextTokenizer) -> Drafte
     if not folder.exists():
         folder = _from_hub(value)
     return load_folder(DrafterFiles(folder, value), target, tokenizer)
+
+
+def beside(value: str) -> tuple[str, LookupDrafter | None]:
+    """A ``--drafter`` value without "+lookup", and what that asks for."""
+    name, plus, last = value.rpartition("+")
+    if not plus or last != "lookup":
+        return value, None
+    if name in ("none", "lookup", ""):
+        raise UsageError(
+            f"--drafter {value}: lookup goes beside another drafter; give lookup alone"
+        )
+    return name, LookupDrafter()
 
 
 def packaged_drafter(head: Head) -> Path | None:

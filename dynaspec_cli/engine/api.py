@@ -12,7 +12,7 @@ import torch
 
 from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import GenerationConfig, ShortlistConfig
-from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.drafters.load import beside, load_drafter
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
 from dynaspec_cli.engine.draft import Speculation
@@ -49,7 +49,8 @@ class Engine:
     request.
 
     ``drafter`` None: generation is plain autoregressive decoding, and every result says so.
-    ``notices``: what a user should know about the choice of parts; each request begins with them.
+    ``lookup``: drafts beside ``drafter``, in the same trees. ``notices``: what a user should know
+    about the choice of parts; each request begins with them.
     """
 
     def __init__(
@@ -59,12 +60,14 @@ class Engine:
         drafter: Drafter | None,
         load_s: float = 0.0,
         notices: tuple[str, ...] = (),
+        lookup: LookupDrafter | None = None,
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.load_s = load_s
         self.notices = notices
+        self.lookup = lookup
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
 
     @classmethod
@@ -82,14 +85,15 @@ class Engine:
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
-        found = load_drafter(drafter, target, tokenizer)
+        name, lookup = beside(drafter)
+        found = load_drafter(name, target, tokenizer)
         notices: tuple[str, ...] = ()
         if drafter == "auto" and isinstance(found, LookupDrafter):
             notices = (
                 f"no drafter ships for {target.name}: continuations are looked up in the text "
                 "itself; dynaspec train-drafter makes a faster one",
             )
-        return cls(target, tokenizer, found, time.perf_counter() - begun, notices)
+        return cls(target, tokenizer, found, time.perf_counter() - begun, notices, lookup)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
@@ -246,7 +250,7 @@ class Engine:
         drafting: dict[str, Any] = {"drafter": "none"}
         if speculation is not None and self.drafter is not None:
             drafting = {
-                "drafter": self.drafter.name,
+                "drafter": self.drafter.name + ("+lookup" if speculation.lookup else ""),
                 **self.drafter.describe(),
                 **self._shortlist_settings(config, speculation),
                 "tree": tree.policy,
@@ -314,7 +318,8 @@ class Engine:
         # A policy that draws children sets the temperature of its draws itself.
         temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
         shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
-        return Speculation(self.drafter, shortlist, policy, temperature)
+        lookup = self.lookup if headed else None
+        return Speculation(self.drafter, shortlist, policy, temperature, lookup, config.tree.size)
 
     def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.clock import PhaseClock
-from dynaspec_cli.engine.draft import Draft, Speculation
+from dynaspec_cli.engine.draft import Draft, Speculation, root_only
 from dynaspec_cli.engine.events import StepStats
 from dynaspec_cli.errors import NotFiniteError
-from dynaspec_cli.protocols import Committed, DraftTree, Target, TargetOutput
+from dynaspec_cli.protocols import Committed, Target, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import RandomSource
 from dynaspec_cli.sampling.verify import verify
@@ -56,7 +56,7 @@ def decode(
     yield Emission([token], None)
     clock.lap()
     while True:
-        tree = _root_only(token) if draft is None else draft.grow(committed, clock)
+        tree = root_only(token) if draft is None else draft.grow(committed, clock)
         with clock("verify"):
             output = target.verify(state, tree)
             verdict = verify(tree, output, sampling, source)
@@ -94,7 +94,3 @@ def _first_token(
             raise NotFiniteError.of_target()
         return best
     return source.categorical(probabilities(logits, sampling)[0])
-
-
-def _root_only(token: int) -> DraftTree:
-    return DraftTree(torch.tensor([token]), torch.tensor([-1]))

@@ -8,7 +8,10 @@ p: what the emitted token must be drawn from given that all earlier children wer
 - children drawn from q *without* replacement (DySpec Algorithm 3, Sequoia Algorithm 2): accept x
   with min(1, R(x)/D(x)), D at first q; else R = norm(max(R - D, 0)), D(x) = 0, D = norm(D);
 - children drawn from q *with* replacement (SpecInfer's multi-step speculative sampling): the same
-  with D = q throughout.
+  with D = q throughout;
+- both under one node (points of a lookup beside draws of a drafter): the points first, then the
+  draws against the R that they left. A point may also have q > 0, or be drawn: the rules hold for
+  any R and any D.
 
 The walk visits few rows, so the distribution of a row is formed when it gets there (reading.py).
 docs/methods/exactness.md has the proofs.
@@ -56,18 +59,24 @@ class Draw(NamedTuple):
 
 @dataclass(frozen=True)
 class NodeDraft:
-    """How the children of a node were drawn: token ``ids`` int64 [S] (distinct), the distribution
+    """How the children of a node came to be: token ``ids`` int64 [S] (distinct), the distribution
     ``q`` [S] over them that was really drawn from (any positive sum), both on the host, and the
-    ``draws`` in their order."""
+    ``draws`` in their order. ``points``: rows of deterministic children, tried before the draws, in
+    this order; a token that is both has one row. Without draws ids and q may be empty.
+
+    Points are exact whatever q is, as long as neither they nor their order depend on the draws.
+    """
 
     ids: Tensor
     q: Tensor
     draws: tuple[Draw, ...]
+    points: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class SampledDrafts:
-    """``DraftTree.q`` of a policy that samples: the draft of every tree row that has children."""
+    """``DraftTree.q`` of a policy that samples: the draft of every tree row that has children
+    (points, draws or both). ``replacement``: whether draws are independent."""
 
     nodes: dict[int, NodeDraft]
     replacement: bool
@@ -137,21 +146,27 @@ def verify_sampled(tree: DraftTree, target: RowProbabilities, source: RandomSour
     path = [0]
     while True:
         row = path[-1]
-        p = target(row)
-        if not children[row]:
-            bonus: int | None = source.categorical(p)
-            accepted = None
-        elif drafts is None:
-            accepted, bonus = _try_points(p, children[row], tokens, source)
-        else:
-            draft = drafts.nodes.get(row)
-            if draft is None or {d.row for d in draft.draws} != set(children[row]):
-                raise DynaSpecError(f"DraftTree.q: the draws at row {row} are not its children")
-            accepted, bonus = _try_draws(p, draft, tokens, drafts.replacement, source)
+        left = target(row)
+        points, draft = children[row], None
+        if drafts is not None and children[row]:
+            draft = _draft_of(row, drafts, children[row])
+            points = list(draft.points)
+        accepted = None
+        if points:
+            accepted, left = _try_points(left, points, tokens, source)
+        if accepted is None and draft is not None and draft.draws:
+            accepted, left = _try_draws(left, draft, tokens, drafts.replacement, source)
         if accepted is None:
-            assert bonus is not None
+            bonus = source.categorical(left)
             return Verdict(torch.tensor(path, dtype=torch.int64), bonus)
         path.append(accepted)
+
+
+def _draft_of(row: int, drafts: SampledDrafts, children: list[int]) -> NodeDraft:
+    draft = drafts.nodes.get(row)
+    if draft is None or {*draft.points, *(d.row for d in draft.draws)} != set(children):
+        raise DynaSpecError(f"DraftTree.q: the points and draws at row {row} are not its children")
+    return draft
 
 
 def _children(tree: DraftTree) -> list[list[int]]:
@@ -163,18 +178,19 @@ def _children(tree: DraftTree) -> list[list[int]]:
 
 
 def _try_points(
-    p: Tensor, children: list[int], tokens: list[int], source: RandomSource
-) -> tuple[int | None, int | None]:
-    """(accepted child, None), or (None, token drawn from the residual)."""
-    ids = torch.tensor([tokens[row] for row in children])
+    p: Tensor, rows: list[int], tokens: list[int], source: RandomSource
+) -> tuple[int | None, Tensor]:
+    """(accepted child or None, R of any positive sum): point masses, given R = p of any positive
+    sum."""
+    ids = torch.tensor([tokens[row] for row in rows])
     chances = p[ids].tolist()
     left = float(p.sum(dtype=torch.float64))
     tried: set[int] = set()
-    for row, chance in zip(children, chances, strict=True):
+    for row, chance in zip(rows, chances, strict=True):
         if tokens[row] in tried:
             continue  # R is 0 there
         if source.accept(chance / left):
-            return row, None
+            return row, p
         tried.add(tokens[row])
         left -= chance
         if left <= 0:
@@ -182,21 +198,22 @@ def _try_points(
     residual = p.clone()
     residual[ids] = 0
     if not bool(residual.any()):
-        return _rounded_away(children, chances), None
-    return None, source.categorical(residual)
+        return _rounded_away(rows, chances), p
+    return None, residual
 
 
-def _rounded_away(children: list[int], chances: list[float]) -> int:
+def _rounded_away(rows: list[int], chances: list[float]) -> int:
     """The children hold all of p and each was rejected, which only rounding (about 1e-16) can do:
     the last possible one is the answer."""
-    return [row for row, chance in zip(children, chances, strict=True) if chance > 0][-1]
+    return [row for row, chance in zip(rows, chances, strict=True) if chance > 0][-1]
 
 
 def _try_draws(
     p: Tensor, draft: NodeDraft, tokens: list[int], replacement: bool, source: RandomSource
-) -> tuple[int | None, int | None]:
-    """(accepted child, None), or (None, token drawn from the residual). R and D live on the
-    shortlist, in float64; R outside it is p times a factor, whose sum is ``outside``."""
+) -> tuple[int | None, Tensor]:
+    """(accepted child or None, R of any positive sum), given R = p of any positive sum. R and D
+    live on the shortlist, in float64; R outside it is p times a factor, whose sum is
+    ``outside``."""
     ids, rest = draft.ids.to(p.device), p.clone()
     rest[ids] = 0
     factor = 1.0 / float(p.sum(dtype=torch.float64))
@@ -208,11 +225,11 @@ def _try_draws(
         if int(draft.ids[column]) != tokens[row] or not float(d[column]) > 0:
             raise DynaSpecError(f"DraftTree.q: row {row} holds a token that its q cannot draw")
         if source.accept(float(residual[column]) / float(d[column])):
-            return row, None
+            return row, p
         after = (residual - d).clamp_(min=0)
         total = float(after.sum()) + outside
         if not total > 0:
-            return row, None  # R = D up to rounding, and x was rejected by it
+            return row, p  # R = D up to rounding, and x was rejected by it
         residual, outside, factor = after / total, outside / total, factor / total
         if not replacement:
             d = d.clone()
@@ -223,4 +240,4 @@ def _try_draws(
             d = d / mass
     rest = rest.double().mul_(factor)
     rest[ids] = residual.to(p.device)
-    return None, source.categorical(rest)
+    return None, rest

@@ -16,8 +16,8 @@ class TreeRequest:
     """``config``: size, depth, width and threshold as the user gave them. ``options``: settings of
     single policies. ``drawing``: how a policy that samples its children draws them; None for a
     ``greedy`` target, whose drafts are never sampled, and for a drafter that has no distribution to
-    draw from. A policy that ignores ``drawing`` proposes point
-    masses, which verification handles at every temperature."""
+    draw from. A policy that ignores ``drawing`` proposes point masses, which verification handles
+    at every temperature."""
 
     config: TreeConfig
     options: TreeOptions

@@ -116,9 +116,9 @@ def test_a_mistake_is_seen_at_this_size(monkeypatch: pytest.MonkeyPatch) -> None
         for row in children:
             chance = float(p[tokens[row]])
             if source.accept(chance / left):
-                return row, None
+                return row, p
             left -= chance
-        return None, source.categorical(p)
+        return None, p
 
     monkeypatch.setattr(verification, "_try_points", wrong)
     model = Float32Model(vocab=6, shortlist_size=3, seed=42)

@@ -55,9 +55,9 @@ def test_rejected_point_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
         for row in children:
             chance = float(p[tokens[row]])
             if source.accept(chance / left):
-                return row, None
+                return row, p
             left -= chance
-        return None, source.categorical(p)
+        return None, p
 
     monkeypatch.setattr(verification, "_try_points", wrong)
     assert law_error("eagle2") > VISIBLE
@@ -70,9 +70,9 @@ def test_points_not_renormalised(monkeypatch: pytest.MonkeyPatch) -> None:
         residual = p.clone()
         for row in children:
             if source.accept(float(residual[tokens[row]])):
-                return row, None
+                return row, p
             residual[tokens[row]] = 0
-        return None, source.categorical(residual)
+        return None, residual
 
     monkeypatch.setattr(verification, "_try_points", wrong)
     assert law_error("eagle2") > VISIBLE
@@ -85,10 +85,10 @@ def test_points_accepted_with_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(p, children, tokens, source):
         for row in children:
             if source.accept(min(1.0, float(p[tokens[row]]) / 0.5)):
-                return row, None
+                return row, p
         residual = p.clone()
         residual[[tokens[row] for row in children]] = 0
-        return None, source.categorical(residual)
+        return None, residual
 
     monkeypatch.setattr(verification, "_try_points", wrong)
     assert law_error("eagle2") > VISIBLE

