@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
+from dynaspec_cli.weights.weight import Weight
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class Target(Protocol):
         """Has a row the same bits in a tree as in plain decoding?"""
         ...
 
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         """LM head rows [V, d] in token-id order, on the target's device."""
         ...
 
@@ -150,7 +151,7 @@ class DrafterHead:
     are the drafter's, not the target's, so that what was trained on the target's hidden rows (a
     router) says nothing about these."""
 
-    weight: Tensor
+    weight: Weight
     vocab: VocabMap | None
     vocab_size: int
     own: bool
@@ -158,7 +159,7 @@ class DrafterHead:
     def describe(self) -> str:
         """In a few words, for reports."""
         whose = "own" if self.own else "the target's"
-        return f"{whose}, {self.weight.shape[0]:,} of {self.vocab_size:,} tokens"
+        return f"{whose}, {self.weight.rows:,} of {self.vocab_size:,} tokens"
 
 
 @dataclass(frozen=True)

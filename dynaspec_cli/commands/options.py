@@ -24,7 +24,7 @@ from dynaspec_cli.tree.registry import TREES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "packed", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,12 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         metavar="NAME|FOLDER|FILE",
         help="Target: a hub name, a model folder or a .gguf file.  [default: the embedded model]",
     ),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Target's weights."),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="auto",
+        help="Target's weights; auto: a GGUF file's own blocks (packed) on a CPU.",
+    ),
     click.option(
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),

@@ -22,8 +22,8 @@ from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import WEIGHTS_FILE, DrafterFiles
 from dynaspec_cli.drafters.head import target_head
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.layer import LAYER_WEIGHTS, LayerWeights, dense_layer
 from dynaspec_cli.ops.pages import on_huge_pages
-from dynaspec_cli.ops.reference import LAYER_WEIGHTS
 from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target
 
 MAX_TREE_ROWS = 1024
@@ -77,19 +77,20 @@ class EagleDrafter:
         self.inverse_frequencies = 1.0 / config.rope_theta**half
         self.head = target_head(target)
 
-    def _layer(self, tensors: dict[str, Tensor], index: int) -> list[Tensor]:
+    def _layer(self, tensors: dict[str, Tensor], index: int) -> LayerWeights:
         weights = []
         for name in LAYER_WEIGHTS:
             tensor = tensors.get(f"layers.{index}.{name}", torch.empty(0))
             kind = torch.float32 if name in NORMS or name == "qkv_bias" else self.dtype
             weights.append(tensor.to(self.target.device, kind).contiguous())
-        return on_huge_pages(weights) if self.target.device.type == "cpu" else weights
+        on_cpu = self.target.device.type == "cpu"
+        return dense_layer(on_huge_pages(weights) if on_cpu else weights)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of weights that a draft step reads."""
         return (
-            sum(t.numel() * t.element_size() for layer in self.layers for t in layer)
+            sum(layer.num_bytes for layer in self.layers)
             + self.fc.numel() * self.fc.element_size()
         )
 

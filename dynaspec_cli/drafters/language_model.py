@@ -147,8 +147,9 @@ class LanguageModelDrafter:
 def load_language_model(
     source: ModelSource, name: str, target: Target, tokenizer: TextTokenizer
 ) -> LanguageModelDrafter:
-    """The model of ``source`` as ``target``'s drafter, in its dtype and on its device."""
-    model, own_tokenizer = load_source(source, target.dtype, target.device)
+    """The model of ``source`` as ``target``'s drafter on its device: a GGUF file on its own blocks
+    where these are multiplied, other models in the target's dtype."""
+    model, own_tokenizer = load_source(source, "auto", target.dtype, target.device)
     check_same_tokenizer(own_tokenizer, tokenizer, name, target.name)
     drafter = LanguageModelDrafter(model, target)
     drafter.name = name

@@ -28,6 +28,7 @@ from dynaspec_cli.target.state import (
     check_start,
     check_taps,
 )
+from dynaspec_cli.weights.weight import Weight, dense
 
 PREFILL_ROWS = 512
 """Prompt tokens a pass; bounds the [rows, context] masks and the activations."""
@@ -77,7 +78,7 @@ class TransformersTarget:
         implementation = getattr(config, "_attn_implementation", "eager")
         self._additive = None if implementation == "sdpa" else self.dtype
         self._head = LMHead(
-            head.weight.detach(),
+            dense(head.weight.detach()),
             None if head.bias is None else head.bias.detach(),
             *_logit_transform(config),
         )
@@ -116,12 +117,12 @@ class TransformersTarget:
     def head(self) -> LMHead:
         return self._head
 
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         return self._head.weight
 
     def head_hash(self) -> str:
         if self._hash is None:
-            self._hash = head_hash(self._head.weight)
+            self._hash = head_hash(self._head.weight.data)
         return self._hash
 
     @torch.inference_mode()

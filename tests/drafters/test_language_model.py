@@ -173,7 +173,7 @@ def test_vocabularies_of_unequal_rows(
     drafter = load_drafter(str(smaller(vocab_size=rows)), target, tokenizer)
     assert drafter is not None
     assert drafter.head is not None
-    assert drafter.head.weight.shape[0] == min(rows, 400)
+    assert drafter.head.weight.rows == min(rows, 400)
     engine = Engine(target, tokenizer, drafter)
     for shortlist in ("full", "nanospec"):
         config = greedy(40, shortlist)
@@ -209,7 +209,7 @@ def test_logits_of_families_with_a_factor(
     model = drafter.model
     plain = model.prefill(model.begin(8), torch.tensor(PROMPT)).logits()[-1:]
     torch.testing.assert_close(
-        rows.hidden.float() @ drafter.head.weight.t(), plain, atol=1e-5, rtol=1e-4
+        drafter.head.weight.linear(rows.hidden.float()), plain, atol=1e-5, rtol=1e-4
     )
 
 

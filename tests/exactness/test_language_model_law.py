@@ -28,6 +28,7 @@ from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.load import load
 from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import TREES, create_tree
+from dynaspec_cli.weights.weight import Weight, dense
 
 EXACT = 1e-7
 """The drafter's probabilities are float32."""
@@ -42,9 +43,9 @@ class ToyLanguageModel(ToyTarget):
 
     def __init__(self, model: ToyModel) -> None:
         super().__init__(model)
-        self.head = LMHead(torch.eye(model.vocab))
+        self.head = LMHead(dense(torch.eye(model.vocab)))
 
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         return self.head.weight
 
     def norm(self, features: Tensor) -> Tensor:
