@@ -267,6 +267,10 @@ def test_llama_cpp_answers_from_the_same_file(kind: str, tiny_gguf: Any) -> None
             assert theirs.decode_tokens == len(theirs.token_ids) - 1
         with pytest.raises(DynaSpecError, match="--max-prompt-tokens"):
             peer.run([5] * 120, 12, 0)
+        # Longer than one of its batches; beyond the context that the file names, too.
+        longer = LlamaCppPeer(kind, peer_setting(engine, file, context=1024, assistant=name))
+        longer.prepare()
+        assert len(longer.run([i % 90 + 5 for i in range(700)], 12, 0).token_ids) >= 1
 
 
 def test_llama_cpp_drafts_are_the_assistants(tiny_gguf: Any) -> None:

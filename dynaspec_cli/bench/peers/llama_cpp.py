@@ -96,6 +96,7 @@ class LlamaCppPeer:
                 n_threads_batch=self._setting.threads,
                 n_gpu_layers=-1 if self._setting.device.type == "cuda" else 0,
                 draft_model=drafts,
+                logits_all=drafts is not None,  # else a prompt beyond one batch has no room
                 verbose=False,
             )
         except (ValueError, RuntimeError) as error:
