@@ -77,7 +77,8 @@ Examples:
 
 \b
 SPEC is ar, SHORTLIST[@SIZE]+TREE[@NODES] with an optional DRAFTER: before it, or a
-peer: transformers, transformers-lookup, transformers-assisted, llama.cpp.
+peer: transformers, transformers-lookup, transformers-assisted, llama.cpp,
+llama.cpp-lookup, llama.cpp-draft.
 Without --suite and --method: the built-in smoke suite, ar against the shortlists, with
 --check-exact. Exit code 3: an answer differs from the target's own beyond a numerical tie.
 """
@@ -182,8 +183,8 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 @click.option(
     "--assistant",
     metavar="NAME|FOLDER|FILE",
-    help="Small language model for transformers-assisted; drafts of another "
-    "vocabulary pass through text.  [default: none]",
+    help="Small language model for transformers-assisted (drafts of another vocabulary pass "
+    "through text) and llama.cpp-draft (a GGUF file).  [default: none]",
 )
 @sampling_options
 @tree_filling_options
@@ -222,9 +223,9 @@ def bench(
     texts: Sequence[str] = asked.method or (preset.methods if preset else ())
     parse_sweeps(asked.sweep)
     specs = expand(parse_specs(list(texts)), asked.sweep if texts else ())
-    if asked.assistant is not None and ASSISTED not in {spec.peer for spec in specs}:
+    if asked.assistant is not None and not any(spec.peer in ASSISTED for spec in specs):
         raise UsageError(
-            f"--assistant: expected --method {ASSISTED}, which alone uses it, got "
+            f"--assistant: expected --method {' or '.join(ASSISTED)}, which alone use it, got "
             f"{', '.join(map(str, specs)) or 'the default methods'}"
         )
     if asked.system is not None:
