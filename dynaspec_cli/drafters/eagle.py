@@ -25,6 +25,7 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.pages import on_huge_pages
 from dynaspec_cli.ops.reference import LAYER_WEIGHTS
 from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target
+from dynaspec_cli.target.state import grown
 
 MAX_TREE_ROWS = 1024
 EXTEND_ROWS = 256
@@ -42,7 +43,6 @@ class DrafterState:
     v: list[Tensor]
     cos: Tensor
     sin: Tensor
-    capacity: int
     last_token: int
     length: int = 0
     tree_rows: int = 0
@@ -105,16 +105,21 @@ class EagleDrafter:
         kind = torch.float32 if self.dtype == torch.float16 else self.dtype
         capacity = max_length + MAX_TREE_ROWS
         shape = (capacity, c.num_kv_heads, c.head_dim)
-        angle = torch.arange(capacity, device=device).float()[:, None] * self.inverse_frequencies
-        angle = torch.cat([angle, angle], 1)
+        cos, sin = self._rotations(capacity)
         return DrafterState(
             k=[torch.empty(shape, dtype=kind, device=device) for _ in self.layers],
             v=[torch.empty(shape, dtype=kind, device=device) for _ in self.layers],
-            cos=angle.cos(),
-            sin=angle.sin(),
-            capacity=capacity,
+            cos=cos,
+            sin=sin,
             last_token=int(prompt[0]),
         )
+
+    def _rotations(self, capacity: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables (cos, sin) [capacity, head_dim]."""
+        positions = torch.arange(capacity, device=self.target.device).float()
+        angle = positions[:, None] * self.inverse_frequencies
+        angle = torch.cat([angle, angle], 1)
+        return angle.cos(), angle.sin()
 
     def extend(self, state: DrafterState, committed: Committed) -> DraftRows:
         features = committed.output.features[committed.rows]
@@ -129,6 +134,21 @@ class EagleDrafter:
 
     def observe(self, state: DrafterState, tree: DraftTree, path: Tensor) -> None:
         """Nothing: what was accepted comes with the next ``extend``."""
+
+    def rewind(self, state: DrafterState, prompt: Tensor, max_length: int) -> int:
+        """Pair t holds tokens t and t + 1, so m tokens leave m - 1 pairs. The pair at the seam, the
+        last kept token's feature with the token that follows now, comes with the next
+        ``extend``."""
+        state.length = min(prompt.numel() - 1, state.length)
+        state.last_token = int(prompt[state.length])
+        state.tree_rows, state.tree_mask = 0, None
+        capacity = max_length + MAX_TREE_ROWS
+        if capacity > state.cos.shape[0]:
+            state.cos, state.sin = self._rotations(capacity)
+        if capacity > state.k[0].shape[0]:
+            state.k = [grown(cache, 0, state.length, capacity) for cache in state.k]
+            state.v = [grown(cache, 0, state.length, capacity) for cache in state.v]
+        return state.length + 1
 
     def read(self, state: DrafterState, features: Tensor, tokens: Tensor) -> Tensor:
         """Consume committed pairs (feature_t [m, d], token_{t+1} int64 [m]); the predicted feature
