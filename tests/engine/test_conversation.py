@@ -24,8 +24,10 @@ def make_engine(folder, kind: str, dtype: str) -> Engine:
     target = native if kind == "native" else reader
     torch.manual_seed(0)
     module = from_target(drafter_config(reader, 1, 1.0), reader)
-    drafter = EagleDrafter(module.config, dict(module.state_dict()), target)
-    return Engine(target, tokenizer, drafter)
+    tensors = dict(module.state_dict())
+    # Every input matters: what begins from the target alone does not read the current token.
+    tensors["fc"] = tensors["fc"] + 0.05 * torch.randn(tensors["fc"].shape)
+    return Engine(target, tokenizer, EagleDrafter(module.config, tensors, target))
 
 
 @pytest.fixture(
@@ -59,11 +61,35 @@ def trace(result):
     return result.token_ids, result.text, result.finish_reason, steps
 
 
+def compare_caches(ours, fresh):
+    """What target and drafter hold, row for row."""
+    assert ours.tokens == fresh.tokens
+    assert ours.state.length == fresh.state.length == len(ours.tokens)
+    exact = ours.target.bit_exact
+    pairs = [(ours.output.features, fresh.output.features)]
+    if exact:
+        length = ours.state.length
+        caches = zip(
+            ours.state.keys + ours.state.values, fresh.state.keys + fresh.state.values, strict=True
+        )
+        pairs += [(a[:length], b[:length]) for a, b in caches]
+    mine, theirs = ours.drafter[0], fresh.drafter[0]
+    assert (mine.length, mine.last_token) == (theirs.length, theirs.last_token)
+    pairs += [
+        (a[: mine.length], b[: mine.length])
+        for a, b in zip(mine.k + mine.v, theirs.k + theirs.v, strict=True)
+    ]
+    for a, b in pairs:
+        assert torch.equal(a, b) if exact else torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
 def same_as_fresh(conversation: Conversation, ids, settings, reused=None):
     """Ask both; returns the answer."""
     ours = ask(conversation, ids, settings)
-    fresh = conversation.engine.complete(ids, settings)
+    other = conversation.engine.conversation()
+    fresh = ask(other, ids, settings)
     assert ours.token_ids == fresh.token_ids
+    compare_caches(conversation._cache, other._cache)
     if conversation.engine.target.bit_exact:
         assert trace(ours) == trace(fresh)
     assert fresh.cached_prompt_tokens == 0
