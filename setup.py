@@ -117,7 +117,7 @@ def make_extension(mode: str) -> Any:
     if mode == "cpu":
         return cpp_extension.CppExtension(
             f"{PACKAGE}._C",
-            sources("", "cpu"),
+            sources("", "cpu/kernels", "cpu/ops"),
             include_dirs=include,
             extra_compile_args={"cxx": cpu_flags()},
             extra_link_args=link,
@@ -125,7 +125,7 @@ def make_extension(mode: str) -> Any:
     os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs()
     return cpp_extension.CUDAExtension(
         f"{PACKAGE}._C",
-        sources("", "cpu") + sources("cuda", suffixes=(".cpp", ".cu")),
+        sources("", "cpu/kernels", "cpu/ops") + sources("cuda", suffixes=(".cpp", ".cu")),
         include_dirs=include
         + [p for p in os.environ.get("DYNASPEC_CUDA_INCLUDE", "").split(":") if p],
         define_macros=[("DYNASPEC_WITH_CUDA", "1")],

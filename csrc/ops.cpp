@@ -5,7 +5,7 @@
 #include <torch/library.h>
 #include <torch/version.h>
 
-#include "cpu/kernels.h"
+#include "cpu/kernels/kernels.h"
 
 TORCH_LIBRARY(dynaspec, m) {
   m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale) -> Tensor");
@@ -35,7 +35,8 @@ TORCH_LIBRARY(dynaspec, m) {
       "decoder_layer(Tensor x, Tensor[] weights, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor "
       "cos,"
       " Tensor sin, Tensor positions, Tensor mask, int cache_len, int num_heads, int num_kv_heads,"
-      " int head_dim, float eps, float scale, int window, str activation) -> Tensor");
+      " int head_dim, float eps, float scale, int window, str activation, float "
+      "softcap=0.0) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def(
       "drafter_input(Tensor features, Tensor embedded, Tensor norms, Tensor fc, Tensor gate, float "

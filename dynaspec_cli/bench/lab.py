@@ -38,6 +38,8 @@ _TREE = TreeConfig().policy
 
 def default_methods(engine: Engine) -> tuple[list[str], str | None]:
     """The specs of a run that names none, and a notice where some had to be left out."""
+    if engine.drafter is not None and engine.drafter.head is None:
+        return ["ar", f"{engine.drafter.name}:full+{_TREE}"], None
     if factory.packaged_bundle(engine.target) is None:
         names, notice = (
             _WITHOUT_BUNDLE,

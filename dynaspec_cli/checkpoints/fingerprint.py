@@ -32,10 +32,20 @@ def head_hash(weight: Tensor) -> str:
     alike; float16 does so where its range holds the weights (fp16 keeps more bits than bf16, so the
     second rounding can differ in rare halves: hash the stored dtype).
     """
-    rows, width = weight.shape
+    sample = weight.detach()[sampled_rows(weight.shape[0]).to(weight.device)]
+    return head_hash_of_rows((weight.shape[0], weight.shape[1]), sample)
+
+
+def sampled_rows(rows: int) -> Tensor:
+    """The rows, int64 and ascending, that the hash of a head of ``rows`` rows reads."""
     count = min(rows, SAMPLED_ROWS)
-    picked = torch.linspace(0, rows - 1, count, dtype=torch.float64).round().long().unique()
-    sample = weight.detach()[picked.to(weight.device)].to(torch.bfloat16).cpu().contiguous()
+    return torch.linspace(0, rows - 1, count, dtype=torch.float64).round().long().unique()
+
+
+def head_hash_of_rows(shape: tuple[int, int], sample: Tensor) -> str:
+    """``head_hash`` of a head of ``shape`` from its ``sampled_rows`` alone."""
+    rows, width = shape
+    stored = sample.to(torch.bfloat16).cpu().contiguous()
     digest = hashlib.sha256(f"dynaspec-head-1:{rows}x{width}:".encode())
-    digest.update(sample.view(torch.uint8).numpy().tobytes())
+    digest.update(stored.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:32]

@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.model import open_gguf
+from dynaspec_cli.gguf_files.summary import summarise
 from dynaspec_cli.target.demo_package import ChunkedFile
-from dynaspec_cli.target.gguf_file import inspect_gguf
+from dynaspec_cli.target.gguf_native import file_pieces
+from dynaspec_cli.target.weights import weight_files
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_HEADER_BYTES = 100 << 20
@@ -19,12 +22,12 @@ SIZES = ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers"
 
 
 def safetensors_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Tensor shapes over all safetensors files of a folder, from their headers.
+    """Tensor shapes over the safetensors files of a folder that are read, from their headers.
 
     Raises ``DynaSpecError`` for a file that is none.
     """
     shapes: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in weight_files(folder):
         try:
             with path.open("rb") as file:
                 (length,) = struct.unpack("<Q", file.read(8))
@@ -66,28 +69,31 @@ class ModelSizes:
     vocab_size: int
     hidden_size: int
     kv_width: int
+    num_layers: int
 
 
 def folder_sizes(folder: Path) -> ModelSizes:
     """Of a model folder, from config.json and the headers of its weights."""
     config = read_model_config(folder)
     hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
+    layers = int(config["num_hidden_layers"])
     kv_heads = int(config.get("num_key_value_heads") or heads)
     head_dim = int(config.get("head_dim") or hidden // heads)
     return ModelSizes(
         weights=sum(math.prod(shape) for shape in safetensors_shapes(folder).values()),
         vocab_size=int(config["vocab_size"]),
         hidden_size=hidden,
-        kv_width=2 * int(config["num_hidden_layers"]) * kv_heads * head_dim,
+        kv_width=2 * layers * kv_heads * head_dim,
+        num_layers=layers,
     )
 
 
 def gguf_sizes(source: Path | ChunkedFile) -> ModelSizes | int:
     """Of a GGUF file, from its header; the number of weights alone where that is all it tells."""
-    found = inspect_gguf(source)
-    if found.vocab_size is None or found.hidden_size is None or found.kv_width is None:
-        return found.num_weights
-    return ModelSizes(found.num_weights, found.vocab_size, found.hidden_size, found.kv_width)
+    found = summarise(open_gguf(file_pieces(source)))
+    shape = (found.vocab_size, found.hidden_size, found.kv_width, found.num_layers)
+    known = [size for size in shape if size is not None]
+    return found.num_weights if len(known) < len(shape) else ModelSizes(found.num_weights, *known)
 
 
 def estimate(

@@ -21,7 +21,6 @@ from dynaspec_cli.drafters.load import packaged_drafter
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.shortlist.factory import packaged_folder
 from dynaspec_cli.target.demo_package import ChunkedFile
-from dynaspec_cli.target.load import stored_head_hash
 from dynaspec_cli.target.resolve import ModelSource
 
 UNKNOWN_HEAD = (
@@ -32,11 +31,11 @@ UNKNOWN_HEAD = (
 
 @dataclass(frozen=True)
 class StoredHead:
-    """The LM head of a model that was not loaded; ``folder`` None: a GGUF file that was not
+    """The LM head of a model that was not loaded; ``known_hash`` None: a GGUF file that was not
     converted, whose head has no hash yet."""
 
     sizes: ModelSizes
-    folder: Path | None
+    known_hash: str | None
 
     @property
     def vocab_size(self) -> int:
@@ -47,7 +46,7 @@ class StoredHead:
         return self.sizes.hidden_size
 
     def head_hash(self) -> str | None:
-        return None if self.folder is None else stored_head_hash(self.folder)
+        return self.known_hash
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,13 @@ from dynaspec_cli.engine.events import SCHEMA
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.shortlist.names import DEFAULT, DEFAULT_SIZES
 from dynaspec_cli.target import gguf_cache
-from dynaspec_cli.target.load import choose_device, choose_dtype, model_folder
+from dynaspec_cli.target.gguf_native import open_native
+from dynaspec_cli.target.load import (
+    choose_device,
+    choose_dtype,
+    model_folder,
+    stored_head_hash,
+)
 from dynaspec_cli.target.resolve import resolve_model
 
 if TYPE_CHECKING:
@@ -52,21 +58,30 @@ def examine(
             raise
         return {**facts, "model": None, "memory": None, "head_share": None, "note": str(error)}
     facts["model"] = source.name
+    native = open_native(source.gguf) if source.gguf is not None and place.type == "cpu" else None
     path = source.folder
-    if source.gguf is not None:
+    if source.gguf is not None and native is None:
         path = gguf_cache.found(source.gguf, kind, progress)
-    if path is None and measure:
-        path = model_folder(source, kind, progress)
+        if path is None and measure:
+            path = model_folder(source, kind, progress)
     # What is free once a conversion has given its memory back, and before anything is loaded.
     needs = Needs(facts["system"]["dtype"], context, available_memory(str(place)), drafter)
-    if path is None:
+    if native is not None and source.gguf is not None:
+        sizes = memory.gguf_sizes(source.gguf)
+        if isinstance(sizes, int):
+            raise DynaSpecError(f"{source.name}: the file does not tell its shape")
+        head = StoredHead(sizes, native.weights.head_hash())
+    elif path is not None:
+        sizes = memory.folder_sizes(path)
+        head = StoredHead(sizes, stored_head_hash(path))
+    else:
         facts["memory"] = needs.of_gguf(source)
         return {**facts, "head_share": None, "note": "not measured (--no-measure)"}
-    return {**facts, **_model_facts(path, model, facts, needs, measure, progress)}
+    return {**facts, **_model_facts(head, model, facts, needs, measure, progress)}
 
 
 def _model_facts(
-    folder: Path,
+    head: StoredHead,
     model: str | None,
     facts: dict[str, Any],
     needs: Needs,
@@ -74,9 +89,8 @@ def _model_facts(
     progress: Callable[[Any], None],
 ) -> dict[str, Any]:
     """``memory``, ``head_share`` and, for ``--drafter auto``, ``drafter``."""
-    system = facts["system"]
-    sizes = memory.folder_sizes(folder)
-    out: dict[str, Any] = {**needs.of_head(sizes, StoredHead(sizes, folder)), "head_share": None}
+    system, sizes = facts["system"], head.sizes
+    out: dict[str, Any] = {**needs.of_head(sizes, head), "head_share": None}
     if not measure:
         return {**out, "note": "not measured (--no-measure)"}
     if out["memory"]["fits"] is False:
@@ -90,9 +104,8 @@ def _model_facts(
         engine = _load(model, system, "none", progress)
         out["note"] = f"the drafter was not timed: {error}"
     out |= needs.of_head(sizes, engine.target)
-    layers = int(memory.read_model_config(folder)["num_hidden_layers"])
     out["head_share"] = head_share.measure(
-        engine.target, engine.drafter, layers, DEFAULT_SIZES[DEFAULT]
+        engine.target, engine.drafter, sizes.num_layers, DEFAULT_SIZES[DEFAULT]
     )
     return out
 

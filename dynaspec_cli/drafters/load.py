@@ -9,24 +9,28 @@ from pathlib import Path
 from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
+from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.drafters.registry import load_folder
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Drafter, Target
 
 
 def load_drafter(value: str, target: Target) -> Drafter | None:
-    """``auto``: the packaged drafter of this target's head, None where there is none; ``packaged``:
-    the same, but its absence is an error. ``none``: None. Otherwise a folder, or the name of a hub
-    repository, with a drafter of a kind that drafters/registry.py lists.
+    """``auto``: the packaged drafter of this target's head, lookup where there is none;
+    ``packaged``: the same, but its absence is an error. ``lookup``: the text itself drafts.
+    ``none``: None. Otherwise a folder, or the name of a hub repository, with a drafter of a kind
+    that drafters/registry.py lists.
     """
     if value == "none":
         return None
+    if value == "lookup":
+        return LookupDrafter()
     if value in ("auto", "packaged"):
         packaged = packaged_drafter(target)
         if packaged is not None:
             return load_folder(DrafterFiles(packaged, "packaged"), target)
         if value == "auto":
-            return None
+            return LookupDrafter()
         raise DynaSpecError(
             f"--drafter packaged: none ships for {target.name}; give a folder, or --drafter auto"
         )

@@ -43,4 +43,6 @@ def load_folder(files: DrafterFiles, target: Target) -> Drafter:
         if kind.recognise(files):
             return kind.load(files, target)
     known = "; ".join(f"{kind.name} ({kind.description})" for kind in KINDS)
-    raise DynaSpecError(f"drafter {files.folder}: none of the kinds that are known: {known}")
+    raise DynaSpecError(
+        f"drafter {files.folder}: its config.json is of no format that is known; expected {known}"
+    )

@@ -13,6 +13,7 @@ import torch
 from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import GenerationConfig, ShortlistConfig
 from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.events import (
@@ -49,6 +50,7 @@ class Engine:
     request.
 
     ``drafter`` None: generation is plain autoregressive decoding, and every result says so.
+    ``notices``: what a user should know about the choice of parts; each request begins with them.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Engine:
         tokenizer: TextTokenizer,
         drafter: Drafter | None,
         load_s: float = 0.0,
+        notices: tuple[str, ...] = (),
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.load_s = load_s
+        self.notices = notices
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
 
     @classmethod
@@ -80,7 +84,13 @@ class Engine:
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
         found = load_drafter(drafter, target)
-        return cls(target, tokenizer, found, time.perf_counter() - begun)
+        notices: tuple[str, ...] = ()
+        if drafter == "auto" and isinstance(found, LookupDrafter):
+            notices = (
+                f"no drafter ships for {target.name}: continuations are looked up in the text "
+                "itself; dynaspec train-drafter makes a faster one",
+            )
+        return cls(target, tokenizer, found, time.perf_counter() - begun, notices)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
@@ -117,12 +127,8 @@ class Engine:
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         limit = self._limit(len(ids), config)
-        if speculative and self.drafter is None:
-            yield NoticeEvent(
-                f"no drafter for {self.target.name}: plain autoregressive decoding; train one "
-                "with dynaspec train-drafter"
-            )
-        yield from self._shortlist_notice(config, speculative)
+        if speculative:
+            yield from map(NoticeEvent, self._notices(config))
         building = time.perf_counter()
         speculation = self._speculation(config) if speculative else None
         built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
@@ -176,6 +182,7 @@ class Engine:
                     break
         except KeyboardInterrupt:
             reason = "interrupted"
+            cache.drop_drafter()
         finally:
             emissions.close()  # type: ignore[attr-defined]
         tail = detokenizer.finish()
@@ -291,13 +298,17 @@ class Engine:
             },
         }
 
-    def _shortlist_notice(self, config: GenerationConfig, speculative: bool) -> Iterator[Event]:
-        """Where "auto" cannot mean the method that needs a bundle, say so."""
-        head = None if self.drafter is None or not speculative else self.drafter.head
+    def _notices(self, config: GenerationConfig) -> Iterator[str]:
+        """What differs from what an option's default promises."""
+        yield from self.notices
+        if self.drafter is None:
+            yield f"no drafter was loaded for {self.target.name}: plain autoregressive decoding"
+            return
+        head = self.drafter.head
         if head is None or head.own or config.shortlist.method != "auto":
             return
         if (method := shortlists.default_for(self.target, head)) != DEFAULT:
-            yield NoticeEvent(
+            yield (
                 f"no shortlist bundle for {self.target.name} is shipped, so --shortlist {method} "
                 "is used; dynaspec build-clusters makes one"
             )
@@ -318,12 +329,11 @@ class Engine:
     def _speculation(self, config: GenerationConfig) -> Speculation | None:
         if self.drafter is None:
             return None
-        policy = create_tree(config.tree, config.sampling)
+        headed = self.drafter.head is not None
+        policy = create_tree(config.tree, config.sampling, draws=headed)
         # A policy that draws children sets the temperature of its draws itself.
         temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
-        shortlist = None
-        if self.drafter.head is not None:
-            shortlist = self.shortlist(config.shortlist, config.tree.depth)
+        shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
         return Speculation(self.drafter, shortlist, policy, temperature)
 
     def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:

@@ -44,8 +44,9 @@ class Speculation:
 
 class Draft:
     """The drafter's, the shortlist's and the tree's state of one request. ``sizes``: tokens scored
-    at each draft step of the last round. ``kept``: the drafter's state of an earlier request, the
-    first ``shared`` tokens of which are the prompt's too."""
+    at each draft step of the last round, of a shortlist; ``depth``: draft steps of it. ``kept``:
+    the drafter's state of an earlier request, the first ``shared`` tokens of which are the prompt's
+    too."""
 
     def __init__(
         self,
@@ -62,6 +63,7 @@ class Draft:
         self.shortlist = None if parts.shortlist is None else parts.shortlist.begin(prompt, prefill)
         self.selections: list[Any] = []
         self.sizes: list[int] = []
+        self.depth = 0
         known = max(known, 1)
         if prompt.numel() > known:  # read before the first token; the rest comes with its round
             rows = torch.arange(known - 1, prompt.numel() - 1)
@@ -70,7 +72,7 @@ class Draft:
     def grow(self, committed: Committed, clock: PhaseClock) -> DraftTree:
         """Feed what was settled, then grow a tree under its last token."""
         drafter, policy = self.parts.drafter, self.parts.policy
-        self.selections, self.sizes = [], []
+        self.selections, self.sizes, self.depth = [], [], 0
         root = committed.tokens[-1:]
         tree = policy.begin(int(root))
         with clock("draft_body"):
@@ -92,12 +94,12 @@ class Draft:
     ) -> DraftHeadOutput:
         """Candidates for the children of a frontier of ``tokens`` int64 [w]."""
         shortlist, policy = self.parts.shortlist, self.parts.policy
+        self.depth += 1
         if isinstance(rows, DraftHeadOutput):
-            self.sizes.append(rows.size)
             return rows
         assert shortlist is not None
         with clock("router"):
-            query = ShortlistQuery(len(self.sizes) + 1, rows.features, tokens)
+            query = ShortlistQuery(self.depth, rows.features, tokens)
             selection = shortlist.select(self.shortlist, query)
         with clock("head"):
             scored = shortlist.score(

@@ -92,3 +92,8 @@ class PrefixCache:
     def drafter(self, state: Any) -> None:
         """``state`` follows this request from now on."""
         self._drafter, self._drafter_shares = state, sys.maxsize
+
+    def drop_drafter(self) -> None:
+        """Forget the drafter's state, which an interrupt may have left half changed; the target's
+        stands such a thing (``Target.rewind``)."""
+        self._drafter, self._drafter_shares = None, 0

@@ -80,7 +80,7 @@ def decode(
             StepStats(
                 drafted=tree.num_nodes,
                 accepted=verdict.path.numel() - 1,
-                depth=len(draft.sizes) if draft else 0,
+                depth=draft.depth if draft else 0,
                 shortlist_sizes=tuple(draft.sizes) if draft else (),
                 covered=covered,
                 seconds=clock.lap(),

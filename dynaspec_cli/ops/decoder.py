@@ -31,6 +31,7 @@ def decoder_layer(
     scale: float,
     window: int,
     activation: str,
+    softcap: float = 0.0,
 ) -> Tensor:
     """One pre-norm decoder layer over n rows, float32 [n, d]; shapes, dtypes and rounding stand in
     ``reference.decoder_layer``.
@@ -41,7 +42,7 @@ def decoder_layer(
     """
     args = (
         x, weights, k_cache, v_cache, cos, sin, positions, mask, cache_len, num_heads, num_kv_heads,
-        head_dim, eps, scale, window, activation,
+        head_dim, eps, scale, window, activation, softcap,
     )  # fmt: skip
     if x.device.type == "cpu" and compiled(x):
         return _ops.decoder_layer(*args)
@@ -66,6 +67,7 @@ def _check(
     scale: float,
     window: int,
     activation: str,
+    softcap: float = 0.0,
 ) -> None:
     """The compiled op's checks, but for those of values on another device."""
     fits = x.dim() == 2 and x.shape[1] > 0 and x.dtype == torch.float32
@@ -80,6 +82,7 @@ def _check(
     expect(window >= 0, _OP, "window", "0 (none) or more", window)
     expect(0 < scale < 1e30, _OP, "scale", "a finite number above 0", scale)
     expect(0 <= eps < 1e30, _OP, "eps", "a finite number of 0 or more", eps)
+    expect(0 <= softcap < 1e30, _OP, "softcap", "0 (none) or a finite number above it", softcap)
     expect(activation in ("silu", "gelu_tanh"), _OP, "activation", "silu or gelu_tanh", activation)
     n, d = x.shape
     t = positions.shape[0] if positions.dim() == 1 else -1

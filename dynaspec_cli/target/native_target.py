@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +19,7 @@ from dynaspec_cli.ops.extension import compiled
 from dynaspec_cli.protocols import DraftTree, KeptRows
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
-from dynaspec_cli.target.native_weights import NativeWeights, read_weights
+from dynaspec_cli.target.native_weights import NativeWeights, Tensors, read_weights
 from dynaspec_cli.target.output import HeadOutput
 from dynaspec_cli.target.rope import rotary_tables
 from dynaspec_cli.target.state import (
@@ -35,7 +33,6 @@ from dynaspec_cli.target.state import (
     check_taps,
     grown,
 )
-from dynaspec_cli.target.weights import WeightFiles
 
 PREFILL_ROWS = 128
 """Prompt tokens a pass."""
@@ -50,7 +47,7 @@ class NativeState(TargetState):
 
 
 class NativeTarget:
-    """Gemma 3 (text), Llama, Qwen 2 and Qwen 3 on CPU. Features are float32 [n, d]."""
+    """Gemma 2 and 3 (text), Llama, Mistral, Qwen 2 and 3 on CPU. Features are float32 [n, d]."""
 
     device = torch.device("cpu")
 
@@ -58,7 +55,6 @@ class NativeTarget:
         self,
         name: str,
         spec: NativeSpec,
-        config: dict[str, Any],
         weights: NativeWeights,
         kernels: str = "native",
         known_hash: str | None = None,
@@ -74,7 +70,7 @@ class NativeTarget:
         self.num_layers = len(spec.shapes)
         self._spec = spec
         self._weights = weights
-        self._tables = rotary_tables(spec, config)
+        self._tables = rotary_tables(spec)
         self._cache_dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
         self._head = LMHead(weights.head, softcap=spec.softcap)
         self._hash = known_hash
@@ -197,18 +193,9 @@ class NativeTarget:
 
 
 def load_native(
-    folder: Path,
-    name: str,
-    spec: NativeSpec,
-    config: dict[str, Any],
-    dtype: torch.dtype,
-    known_hash: str | None,
+    files: Tensors, name: str, spec: NativeSpec, dtype: torch.dtype, known_hash: str
 ) -> NativeTarget:
-    """The model of ``folder`` as a ``NativeTarget``."""
-    files = WeightFiles(folder)
-    if known_hash is None:
-        stored = files["model.embed_tokens.weight" if spec.tied else "lm_head.weight"]
-        known_hash = head_hash(stored)
-    return NativeTarget(
-        name, spec, config, read_weights(files, spec, dtype), f"native ({backend()})", known_hash
-    )
+    """The model whose tensors ``files`` holds as a ``NativeTarget``; ``known_hash``: of its head as
+    it is stored."""
+    weights = read_weights(files, spec, dtype)
+    return NativeTarget(name, spec, weights, f"native ({backend()})", known_hash)

@@ -1,8 +1,9 @@
-"""A model folder's weights as the argument lists of ``ops.decoder_layer``."""
+"""A model's weights as the argument lists of ``ops.decoder_layer``."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -10,7 +11,18 @@ from torch import Tensor
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.pages import on_huge_pages
 from dynaspec_cli.target.native_spec import NativeSpec
-from dynaspec_cli.target.weights import WeightFiles
+from dynaspec_cli.target.weights import EMBEDDINGS, HEAD
+
+
+class Tensors(Protocol):
+    """Where the tensors come from: a folder's safetensors files, or a GGUF file; ``place`` is what
+    messages call it."""
+
+    place: str
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -24,20 +36,20 @@ class NativeWeights:
     norm: Tensor
 
 
-def read_weights(files: WeightFiles, spec: NativeSpec, dtype: torch.dtype) -> NativeWeights:
+def read_weights(files: Tensors, spec: NativeSpec, dtype: torch.dtype) -> NativeWeights:
     """Collect and fuse; matrices in ``dtype``, norms in float32. Raises ``DynaSpecError`` where a
     tensor is missing or of another shape than the config says."""
     # Copied once onto huge pages, which saves every pass a tenth to a fifth of its time.
     layers = [on_huge_pages(_layer(files, spec, i, dtype)) for i in range(len(spec.shapes))]
     vocabulary = (spec.vocab_size, spec.hidden_size)
-    embedding = _on_huge_pages(_checked(files, "model.embed_tokens.weight", vocabulary).to(dtype))
-    # A checkpoint may say it is tied and still store a head; transformers then ignores the stored
-    # one.
-    head = (
-        embedding
-        if spec.tied
-        else _on_huge_pages(_checked(files, "lm_head.weight", vocabulary).to(dtype))
-    )
+    embedding = _on_huge_pages(_checked(files, EMBEDDINGS, vocabulary, dtype))
+    head = embedding
+    # A checkpoint may say it is tied and still store a head of its own (a merged adapter):
+    # transformers then keeps the stored one.
+    if not spec.tied or HEAD in files:
+        stored = _checked(files, HEAD, vocabulary, dtype)
+        if not (spec.tied and torch.equal(stored, embedding)):
+            head = _on_huge_pages(stored)
     return NativeWeights(
         embedding, head, layers, _norm(files, "model.norm.weight", spec, spec.hidden_size)
     )
@@ -47,13 +59,13 @@ def _on_huge_pages(weight: Tensor) -> Tensor:
     return on_huge_pages([weight])[0]
 
 
-def _layer(files: WeightFiles, spec: NativeSpec, index: int, dtype: torch.dtype) -> list[Tensor]:
+def _layer(files: Tensors, spec: NativeSpec, index: int, dtype: torch.dtype) -> list[Tensor]:
     shape, prefix, d = spec.shapes[index], f"model.layers.{index}.", spec.hidden_size
     q, kv = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     empty = torch.empty(0)
 
     def matrix(name: str, rows: int, columns: int) -> Tensor:
-        return _checked(files, f"{prefix}{name}.weight", (rows, columns)).to(dtype)
+        return _checked(files, f"{prefix}{name}.weight", (rows, columns), dtype)
 
     def norm(name: str, size: int) -> Tensor:
         return _norm(files, f"{prefix}{name}.weight", spec, size)
@@ -65,11 +77,11 @@ def _layer(files: WeightFiles, spec: NativeSpec, index: int, dtype: torch.dtype)
     if spec.qkv_bias:
         names = [f"{prefix}{name}.bias" for name in projections]
         bias = torch.cat(
-            [_checked(files, n, (r,)).float() for n, r in zip(names, (q, kv, kv), strict=True)]
+            [_checked(files, n, (r,)) for n, r in zip(names, (q, kv, kv), strict=True)]
         )
     else:
         bias = empty
-    inner = files[f"{prefix}mlp.gate_proj.weight"].shape[0]
+    inner = spec.intermediate_size
     return [
         norm("input_layernorm", d),
         fused(projections, (q, kv, kv)),
@@ -77,24 +89,26 @@ def _layer(files: WeightFiles, spec: NativeSpec, index: int, dtype: torch.dtype)
         norm("self_attn.q_norm", shape.head_dim) if spec.qk_norm else empty,
         norm("self_attn.k_norm", shape.head_dim) if spec.qk_norm else empty,
         matrix("self_attn.o_proj", d, q),
-        norm("post_attention_layernorm", d) if spec.gemma else empty,
-        norm("pre_feedforward_layernorm" if spec.gemma else "post_attention_layernorm", d),
+        norm("post_attention_layernorm", d) if spec.post_norms else empty,
+        norm("pre_feedforward_layernorm" if spec.post_norms else "post_attention_layernorm", d),
         fused(("mlp.gate_proj", "mlp.up_proj"), (inner, inner)),
         matrix("mlp.down_proj", d, inner),
-        norm("post_feedforward_layernorm", d) if spec.gemma else empty,
+        norm("post_feedforward_layernorm", d) if spec.post_norms else empty,
     ]
 
 
-def _norm(files: WeightFiles, name: str, spec: NativeSpec, size: int) -> Tensor:
-    weight = _checked(files, name, (size,)).float()
-    return weight + 1.0 if spec.gemma else weight
+def _norm(files: Tensors, name: str, spec: NativeSpec, size: int) -> Tensor:
+    weight = _checked(files, name, (size,))
+    return weight + spec.norm_offset if spec.norm_offset else weight
 
 
-def _checked(files: WeightFiles, name: str, shape: tuple[int, ...]) -> Tensor:
-    tensor = files[name]
+def _checked(
+    files: Tensors, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
+) -> Tensor:
+    tensor = files.tensor(name, dtype)
     if tuple(tensor.shape) != shape:
         raise DynaSpecError(
-            f"{files.folder}: {name} has shape {list(tensor.shape)}, but config.json asks for "
+            f"{files.place}: {name} has shape {list(tensor.shape)}, but config.json asks for "
             f"{list(shape)}"
         )
     return tensor

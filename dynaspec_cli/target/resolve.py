@@ -15,11 +15,12 @@ from dynaspec_cli.target.demo_package import (
     default_chunks,
     single_file,
 )
+from dynaspec_cli.target.hub import FOLDER_FILES, Hub, HuggingFaceHub, gguf_file, offered_files
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+HUB_FILE = re.compile(rf"(?P<name>{HUB_NAME.pattern}):(?P<quantisation>[\w-]+)")
 GGUF_MAGIC = b"GGUF"
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt"]
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,13 @@ class ModelSource:
     gguf: Path | ChunkedFile | None = None
 
 
-def resolve_model(model: str | None, option: str = "--model") -> ModelSource:
+def resolve_model(
+    model: str | None, option: str = "--model", hub: Hub | None = None
+) -> ModelSource:
     """Find ``model``: None or the default's name (the embedded package), a package of
-    ``SINGLE_FILE_PACKAGES``, a ``.gguf`` file, a folder, or a hub name (downloaded, or taken from
-    the hub's cache when offline).
+    ``SINGLE_FILE_PACKAGES``, a ``.gguf`` file, a folder, a hub name, or a hub name with the
+    quantisation of one of its GGUF files, ``NAME:Q4_K_M`` (downloaded, or taken from the hub's
+    cache when offline).
 
     Raises ``DynaSpecError``, which names ``option``; nothing is converted or loaded here.
     """
@@ -53,6 +57,10 @@ def resolve_model(model: str | None, option: str = "--model") -> ModelSource:
         return ModelSource(path.resolve().name, folder=path)
     if path.is_file():
         return ModelSource(path.stem, gguf=_gguf_file(path))
+    hub = HuggingFaceHub(option) if hub is None else hub
+    if not model.startswith((".", "~", "/")) and (match := HUB_FILE.fullmatch(model)):
+        file = gguf_file(hub, match["name"], match["quantisation"], option)
+        return ModelSource(model, gguf=_gguf_file(file))
     looks_like_path = (
         path.suffix == ".gguf" or model.startswith((".", "~", "/")) or model.count("/") > 1
     )
@@ -61,7 +69,9 @@ def resolve_model(model: str | None, option: str = "--model") -> ModelSource:
             f"{option} {model}: no such file or folder; expected a hub name, a model folder or a "
             ".gguf file"
         )
-    folder = _from_hub(model, option)
+    folder = hub.download(model, FOLDER_FILES)
+    if not (folder / "config.json").is_file() and (hint := offered_files(hub, model)):
+        raise DynaSpecError(f"{option} {model}: a repository of GGUF files; {hint}")
     check_folder(folder)
     return ModelSource(model, folder=folder)
 
@@ -105,33 +115,3 @@ def _gguf_file(path: Path) -> Path:
             "a model folder or a .gguf file"
         )
     return path
-
-
-def _from_hub(name: str, option: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
-    except GatedRepoError as error:
-        raise DynaSpecError(
-            f"{option} {name}: access on the hub is restricted; accept its licence there and log "
-            "in with 'hf auth login'"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DynaSpecError(
-            f"{option} {name}: no such folder, and no such model on the hub"
-        ) from error
-    except HFValidationError as error:
-        raise DynaSpecError(f"{option} {name}: no such folder, and no valid hub name") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise DynaSpecError(
-            f"{option} {name}: no such folder, not in the hub's cache, and the hub cannot be "
-            "reached; check the name and the network"
-        ) from error

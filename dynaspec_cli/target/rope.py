@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -44,28 +46,89 @@ class RotaryTable:
         return cos[positions], sin[positions]
 
 
-def rotary_tables(spec: NativeSpec, config: dict[str, Any]) -> dict[str, RotaryTable]:
-    """One table for each of ``spec.rope_parameters``; scaled types take ``transformers``' own
-    frequencies."""
-    return {name: RotaryTable(*_frequencies(spec, config, name)) for name in spec.rope_parameters}
-
-
-def _frequencies(spec: NativeSpec, config: dict[str, Any], name: str) -> tuple[Tensor, float]:
-    parameters = spec.rope_parameters[name]
-    kind = parameters.get("rope_type", "default")
-    dim = spec.shapes[0].head_dim
-    if kind == "default":
-        exponents = torch.arange(0, dim, 2, dtype=torch.float) / dim
-        return 1.0 / (float(parameters["rope_theta"]) ** exponents), 1.0
-    from transformers import AutoConfig
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
-
-    fields = {
-        key: value
-        for key, value in config.items()
-        if key not in ("model_type", "transformers_version")
+def rotary_tables(spec: NativeSpec) -> dict[str, RotaryTable]:
+    """One table for each of ``spec.rope_parameters``."""
+    size = spec.shapes[0].head_dim
+    return {
+        name: RotaryTable(*frequencies(parameters, size))
+        for name, parameters in spec.rope_parameters.items()
     }
-    full = AutoConfig.for_model(spec.family, **fields)
-    by_layer = {} if name == "all" else {"layer_type": name}
-    inv_freq, scaling = ROPE_INIT_FUNCTIONS[kind](full, torch.device("cpu"), **by_layer)
-    return inv_freq, float(scaling)
+
+
+def frequencies(parameters: dict[str, Any], head_dim: int) -> tuple[Tensor, float]:
+    """(inverse frequencies float32 [head_dim / 2], factor of cos and sin) of the rotary types that
+    do not depend on the length of the text (``native_spec.STATIC_ROPE``), to the bit as
+    ``transformers`` computes them."""
+    base = float(parameters["rope_theta"])
+    powers = base ** (torch.arange(0, head_dim, 2, dtype=torch.float) / head_dim)
+    return FORMS[parameters.get("rope_type", "default")](parameters, powers, base)
+
+
+Parameters = dict[str, Any]
+
+
+def _default(parameters: Parameters, powers: Tensor, base: float) -> tuple[Tensor, float]:
+    return 1.0 / powers, 1.0
+
+
+def _linear(parameters: Parameters, powers: Tensor, base: float) -> tuple[Tensor, float]:
+    """Positions are divided by one factor (arXiv 2306.15595)."""
+    return 1.0 / powers / parameters["factor"], 1.0
+
+
+def _llama3(parameters: Parameters, powers: Tensor, base: float) -> tuple[Tensor, float]:
+    """Llama 3.1: long wavelengths are stretched by the factor, short ones stay, those between are
+    blended."""
+    inv_freq, factor = 1.0 / powers, parameters["factor"]
+    low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
+    context = parameters["original_max_position_embeddings"]
+    waves = 2 * math.pi / inv_freq
+    stretched = torch.where(waves > context / low, inv_freq / factor, inv_freq)
+    share = (context / waves - low) / (high - low)
+    blended = (1 - share) * stretched / factor + share * stretched
+    between = (waves >= context / high) & (waves <= context / low)
+    return torch.where(between, blended, stretched), 1.0
+
+
+def _yarn(parameters: Parameters, powers: Tensor, base: float) -> tuple[Tensor, float]:
+    """YaRN (arXiv 2309.00071, sections 3.2 to 3.4): a ramp over the dimensions from frequencies
+    that stay to such that are divided by the factor; cos and sin grow by the attention factor."""
+    factor, half = parameters["factor"], powers.numel()
+    context = parameters["original_max_position_embeddings"]
+
+    def scale(weight: float) -> float:
+        return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+    def dimension(rotations: float) -> float:
+        return half * math.log(context / (rotations * 2 * math.pi)) / math.log(base)
+
+    attention = parameters.get("attention_factor")
+    over, under = parameters.get("mscale"), parameters.get("mscale_all_dim")
+    if attention is None:
+        attention = scale(over) / scale(under) if over and under else scale(1.0)
+    low = dimension(parameters.get("beta_fast") or 32)
+    high = dimension(parameters.get("beta_slow") or 1)
+    if parameters.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * half - 1)
+    if low == high:
+        high += 0.001  # a step: no division by zero
+    ramp = ((torch.arange(half, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    kept = 1 - ramp
+    return 1.0 / (factor * powers) * (1 - kept) + 1.0 / powers * kept, float(attention)
+
+
+def _factors(parameters: Parameters, powers: Tensor, base: float) -> tuple[Tensor, float]:
+    """LongRoPE whose short and long factors are the same: each frequency has its own divisor."""
+    divisors = torch.tensor(parameters["short_factor"], dtype=torch.float32)
+    return 1.0 / (divisors * powers), float(parameters["attention_factor"])
+
+
+FORMS: dict[str, Callable[[Parameters, Tensor, float], tuple[Tensor, float]]] = {
+    "default": _default,
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+    "longrope": _factors,
+}
+"""By ``rope_type``."""

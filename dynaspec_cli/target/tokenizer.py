@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.target.chat import ChatTemplate
 
 FAST_MARK = "dynaspec_tokenizer.json"
-"""Written beside a tokenizer.json of the GGUF cache: it alone encodes like the ``transformers``
-tokenizer."""
+"""Written beside a tokenizer.json of the GGUF cache: it alone encodes like the full tokenizer."""
+
+SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 
 
 class TextTokenizer:
-    """Wraps ``tokenizers.Tokenizer``; ``transformers`` is imported only for chat templates.
+    """Wraps ``tokenizers.Tokenizer``.
 
     ``eos_ids``: tokens that end a generation. ``special_ids``: tokens that are no text. ``bos_id``:
-    None where the model has none.
+    None where the model has none. ``template``: None for a base model.
     """
 
     def __init__(
-        self, backend: Any, folder: Path, eos_ids: Sequence[int], bos_id: int | None
+        self,
+        backend: Any,
+        eos_ids: Sequence[int],
+        bos_id: int | None,
+        template: ChatTemplate | None = None,
     ) -> None:
         # A fine-tune's tokenizer.json may keep how its texts were cut and padded for training, and
         # the backend would do so to every prompt; only transformers' own calls switch it off.
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
-        self._folder = folder
+        self._template = template
         self.eos_ids = tuple(sorted(set(eos_ids)))
         self.bos_id = bos_id
         added = backend.get_added_tokens_decoder()
@@ -51,47 +56,21 @@ class TextTokenizer:
         """Text of ``ids``; bytes that are no UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
 
-    @cached_property
+    @property
     def chat_template(self) -> str | None:
         """The source of the model's chat template; None where it has none."""
-        file = self._folder / "chat_template.jinja"
-        if file.is_file():
-            return file.read_text(encoding="utf-8")
-        config = self._folder / "tokenizer_config.json"
-        found = (
-            json.loads(config.read_text(encoding="utf-8")).get("chat_template")
-            if config.is_file()
-            else None
-        )
-        return (
-            found if found is None or isinstance(found, str) else json.dumps(found, sort_keys=True)
-        )
+        return None if self._template is None else self._template.source
 
-    @cached_property
-    def _templating(self) -> Any:
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self._folder)
-
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> list[int]:
         """Ids of a conversation ([{"role", "content"}, ...]) by the model's chat template, open for
-        the answer."""
-        tokenizer = self._templating
-        if not tokenizer.chat_template:
+        the answer; ``arguments`` are further variables of the template."""
+        if self._template is None:
             raise DynaSpecError(
                 "--chat: this model has no chat template (it is a base model); leave --chat out, "
                 "or choose an instruction-tuned --model"
             )
-        try:
-            text = tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
-        except Exception as error:
-            raise DynaSpecError(
-                f"--chat: the model's chat template refused the conversation: {error}"
-            ) from error
         # Templates write BOS themselves, so that encoding must not add a second one.
-        return self.encode(text, special=False)
+        return self.encode(self._template.render(messages, **arguments), special=False)
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:
@@ -100,6 +79,7 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
     Raises ``DynaSpecError`` where the folder holds none that ``transformers`` can read.
     """
     backend: Any
+    eos, bos = special_ids(folder)
     if (folder / FAST_MARK).is_file():
         from tokenizers import Tokenizer
 
@@ -110,10 +90,23 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
                 f"{folder}: tokenizer.json cannot be read ({error}); delete the folder to rebuild "
                 "it"
             ) from error
-    else:
-        backend = _backend_of(_transformers_tokenizer(folder), folder)
-    eos, bos = special_ids(folder)
-    return TextTokenizer(backend, folder, eos, bos)
+        return TextTokenizer(backend, eos, bos, _stored_template(folder))
+    tokenizer = _transformers_tokenizer(folder)
+    source = tokenizer.chat_template
+    if isinstance(source, dict):
+        source = source.get("default")
+    template = ChatTemplate(source, dict(tokenizer.special_tokens_map)) if source else None
+    return TextTokenizer(_backend_of(tokenizer, folder), eos, bos, template)
+
+
+def _stored_template(folder: Path) -> ChatTemplate | None:
+    """The template of a folder that this program wrote."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if not file.is_file():
+        return None
+    settings = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    special = {name: str(settings[name]) for name in SPECIAL_NAMES if settings.get(name)}
+    return ChatTemplate(file.read_text(encoding="utf-8"), special)
 
 
 def special_ids(folder: Path) -> tuple[list[int], int | None]:

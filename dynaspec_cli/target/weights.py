@@ -7,13 +7,33 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-HEAD_NAMES = ("lm_head.weight", "model.embed_tokens.weight")
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+HEAD_NAMES = (HEAD, EMBEDDINGS)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model folder, as ``transformers`` chooses them: the single file
+    before the shards of an index; files of other names where neither is there.
+
+    Raises ``DynaSpecError`` for an index that cannot be read.
+    """
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        return sorted(folder.glob("*.safetensors"))
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        names = sorted({str(name) for name in index["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DynaSpecError(f"{folder / INDEX}: the index cannot be read ({error})") from error
+    return [folder / name for name in names]
 
 
 class WeightFiles:
@@ -23,24 +43,14 @@ class WeightFiles:
         from safetensors import SafetensorError, safe_open
 
         self.folder = folder
+        self.place = str(folder)
         self._files: dict[str, Any] = {}
-        if (folder / INDEX).is_file():
-            names = sorted(
-                set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-            )
-        else:
-            names = (
-                [SINGLE]
-                if (folder / SINGLE).is_file()
-                else sorted(p.name for p in folder.glob("*.safetensors"))
-            )
-        for name in names:
+        for path in weight_files(folder):
             try:
-                file = safe_open(folder / name, framework="pt")
+                file = safe_open(path, framework="pt")
             except (SafetensorError, OSError) as error:
                 raise DynaSpecError(
-                    f"{folder / name}: the weights cannot be read ({error}); fetch or convert "
-                    "them again"
+                    f"{path}: the weights cannot be read ({error}); fetch or convert them again"
                 ) from error
             for key in file.keys():  # noqa: SIM118 - not a dict
                 self._files[key] = file
@@ -60,6 +70,10 @@ class WeightFiles:
             )
         tensor: Tensor = file.get_tensor(name)
         return tensor
+
+    def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
+        """The tensor, rounded to ``dtype``."""
+        return self[name].to(dtype)
 
     def head(self) -> Tensor:
         """The LM head's rows: its own tensor, or the embeddings it is tied to."""

@@ -25,12 +25,13 @@ __all__ = ["TREES", "create_tree", "tree_names"]
 
 @dataclass(frozen=True)
 class TreeRequest:
-    """What a factory builds a policy from. ``drawing`` is None for a greedy target, whose drafts
-    are never sampled."""
+    """What a factory builds a policy from. ``drawing`` is None where drafts are not sampled,
+    as for a greedy target."""
 
     config: TreeConfig
     options: TreeOptions
     drawing: Drawing | None
+    greedy: bool
 
 
 def _dyspec(r: TreeRequest) -> TreePolicy:
@@ -40,7 +41,7 @@ def _dyspec(r: TreeRequest) -> TreePolicy:
 
 
 def _auto(r: TreeRequest) -> TreePolicy:
-    if r.drawing is not None:
+    if not r.greedy:
         raise UsageError(
             "--tree auto shapes its trees by the clock, so a seed could not reproduce a sampled "
             "text; choose another tree, or --temperature 0"
@@ -64,17 +65,19 @@ def create_tree(
     sampling: SamplingConfig,
     options: TreeOptions | None = None,
     source: RandomSource | None = None,
+    draws: bool = True,
 ) -> TreePolicy:
     """The policy that ``config.policy`` names, for *one request*: a policy that samples holds that
-    request's random numbers, by default the draft stream of ``sampling.seed``. Unknown names raise
-    UsageError.
+    request's random numbers, by default the draft stream of ``sampling.seed``. ``draws`` False: the
+    drafter has no distribution to draw from, and its best tokens are taken for a sampling target
+    too. Unknown names raise UsageError.
     """
     factory = _FACTORIES.get(config.policy)
     if factory is None:
         raise UsageError(f"--tree: expected one of {', '.join(TREES)}, got {config.policy!r}")
     options = options or TreeOptions()
     drawing = None
-    if not sampling.greedy:
+    if not sampling.greedy and draws:
         source = source or GeneratorSource(sampling.seed, DRAFT_STREAM)
         drawing = Drawing(sampling, options.draft_temperature, source)
-    return factory(TreeRequest(config, options, drawing))
+    return factory(TreeRequest(config, options, drawing, sampling.greedy))

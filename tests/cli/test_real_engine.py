@@ -75,13 +75,28 @@ def test_greedy_text_is_the_models_own(
 
 
 def test_without_a_drafter(tiny: Callable[..., Any], tiny_model_dir: Path) -> None:
+    off = tiny("generate", PROMPT, "--max-new-tokens", "12", "--json", "--drafter", "none")
+    data = json.loads(off.stdout)
+    assert data["token_ids"] == reference(tiny_model_dir, 12)
+    assert (data["num_spec_steps"], data["mean_acceptance_length"]) == (0, 1.0)
+    assert data["settings"]["drafter"] == "none"
+
+
+def test_a_model_without_a_drafter_is_drafted_by_lookup(
+    tiny: Callable[..., Any], tiny_model_dir: Path
+) -> None:
     result = tiny("generate", PROMPT, "--max-new-tokens", "12", "--json")
     data = json.loads(result.stdout)
     assert data["token_ids"] == reference(tiny_model_dir, 12)
-    assert (data["num_spec_steps"], data["mean_acceptance_length"]) == (0, 1.0)
+    assert data["num_spec_steps"] > 0
+    assert data["settings"]["drafter"] == data["settings"]["drafter_kind"] == "lookup"
+    assert data["settings"]["shortlist"] == "none"
+    assert data["mean_shortlist_size"] is None
     shown = tiny("generate", PROMPT, "--max-new-tokens", "12")
     assert shown.stdout == data["text"] + "\n"
-    assert "no drafter" in shown.stderr
+    assert "no drafter ships" in shown.stderr
+    compared = tiny("generate", PROMPT, "--max-new-tokens", "12", "--json", "--compare")
+    assert json.loads(compared.stdout)["identical"] is True
 
 
 def test_streamed_text_with_a_stop(tiny: Callable[..., Any], tiny_drafter_dir: Path) -> None:

@@ -30,11 +30,12 @@ class Shape:
     bias: bool = False
     head_norms: bool = True
     post_norms: bool = True
+    softcap: float = 0.0
 
-    def args(self) -> tuple[int, int, int, float, float, int, str]:
+    def args(self) -> tuple[int, int, int, float, float, int, str, float]:
         scale = self.head_dim**-0.5
         sizes = (self.heads, self.kv_heads, self.head_dim)
-        return (*sizes, 1e-6, scale, self.window, self.activation)
+        return (*sizes, 1e-6, scale, self.window, self.activation, self.softcap)
 
 
 def make_weights(s: Shape, generator: torch.Generator) -> list[Tensor]:
@@ -108,6 +109,7 @@ PARENTS = [-1, 0, 0, 0, 1, 1, 2, 4, 4, 6, 7, 10, 11, 3, 12, 9, 14]
 
 REFERENCE_SHAPES = {
     "gemma": Shape(kv_heads=1, head_dim=32, window=9, activation="gelu_tanh"),
+    "gemma2": Shape(head_norms=False, window=9, activation="gelu_tanh", softcap=1.5),
     "llama": Shape(head_norms=False, post_norms=False),
     "qwen2": Shape(d=56, head_norms=False, post_norms=False, bias=True),
     "qwen3": Shape(d=60, heads=6, kv_heads=3, head_dim=10, post_norms=False),

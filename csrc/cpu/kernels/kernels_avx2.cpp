@@ -1,0 +1,35 @@
+// The avx2 level. Only what stands in the target region may use its instructions, so every other
+// header comes first.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#include "cpu/kernels/decoder_kernels.h"
+#include "cpu/kernels/kernels.h"
+
+#ifdef __clang__
+#pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,f16c")
+#endif
+
+#define DYNASPEC_LEVEL avx2
+
+// clang-format off: each reads what stands before it
+#include "cpu/kernels/vec_avx2.h"
+#include "cpu/kernels/dot_rows_impl.h"
+#include "cpu/kernels/kernels_impl.h"
+#include "cpu/kernels/decoder_impl.h"
+#include "cpu/kernels/table_impl.h"
+// clang-format on
+
+#ifdef __clang__
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif

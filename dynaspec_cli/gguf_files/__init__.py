@@ -1,0 +1,1 @@
+"""GGUF files read by ourselves: header, tensors, configuration and tokenizer."""

@@ -1,0 +1,171 @@
+"""From a file's vocabulary to a ``tokenizers.Tokenizer``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.pretokenizers import PRE_TOKENIZERS
+from dynaspec_cli.gguf_files.vocabulary import BYTE_LEVEL, CONTROL, USER_DEFINED, Vocabulary
+
+SPACE = "\u2581"
+"""What sentencepiece writes for a space."""
+
+GEMMA = ("gemma", "gemma2", "gemma3")
+
+
+def build_tokenizer(vocabulary: Vocabulary) -> Any:
+    """The ``tokenizers.Tokenizer`` of a file: model, normaliser, pre-tokenizer, decoder, added
+    tokens, and BOS or EOS around a text where the file asks for them.
+
+    Raises ``DynaSpecError`` where the vocabulary and the merges do not fit together.
+    """
+    try:
+        spellings = vocabulary.tokens.decoded()
+        byte_level = vocabulary.kind == BYTE_LEVEL
+        tokenizer = (_byte_level if byte_level else _sentence_piece)(vocabulary, spellings)
+    except UnicodeDecodeError as error:
+        raise DynaSpecError(
+            f"{vocabulary.place}: a token or merge is no UTF-8 ({error.reason}); convert the model "
+            "again"
+        ) from error
+    _add_tokens(tokenizer, vocabulary, spellings)
+    _frame(tokenizer, vocabulary, spellings)
+    return tokenizer
+
+
+def _byte_level(vocabulary: Vocabulary, spellings: Sequence[str]) -> Any:
+    """Merges over bytes, each written as one letter (GPT-2)."""
+    from tokenizers import Tokenizer, decoders
+
+    pre = PRE_TOKENIZERS[vocabulary.pre]
+    assert vocabulary.merges is not None
+    merges = []
+    for line in vocabulary.merges.decoded():
+        left, space, right = line.partition(" ")
+        if not space or " " in right:
+            raise DynaSpecError(
+                f"{vocabulary.place}: tokenizer.ggml.merges holds {line!r}, no pair"
+            )
+        merges.append((left, right))
+    ids = {token: index for index, token in enumerate(spellings)}
+    model = _merging(vocabulary, ids, merges, ignore_merges=pre.whole_words)
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre.build()
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _sentence_piece(vocabulary: Vocabulary, spellings: Sequence[str]) -> Any:
+    """Merges by scores over letters; what no token spells falls back to bytes."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+
+    gemma = vocabulary.architecture in GEMMA
+    if gemma:
+        # The file spells tokens of several spaces with spaces, where texts have SPACE by then.
+        spellings = [SPACE * len(t) if " " in t and not t.strip() else t for t in spellings]
+    ids = {token: index for index, token in enumerate(spellings)}
+    if vocabulary.merges is not None:
+        lines = [line.partition(" ") for line in vocabulary.merges.decoded()]
+        merges = [(left, right) for left, _, right in lines]
+    elif gemma:
+        # Gemma's scores do not follow the order of its merges; the order of its tokens does.
+        merges = _merges_by_rank(spellings, ids)
+    else:
+        assert vocabulary.scores is not None
+        merges = _merges_by_score(spellings, ids, vocabulary.scores.tolist())
+    unknown = vocabulary.ids.get("unk")
+    tokenizer = Tokenizer(
+        _merging(
+            vocabulary,
+            ids,
+            merges,
+            fuse_unk=True,
+            byte_fallback=True,
+            unk_token=None if unknown is None else spellings[unknown],
+        )
+    )
+    steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    replace: Any = normalizers.Replace(" ", SPACE)
+    if gemma:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    if vocabulary.add_space_prefix and not gemma:
+        replace = normalizers.Sequence([normalizers.Prepend(SPACE), replace])
+        steps.append(decoders.Strip(content=" ", left=1, right=0))
+    tokenizer.normalizer = replace
+    tokenizer.decoder = decoders.Sequence(steps)
+    return tokenizer
+
+
+def _merging(
+    vocabulary: Vocabulary, ids: dict[str, int], merges: list[tuple[str, str]], **options: Any
+) -> Any:
+    from tokenizers.models import BPE
+
+    try:
+        return BPE(vocab=ids, merges=merges, **options)
+    except Exception as error:
+        raise DynaSpecError(
+            f"{vocabulary.place}: the merges do not fit the vocabulary ({error}); convert the "
+            "model again"
+        ) from error
+
+
+def _merges_by_rank(spellings: Sequence[str], ids: dict[str, int]) -> list[tuple[str, str]]:
+    """Every pair of tokens that spells a third, by the third's place; longer left halves first."""
+    merges = []
+    for token in spellings:
+        for cut in range(len(token) - 1, 0, -1):
+            left = token[:cut]
+            if left in ids:
+                right = token[cut:]
+                if right in ids:
+                    merges.append((left, right))
+    return merges
+
+
+def _merges_by_score(
+    spellings: Sequence[str], ids: dict[str, int], scores: Sequence[float]
+) -> list[tuple[str, str]]:
+    """The same by the third token's score, the best first, then longer halves first."""
+    found = []
+    for token, index in ids.items():
+        pairs = []
+        for cut in range(1, len(token)):
+            left, right = token[:cut], token[cut:]
+            if left in ids and right in ids:
+                pairs.append((ids[left], ids[right], left, right))
+        found += [(scores[index], left, right) for _, _, left, right in sorted(pairs)]
+    found.sort(key=lambda entry: (entry[0], len(entry[1]), len(entry[2])), reverse=True)
+    return [(left, right) for _, left, right in found]
+
+
+def _add_tokens(tokenizer: Any, vocabulary: Vocabulary, spellings: Sequence[str]) -> None:
+    """Control tokens are special; user-defined ones are matched whole and are text."""
+    from tokenizers import AddedToken
+
+    known = tokenizer.get_vocab(with_added_tokens=False)
+    for kind, special, add in (
+        (CONTROL, True, tokenizer.add_special_tokens),
+        (USER_DEFINED, False, tokenizer.add_tokens),
+    ):
+        # One that the vocabulary spells otherwise (Gemma's runs of spaces) is found by its merges;
+        # adding it would make a new id.
+        texts = [spellings[i] for i in (vocabulary.types == kind).nonzero()[0].tolist()]
+        add([AddedToken(t, normalized=False, special=special) for t in texts if t in known])
+
+
+def _frame(tokenizer: Any, vocabulary: Vocabulary, spellings: Sequence[str]) -> None:
+    from tokenizers import processors
+
+    names = [("bos", vocabulary.add_bos), ("eos", vocabulary.add_eos)]
+    used = {name: vocabulary.ids[name] for name, on in names if on and name in vocabulary.ids}
+    texts = {name: spellings[index] for name, index in used.items()}
+    before, after = ([texts[name]] if name in texts else [] for name in ("bos", "eos"))
+    single = [*before, "$A", *after]
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=single,
+        pair=[*single, *(f"{part}:1" for part in [*before, "$B", *after])],
+        special_tokens=[(texts[name], used[name]) for name in used],
+    )
