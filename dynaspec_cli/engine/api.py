@@ -126,7 +126,7 @@ class Engine:
         """
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        limit = self._limit(len(ids), config)
+        limit = self.limit(len(ids), config)
         if speculative:
             yield from map(NoticeEvent, self._notices(config))
         building = time.perf_counter()
@@ -336,7 +336,7 @@ class Engine:
         shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
         return Speculation(self.drafter, shortlist, policy, temperature)
 
-    def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
+    def limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""
         if prompt_tokens == 0:
             raise UsageError("the prompt holds no tokens; give some text to continue")
