@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,10 +18,6 @@ httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    "{% if add_generation_prompt %}assistant:{% endif %}"
-)
 DEFAULTS = GenerationConfig(
     max_new_tokens=16,
     sampling=SamplingConfig(temperature=1.0),
@@ -52,15 +47,6 @@ class Running:
         text = httpx.get(f"{self.url}/metrics", headers=headers).text
         line = next(line for line in text.splitlines() if line.startswith(name))
         return float(line.split()[-1])
-
-
-@pytest.fixture(scope="session")
-def chat_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
-    """``tiny_model_dir`` with a chat template."""
-    folder = tmp_path_factory.mktemp("chat") / "tiny"
-    shutil.copytree(tiny_model_dir, folder)
-    (folder / "chat_template.jinja").write_text(TEMPLATE, encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="session")
