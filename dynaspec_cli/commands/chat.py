@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from dynaspec_cli.chat.dialogue import Dialogue
     from dynaspec_cli.chat.line import Line
     from dynaspec_cli.ui.chat import ChatView
-    from dynaspec_cli.ui.lines import Lines
+    from dynaspec_cli.ui.typed import Lines
 
 
 @click.command(
@@ -49,7 +49,7 @@ def chat(common: CommonOptions, request: RequestOptions, markdown: bool, history
     from dynaspec_cli.chat.dialogue import Dialogue
     from dynaspec_cli.ui.chat import ChatView
     from dynaspec_cli.ui.console import print_json
-    from dynaspec_cli.ui.lines import PipedLines, open_lines
+    from dynaspec_cli.ui.typed import PipedLines, open_lines
 
     dialogue = Dialogue(
         engine, request.config, system=request.system, speculative=request.speculative

@@ -194,12 +194,12 @@ def test_on_a_terminal(chat_model_dir, tiny_drafter_dir, engine, tmp_path):
 
 
 def test_history_can_be_kept_to_oneself(monkeypatch, tmp_path):
-    from dynaspec_cli.ui import lines
+    from dynaspec_cli.ui import typed
 
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     (tmp_path / "file").write_text("")
-    assert lines.history_file() is None
+    assert typed.history_file() is None
     monkeypatch.setattr(sys, "stdin", None)
-    assert isinstance(lines.open_lines(True), lines.PipedLines)
-    assert list(lines.open_lines(True)) == []
+    assert isinstance(typed.open_lines(True), typed.PipedLines)
+    assert list(typed.open_lines(True)) == []
     assert not Path(tmp_path / "dynaspec").exists()
