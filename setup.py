@@ -1,4 +1,8 @@
-"""Builds the extension ``dynaspec_cli._C``. Everything static is in pyproject.toml.
+"""Builds the compiled ops. Everything static is in pyproject.toml.
+
+dynaspec_cli._ops   the ops: a library on PyTorch's stable interface, without Python. One build
+                    loads into every torch from TORCH_FROM on
+dynaspec_cli._C     what the build can do (pybind11): it depends on Python's version, not on torch's
 
 DYNASPEC_BUILD=auto   (default) CPU kernels, and CUDA kernels where torch is a CUDA build and there
                       is a toolkit; a missing compiler or a failing compile prints one line and
@@ -33,6 +37,7 @@ MODE = os.environ.get("DYNASPEC_BUILD", "auto").strip().lower() or "auto"
 CUDA_ARCHS = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 CUDA_ARCHS_BEFORE_12_8 = "8.0;8.6;8.9;9.0+PTX"
 GIB_PER_JOB = 2
+TORCH_FROM = (2, 10)  # oldest torch that a build loads into; pyproject.toml has it too
 
 
 def say(message: str) -> None:
@@ -70,8 +75,7 @@ def sources(*folders: str, suffixes: tuple[str, ...] = (".cpp",)) -> list[str]:
 def cpu_flags() -> list[str]:
     # -ffp-contract=off: a multiplication and an addition are fused only where the source says so,
     # so that every tile shape rounds alike.
-    # -fopenmp: at::parallel_for, a header, runs on one thread without it.
-    flags = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-ffp-contract=off", "-fvisibility=hidden"]
+    flags = ["-O3", "-g0", "-std=c++20", "-ffp-contract=off", "-fvisibility=hidden"]
     flags += ["-Wall"]
     # gcc 12 takes undefined operands of its own AVX-512 intrinsics for uninitialised variables.
     flags += ["-Wno-uninitialized", "-Wno-maybe-uninitialized"]
@@ -108,30 +112,48 @@ def toolkit() -> tuple[int, int]:
     return (int(found[1]), int(found[2])) if found else (12, 8)
 
 
-def make_extension(mode: str) -> Any:
+def make_extensions(mode: str) -> list[Any]:
+    """[the ops, the module that describes them] for "cpu" or "cuda"."""
+    from setuptools import Extension
     from torch.utils import cpp_extension
 
-    link = ["-fopenmp"]
-    link += ["-fsanitize=address,undefined"] if os.environ.get("DYNASPEC_SANITIZE") == "1" else []
+    link = ["-fsanitize=address,undefined"] if os.environ.get("DYNASPEC_SANITIZE") == "1" else []
     include = [str(ROOT / "csrc")]
-    if mode == "cpu":
-        return cpp_extension.CppExtension(
-            f"{PACKAGE}._C",
-            sources("", "cpu/kernels", "cpu/ops"),
-            include_dirs=include,
-            extra_compile_args={"cxx": cpu_flags()},
-            extra_link_args=link,
-        )
-    os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs()
-    return cpp_extension.CUDAExtension(
+    macros = [("DYNASPEC_WITH_CUDA", "1")] if mode == "cuda" else []
+    ops: dict[str, Any] = {
+        "sources": [*sources("cpu/kernels", "cpu/ops"), "csrc/ops.cpp"],
+        "include_dirs": list(include),
+        "define_macros": [*macros, ("TORCH_TARGET_VERSION", target_version())],
+        "extra_compile_args": {"cxx": cpu_flags()},
+        "extra_link_args": link,
+        "py_limited_api": True,
+    }
+    if mode == "cuda":
+        os.environ["TORCH_CUDA_ARCH_LIST"] = cuda_archs()
+        ops["sources"] += sources("cuda", suffixes=(".cpp", ".cu"))
+        ops["include_dirs"] += [
+            p for p in os.environ.get("DYNASPEC_CUDA_INCLUDE", "").split(":") if p
+        ]
+        # USE_CUDA: PyTorch's header then declares the functions on streams.
+        ops["define_macros"].append(("USE_CUDA", "1"))
+        ops["extra_compile_args"]["nvcc"] = ["-O3", "-std=c++20"]
+    make = cpp_extension.CUDAExtension if mode == "cuda" else cpp_extension.CppExtension
+    module = Extension(
         f"{PACKAGE}._C",
-        sources("", "cpu/kernels", "cpu/ops") + sources("cuda", suffixes=(".cpp", ".cu")),
-        include_dirs=include
-        + [p for p in os.environ.get("DYNASPEC_CUDA_INCLUDE", "").split(":") if p],
-        define_macros=[("DYNASPEC_WITH_CUDA", "1")],
-        extra_compile_args={"cxx": cpu_flags(), "nvcc": ["-O3", "-std=c++20"]},
+        ["csrc/module.cpp", "csrc/cpu/kernels/isa.cpp"],
+        include_dirs=[*include, *cpp_extension.include_paths()],  # pybind11 comes with torch
+        define_macros=macros,
+        extra_compile_args={"cxx": cpu_flags()},
         extra_link_args=link,
+        language="c++",
     )
+    return [make(f"{PACKAGE}._ops", **ops), module]
+
+
+def target_version() -> str:
+    """TORCH_FROM as PyTorch's headers write it: major, minor and six more bytes."""
+    major, minor = TORCH_FROM
+    return hex(major << 56 | minor << 48)
 
 
 def replace_build(extension: Any, other: Any) -> None:
@@ -160,6 +182,12 @@ def resolve_mode() -> tuple[str, str]:
         if MODE != "auto":
             raise SystemExit(f"DYNASPEC_BUILD={MODE}: torch cannot be imported ({error})") from None
         return "0", f"torch could not be imported when dynaspec was installed ({error})"
+    if tuple(map(int, torch.__version__.split(".")[:2])) < TORCH_FROM:
+        wanted = ".".join(map(str, TORCH_FROM))
+        reason = f"it needs torch {wanted} or newer, and {torch.__version__} was installed"
+        if MODE != "auto":
+            raise SystemExit(f"DYNASPEC_BUILD={MODE}: {reason}")
+        return "0", reason
     if MODE == "cuda" and CUDA_HOME is None:
         raise SystemExit("DYNASPEC_BUILD=cuda: no CUDA toolkit was found; set CUDA_HOME")
     if MODE == "cuda" and torch.version.cuda is None:
@@ -219,13 +247,15 @@ class BuildExt(base_command(mode)):  # type: ignore[misc]
         import torch
 
         info: dict[str, Any] = {"built": True, "reason": "", "torch": torch.__version__}
+        info["torch_from"] = list(TORCH_FROM)
         os.environ.setdefault("MAX_JOBS", str(choose_jobs()))
         inplace, failed = self.inplace, ""
         for kind in ("cuda", "cpu") if mode == "cuda" and MODE == "auto" else (mode,):
             if failed:
                 say(f"the CUDA kernels did not compile ({failed}); building those for the CPU")
                 self.inplace = inplace
-                replace_build(self.extensions[0], make_extension(kind))
+                for extension, other in zip(self.extensions, make_extensions(kind), strict=True):
+                    replace_build(extension, other)
             try:
                 super().run()
                 return info | {"kind": kind, "cuda": torch.version.cuda if kind == "cuda" else None}
@@ -239,6 +269,6 @@ class BuildExt(base_command(mode)):  # type: ignore[misc]
 
 
 setup(
-    ext_modules=[make_extension(mode)] if mode != "0" else [],
+    ext_modules=make_extensions(mode) if mode != "0" else [],
     cmdclass={"build_ext": BuildExt, "build_py": BuildPy},
 )

@@ -1,14 +1,8 @@
-// Schemas of the ops, and the module that carries them. The kernels register themselves: csrc/cpu,
-// csrc/cuda.
-#include <ATen/Parallel.h>
-#include <pybind11/pybind11.h>
-#include <torch/library.h>
-#include <torch/version.h>
+// Schemas of the ops. The kernels register themselves: csrc/cpu/ops, csrc/cuda.
+#include "common.h"
 
-#include "cpu/kernels/kernels.h"
-
-TORCH_LIBRARY(dynaspec, m) {
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale) -> Tensor");
+STABLE_TORCH_LIBRARY(dynaspec, m) {
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, int format=-1) -> Tensor");
   m.def(
       "shortlist_union(Tensor cluster_scores, Tensor cluster_offsets, Tensor extra_rows, int "
       "core_rows, int budget)"
@@ -16,27 +10,32 @@ TORCH_LIBRARY(dynaspec, m) {
   m.def(
       "shortlist_topk(Tensor hidden, Tensor head, Tensor head_scale, Tensor row_ids, Tensor "
       "blocks, int k,"
-      " float temperature) -> (Tensor log_q, Tensor ids, Tensor lse)");
+      " float temperature, int format=-1, bool gather=False)"
+      " -> (Tensor log_q, Tensor ids, Tensor lse)");
   m.def(
       "shortlist_log_probs(Tensor hidden, Tensor head, Tensor head_scale, Tensor row_ids, Tensor "
       "blocks,"
-      " float temperature) -> (Tensor log_q, Tensor ids, Tensor lse)");
+      " float temperature, int format=-1, bool gather=False)"
+      " -> (Tensor log_q, Tensor ids, Tensor lse)");
   m.def(
       "draft_head(Tensor hidden, Tensor head, Tensor head_scale, Tensor row_ids, Tensor "
       "cluster_scores,"
       " Tensor cluster_offsets, Tensor extra_rows, int core_rows, int budget, int k, float "
-      "temperature)"
+      "temperature, int format=-1, bool gather=False)"
       " -> (Tensor log_q, Tensor ids, Tensor lse, Tensor size, Tensor blocks)");
   m.def(
       "router_clusters(Tensor features, Tensor tokens_embedding, Tensor w1, Tensor b1, Tensor w2, "
       "Tensor b2)"
       " -> Tensor");
   m.def(
-      "decoder_layer(Tensor x, Tensor[] weights, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor "
-      "cos,"
-      " Tensor sin, Tensor positions, Tensor mask, int cache_len, int num_heads, int num_kv_heads,"
-      " int head_dim, float eps, float scale, int window, str activation, float "
-      "softcap=0.0) -> Tensor");
+      "decoder_layer(Tensor x, Tensor input_norm, Tensor[] qkv, Tensor qkv_bias, Tensor q_norm,"
+      " Tensor k_norm, Tensor out, Tensor post_attention_norm, Tensor mlp_norm, Tensor[] gate_up,"
+      " Tensor down, Tensor post_mlp_norm, int[] formats, Tensor(a!) k_cache, Tensor(b!) v_cache,"
+      " Tensor cos, Tensor sin, Tensor positions, Tensor mask, int cache_len, int num_heads,"
+      " int num_kv_heads, int head_dim, float eps, float scale, int window, str activation,"
+      " float softcap=0.0) -> Tensor");
+  m.def("pack_blocks(Tensor blocks, int format, int columns, Tensor(a!) out) -> ()");
+  m.def("embed_rows(Tensor weight, Tensor ids, int format, int columns) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def(
       "drafter_input(Tensor features, Tensor embedded, Tensor norms, Tensor fc, Tensor gate, float "
@@ -49,31 +48,32 @@ TORCH_LIBRARY(dynaspec, m) {
   m.def(
       "sampled_walk(Tensor tokens, Tensor parents, Tensor probs, Tensor uniforms, Tensor q,"
       " Tensor q_ids, Tensor q_rows, bool replacement) -> (Tensor path, Tensor residual)");
+  m.def("draw_index(Tensor weights, float u) -> int");
+  m.def(
+      "draw_rows(Tensor weights, Tensor uniforms, int[] counts, float[] enough, bool replacement)"
+      " -> Tensor");
+  m.def(
+      "draw_children(Tensor log_probs, Tensor best, Tensor ids, Tensor uniforms, int[] counts,"
+      " float[] least, float temperature, int top_k, float top_p, float min_p, bool replacement)"
+      " -> (Tensor q, Tensor columns, Tensor tokens, Tensor chances, Tensor mass)");
+  m.def(
+      "filtered_softmax(Tensor logits, float temperature, int top_k, float top_p, float min_p)"
+      " -> Tensor");
+  m.def(
+      "sibling_chances(Tensor p, int[] tokens, int[] columns, Tensor ids, Tensor q, bool "
+      "replacement, float weight) -> (Tensor chances, Tensor residual)");
+  m.def("new_tree(int token, int capacity, float root_value) -> (Tensor nodes, Tensor values)");
+  m.def(
+      "grow_best(Tensor(a!) nodes, Tensor(b!) values, Tensor log_q, Tensor ids, int size, int "
+      "width, float least, bool logarithms, bool whole_beam) -> (Tensor frontier, float mass)");
+  m.def(
+      "grow_drawn(Tensor(a!) nodes, Tensor(b!) values, Tensor log_probs, Tensor log_q, Tensor ids,"
+      " Tensor uniforms, int size, float least, float temperature, int top_k, float top_p, float "
+      "min_p, bool shared) -> (Tensor frontier, Tensor q, float mass)");
+  m.def("grown_tree(Tensor nodes, Tensor values) -> Tensor");
   m.def("kv_commit(Tensor(a!)[] caches, int base_len, Tensor rows) -> ()");
   m.def(
       "topk_expand(Tensor parent_scores, Tensor log_q, int width) -> (Tensor index, Tensor score)");
   m.def(
       "tree_rerank(Tensor scores, Tensor parents, int size) -> (Tensor index, Tensor new_parents)");
-}
-
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
-  m.doc() = "Compiled ops of dynaspec (torch.ops.dynaspec) and what they were built for.";
-  m.def(
-      "isa", [] { return std::string(dynaspec::cpu::kernels().name); },
-      "Instruction-set level in use; RuntimeError if DYNASPEC_CPU_ISA asks for one that is not "
-      "there.");
-  m.def(
-      "available_isas", [] { return std::string(dynaspec::cpu::available_levels()); },
-      "Levels this processor can run, worst first, separated by commas.");
-  m.def(
-      "torch_version", [] { return std::string(TORCH_VERSION); },
-      "The torch release built against.");
-  m.def("has_cuda", [] {
-#ifdef DYNASPEC_WITH_CUDA
-    return true;
-#else
-    return false;
-#endif
-  });
-  m.def("num_threads", [] { return at::get_num_threads(); });
 }

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
+from dynaspec_cli.weights.weight import Weight
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class Target(Protocol):
         """Has a row the same bits in a tree as in plain decoding?"""
         ...
 
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         """LM head rows [V, d] in token-id order, on the target's device."""
         ...
 
@@ -146,6 +147,11 @@ class Target(Protocol):
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Token embeddings as the first layer sees them, [n, d]."""
+        ...
+
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        """Rows of the embedding table as they are stored, [n, d]: without the factor that some
+        families (Gemma) apply in ``embed``."""
         ...
 
     def norm(self, features: Tensor) -> Tensor:
@@ -202,7 +208,7 @@ class DrafterHead:
     are the drafter's, not the target's, so that what was trained on the target's hidden rows (a
     router) says nothing about these."""
 
-    weight: Tensor
+    weight: Weight
     vocab: VocabMap | None
     vocab_size: int
     own: bool
@@ -210,7 +216,7 @@ class DrafterHead:
     def describe(self) -> str:
         """In a few words, for reports."""
         whose = "own" if self.own else "the target's"
-        return f"{whose}, {self.weight.shape[0]:,} of {self.vocab_size:,} tokens"
+        return f"{whose}, {self.weight.rows:,} of {self.vocab_size:,} tokens"
 
 
 @dataclass(frozen=True)
@@ -327,7 +333,8 @@ class Drafter(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What settings and reports say about it: "drafter_kind" and facts of that kind, as JSON
-        values."""
+        values. "drafter_notes", where it is there, is a list of sentences that the user is told:
+        what was chosen where the drafter's files could mean more than one thing."""
         ...
 
     def begin(self, prompt: Tensor, max_length: int) -> Any:

@@ -1,13 +1,11 @@
 // The head and dense ops on CUDA: checks of shapes, dtypes and devices, outputs, workspaces. Only
-// bindings.h, this file and tree_bindings.cpp include PyTorch headers.
+// bindings.h, this file and tree_bindings.cpp include PyTorch's headers, its stable ones.
 //
 // Values on the device cannot be checked without waiting for it. Where the CPU ops raise, these
 // therefore go on in a defined way: rows outside the head and ids of -1 are padding, a NaN shows in
 // the result. Outputs whose size depends on data have a fixed capacity and are padded: blocks with
 // empty ranges, paths with -1, the best k of fewer than k rows with log-probability -inf and id -1.
 #include "cuda/bindings.h"
-
-#include <torch/library.h>
 
 #include <optional>
 #include <tuple>
@@ -22,28 +20,34 @@ constexpr int64_t kMaxClusters = 0xffff;
 
 // Thread blocks that stream the head: two a multiprocessor, whatever the number of rows, so that a
 // row's result does not depend on the rows beside it.
-int64_t stream_grid() { return 2 * at::cuda::getCurrentDeviceProperties()->multiProcessorCount; }
+int64_t stream_grid(const Place& device) {
+  int count = 0;
+  check_launch("stream_grid",
+               cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device.index));
+  return 2 * count;
+}
 
 // ---- head ------------------------------------------------------------------------------------
 struct Head {
-  Tensor weight, scale, row_ids;  // keep alive
+  Tensor weight;
+  std::optional<Tensor> scale, row_ids;  // keep alive
   dynaspec_head raw{};
 
-  Head(const char* op, const Tensor& head, const Tensor& head_scale, const Tensor& ids) {
-    const at::Device device = head.device();
-    weight = take_weight(op, "head", head, -1, device);
+  Head(const char* op, const Tensor& head, const Tensor& head_scale, const Tensor& ids)
+      : weight(take_weight(op, "head", head, -1, place_of(head))) {
+    const Place device = place_of(head);
     const int64_t rows = weight.size(0);
-    TORCH_CHECK_VALUE(rows > 0 && weight.size(1) > 0, op, ": head: expected rows, got none");
-    TORCH_CHECK_VALUE(weight.scalar_type() != at::kChar || !is_empty(head_scale), op,
-                      ": head_scale: expected a scale with int8 rows, got none");
+    DYNASPEC_CHECK(rows > 0 && weight.size(1) > 0, op, ": head: expected rows, got none");
+    DYNASPEC_CHECK(!is(weight, Dtype::kInt8) || !is_empty(head_scale), op,
+                   ": head_scale: expected a scale with int8 rows, got none");
     if (!is_empty(head_scale))
-      scale = take(op, "head_scale", head_scale, at::kFloat, {rows}, device);
-    if (!is_empty(ids)) row_ids = take(op, "row_ids", ids, at::kInt, {rows}, device);
-    TORCH_CHECK_VALUE(weight.scalar_type() == at::kChar || is_empty(head_scale), op,
-                      ": head_scale: expected none with floating-point rows, got ",
-                      describe(head_scale));
+      scale = take(op, "head_scale", head_scale, Dtype::kFloat32, {rows}, device);
+    if (!is_empty(ids)) row_ids = take(op, "row_ids", ids, Dtype::kInt32, {rows}, device);
+    DYNASPEC_CHECK(is(weight, Dtype::kInt8) || is_empty(head_scale), op,
+                   ": head_scale: expected none with floating-point rows, got ",
+                   describe(head_scale));
     check_int8_width(op, "head", weight);
-    raw.weight = weight.const_data_ptr();
+    raw.weight = data<void>(weight);
     raw.scale = static_cast<const float*>(data_or_null(scale));
     raw.row_ids = static_cast<const int32_t*>(data_or_null(row_ids));
     raw.rows = rows;
@@ -58,34 +62,32 @@ struct Union {
 
 Union select_union(const char* op, const Tensor& cluster_scores, const Tensor& cluster_offsets,
                    const Tensor& extra_rows, int64_t core_rows, int64_t budget, int64_t rows) {
-  const at::Device device = cluster_offsets.device();
-  TORCH_CHECK_VALUE(core_rows >= 0 && core_rows <= rows, op,
-                    ": core_rows: expected 0 or more rows within the head, got ", core_rows);
-  TORCH_CHECK_VALUE(budget >= 0, op, ": budget: expected 0 or more rows, got ", budget);
-  const Tensor offsets = take(op, "cluster_offsets", cluster_offsets, at::kInt, {-1}, device);
-  const Tensor extra = take(op, "extra_rows", extra_rows, at::kInt, {-1}, device);
+  const Place device = place_of(cluster_offsets);
+  DYNASPEC_CHECK(core_rows >= 0 && core_rows <= rows, op,
+                 ": core_rows: expected 0 or more rows within the head, got ", core_rows);
+  DYNASPEC_CHECK(budget >= 0, op, ": budget: expected 0 or more rows, got ", budget);
+  const Tensor offsets = take(op, "cluster_offsets", cluster_offsets, Dtype::kInt32, {-1}, device);
+  const Tensor extra = take(op, "extra_rows", extra_rows, Dtype::kInt32, {-1}, device);
   int64_t clusters = std::max<int64_t>(offsets.size(0) - 1, 0), n = 0;
-  Tensor scores;
+  std::optional<Tensor> scores;
   if (!is_empty(cluster_scores)) {
-    scores = take(op, "cluster_scores", cluster_scores, at::kFloat, {-1, clusters}, device);
-    n = scores.size(0);
+    scores = take(op, "cluster_scores", cluster_scores, Dtype::kFloat32, {-1, clusters}, device);
+    n = scores->size(0);
   } else {
     clusters = 0;
   }
-  TORCH_CHECK_VALUE(clusters <= kMaxClusters, op, ": cluster_offsets: expected at most ",
-                    kMaxClusters, " clusters, got ", clusters);
+  DYNASPEC_CHECK(clusters <= kMaxClusters, op, ": cluster_offsets: expected at most ", kMaxClusters,
+                 " clusters, got ", clusters);
   const int64_t capacity = dynaspec_union_capacity(rows, clusters, extra.size(0), core_rows);
-  const auto ints = at::TensorOptions(at::kInt).device(device);
-  Union out{at::empty({capacity, 2}, ints), at::empty({}, ints.dtype(at::kLong))};
-  const Tensor count = at::empty({1}, ints);
+  Union out{empty({capacity, 2}, Dtype::kInt32, device), empty({}, Dtype::kInt64, device)};
+  const Tensor count = empty({1}, Dtype::kInt32, device);
   const Tensor space = workspace(dynaspec_union_workspace(rows, clusters), device);
   check_launch(
       op, dynaspec_shortlist_union(
-              static_cast<const float*>(data_or_null(scores)), n, clusters,
-              offsets.const_data_ptr<int32_t>(), extra.const_data_ptr<int32_t>(), extra.size(0),
-              core_rows, rows, budget, out.blocks.mutable_data_ptr<int32_t>(), capacity,
-              count.mutable_data_ptr<int32_t>(), out.size.mutable_data_ptr<int64_t>(),
-              space.mutable_data_ptr(), stream()));
+              static_cast<const float*>(data_or_null(scores)), n, clusters, data<int32_t>(offsets),
+              data<int32_t>(extra), extra.size(0), core_rows, rows, budget,
+              mutable_data<int32_t>(out.blocks), capacity, mutable_data<int32_t>(count),
+              mutable_data<int64_t>(out.size), mutable_data<void>(space), stream(device)));
   return out;
 }
 
@@ -101,28 +103,26 @@ std::tuple<Tensor, Tensor> shortlist_union(const Tensor& cluster_scores,
 std::tuple<Tensor, Tensor, Tensor> best(const char* op, const Tensor& hidden_rows, const Head& head,
                                         const Tensor& blocks, int64_t k, double temperature) {
   check_temperature(op, temperature);
-  TORCH_CHECK_VALUE(k >= 1 && k <= DYNASPEC_MAX_TOPK, op, ": k: expected 1 to ",
-                    static_cast<int64_t>(DYNASPEC_MAX_TOPK), ", got ", k);
-  const at::Device device = head.weight.device();
+  DYNASPEC_CHECK(k >= 1 && k <= DYNASPEC_MAX_TOPK, op, ": k: expected 1 to ",
+                 static_cast<int64_t>(DYNASPEC_MAX_TOPK), ", got ", k);
+  const Place device = place_of(head.weight);
   const Tensor hidden = take_rows(op, "hidden", hidden_rows, head.raw.dim, device);
-  const Tensor borders = take(op, "blocks", blocks, at::kInt, {-1, 2}, device);
-  TORCH_CHECK_VALUE(borders.size(0) > 0, op, ": blocks: expected at least one block, got none");
-  const int64_t n = hidden.size(0), grid = stream_grid();
-  const auto floats = at::TensorOptions(at::kFloat).device(device);
-  Tensor log_q = at::empty({n, k}, floats), ids = at::empty({n, k}, floats.dtype(at::kLong)),
-         lse = at::empty({n}, floats);
+  const Tensor borders = take(op, "blocks", blocks, Dtype::kInt32, {-1, 2}, device);
+  DYNASPEC_CHECK(borders.size(0) > 0, op, ": blocks: expected at least one block, got none");
+  const int64_t n = hidden.size(0), grid = stream_grid(device);
+  Tensor log_q = empty({n, k}, Dtype::kFloat32, device), ids = empty({n, k}, Dtype::kInt64, device),
+         lse = empty({n}, Dtype::kFloat32, device);
   const int64_t most = std::min<int64_t>(n, DYNASPEC_MAX_HEAD_ROWS);
   const Tensor space =
       workspace(dynaspec_head_workspace(&head.raw, most, borders.size(0), k, grid), device);
   for (int64_t i = 0; i < n; i += DYNASPEC_MAX_HEAD_ROWS) {
     const int64_t rows = std::min<int64_t>(n - i, DYNASPEC_MAX_HEAD_ROWS);
-    check_launch(
-        op,
-        dynaspec_shortlist_topk(
-            &head.raw, hidden[i].const_data_ptr(), dtype_code(hidden), rows,
-            borders.const_data_ptr<int32_t>(), borders.size(0), k, static_cast<float>(temperature),
-            grid, log_q.mutable_data_ptr<float>() + i * k, ids.mutable_data_ptr<int64_t>() + i * k,
-            lse.mutable_data_ptr<float>() + i, space.mutable_data_ptr(), stream()));
+    check_launch(op,
+                 dynaspec_shortlist_topk(
+                     &head.raw, row(hidden, i), dtype_code(hidden), rows, data<int32_t>(borders),
+                     borders.size(0), k, static_cast<float>(temperature), grid,
+                     mutable_data<float>(log_q) + i * k, mutable_data<int64_t>(ids) + i * k,
+                     mutable_data<float>(lse) + i, mutable_data<void>(space), stream(device)));
   }
   return {log_q, ids, lse};
 }
@@ -130,8 +130,9 @@ std::tuple<Tensor, Tensor, Tensor> best(const char* op, const Tensor& hidden_row
 std::tuple<Tensor, Tensor, Tensor> shortlist_topk(const Tensor& hidden, const Tensor& head,
                                                   const Tensor& head_scale, const Tensor& row_ids,
                                                   const Tensor& blocks, int64_t k,
-                                                  double temperature) {
+                                                  double temperature, int64_t format, bool gather) {
   const char* op = "shortlist_topk";
+  check_dense(op, format, gather);
   const auto guard = device_of(op, "head", head);
   return best(op, hidden, Head(op, head, head_scale, row_ids), blocks, k, temperature);
 }
@@ -139,13 +140,14 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_topk(const Tensor& hidden, const Te
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> draft_head(
     const Tensor& hidden, const Tensor& head, const Tensor& head_scale, const Tensor& row_ids,
     const Tensor& cluster_scores, const Tensor& cluster_offsets, const Tensor& extra_rows,
-    int64_t core_rows, int64_t budget, int64_t k, double temperature) {
+    int64_t core_rows, int64_t budget, int64_t k, double temperature, int64_t format, bool gather) {
   const char* op = "draft_head";
+  check_dense(op, format, gather);
   const auto guard = device_of(op, "head", head);
   const Head described(op, head, head_scale, row_ids);
   const Union selected = select_union(op, cluster_scores, cluster_offsets, extra_rows, core_rows,
                                       budget, described.raw.rows);
-  auto [log_q, ids, lse] = best(op, hidden, described, selected.blocks, k, temperature);
+  const auto [log_q, ids, lse] = best(op, hidden, described, selected.blocks, k, temperature);
   return {log_q, ids, lse, selected.size, selected.blocks};
 }
 
@@ -155,17 +157,16 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs_padded(
   const char* op = "shortlist_log_probs";
   const auto guard = device_of(op, "head", head);
   check_temperature(op, temperature);
-  TORCH_CHECK_VALUE(width >= 1, op, ": width: expected at least 1, got ", width);
+  DYNASPEC_CHECK(width >= 1, op, ": width: expected at least 1, got ", width);
   const Head described(op, head, head_scale, row_ids);
-  const at::Device device = head.device();
+  const Place device = place_of(head);
   const Tensor hidden = take_rows(op, "hidden", hidden_rows, described.raw.dim, device);
-  const Tensor borders = take(op, "blocks", blocks, at::kInt, {-1, 2}, device);
-  TORCH_CHECK_VALUE(borders.size(0) > 0, op, ": blocks: expected at least one block, got none");
-  const int64_t n = hidden.size(0), grid = stream_grid();
-  const auto floats = at::TensorOptions(at::kFloat).device(device);
-  Tensor log_q = at::empty({n, width}, floats), ids = at::empty({width}, floats.dtype(at::kLong)),
-         lse = at::empty({n}, floats);
-  if (n == 0) ids.fill_(-1);  // no launch writes them
+  const Tensor borders = take(op, "blocks", blocks, Dtype::kInt32, {-1, 2}, device);
+  DYNASPEC_CHECK(borders.size(0) > 0, op, ": blocks: expected at least one block, got none");
+  const int64_t n = hidden.size(0), grid = stream_grid(device);
+  Tensor log_q = empty({n, width}, Dtype::kFloat32, device),
+         ids = empty({width}, Dtype::kInt64, device), lse = empty({n}, Dtype::kFloat32, device);
+  if (n == 0) torch::stable::fill_(ids, -1);  // no launch writes them
   const int64_t most = std::min<int64_t>(n, DYNASPEC_MAX_HEAD_ROWS);
   const Tensor space =
       workspace(dynaspec_head_workspace(&described.raw, most, borders.size(0), 0, grid), device);
@@ -173,11 +174,10 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs_padded(
     const int64_t rows = std::min<int64_t>(n - i, DYNASPEC_MAX_HEAD_ROWS);
     check_launch(
         op, dynaspec_shortlist_log_probs(
-                &described.raw, hidden[i].const_data_ptr(), dtype_code(hidden), rows,
-                borders.const_data_ptr<int32_t>(), borders.size(0), width,
-                static_cast<float>(temperature), grid, log_q.mutable_data_ptr<float>() + i * width,
-                ids.mutable_data_ptr<int64_t>(), lse.mutable_data_ptr<float>() + i,
-                space.mutable_data_ptr(), stream()));
+                &described.raw, row(hidden, i), dtype_code(hidden), rows, data<int32_t>(borders),
+                borders.size(0), width, static_cast<float>(temperature), grid,
+                mutable_data<float>(log_q) + i * width, mutable_data<int64_t>(ids),
+                mutable_data<float>(lse) + i, mutable_data<void>(space), stream(device)));
   }
   return {log_q, ids, lse};
 }
@@ -187,37 +187,43 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs_padded(
 std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs(const Tensor& hidden, const Tensor& head,
                                                        const Tensor& head_scale,
                                                        const Tensor& row_ids, const Tensor& blocks,
-                                                       double temperature) {
+                                                       double temperature, int64_t format,
+                                                       bool gather) {
+  check_dense("shortlist_log_probs", format, gather);
   const Tensor borders =
-      take("shortlist_log_probs", "blocks", blocks, at::kInt, {-1, 2}, head.device());
-  const int64_t size = (borders.select(1, 1) - borders.select(1, 0)).sum().item<int64_t>();
-  TORCH_CHECK_VALUE(size >= 1, "shortlist_log_probs: blocks: expected at least one row, got none");
+      take("shortlist_log_probs", "blocks", blocks, Dtype::kInt32, {-1, 2}, place_of(head));
+  const Tensor here = torch::stable::to(borders, torch::headeronly::DeviceType::CPU);
+  const int32_t* border = data<int32_t>(here);
+  int64_t size = 0;
+  for (int64_t b = 0; b < here.size(0); ++b) size += border[2 * b + 1] - border[2 * b];
+  DYNASPEC_CHECK(size >= 1, "shortlist_log_probs: blocks: expected at least one row, got none");
   return shortlist_log_probs_padded(hidden, head, head_scale, row_ids, blocks, size, temperature);
 }
 
 // ---- dense -----------------------------------------------------------------------------------
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& scale) {
+              const std::optional<Tensor>& scale, int64_t format) {
   const char* op = "linear";
+  check_dense(op, format, false);
   const auto guard = device_of(op, "weight", weight);
-  const at::Device device = weight.device();
+  const Place device = place_of(weight);
   const Tensor w = take_weight(op, "weight", weight, -1, device);
   const Tensor rows = take_rows(op, "x", x, w.size(1), device);
   const int64_t n = rows.size(0), m = w.size(0);
-  Tensor b, s;
+  std::optional<Tensor> b, s;
   if (bias.has_value()) b = take_bias(op, "bias", *bias, m, device);
   if (scale.has_value() && !is_empty(*scale))
-    s = take(op, "scale", *scale, at::kFloat, {m}, device);
+    s = take(op, "scale", *scale, Dtype::kFloat32, {m}, device);
   check_int8_width(op, "weight", w);
-  TORCH_CHECK_VALUE(w.scalar_type() != at::kChar || s.defined(), op,
-                    ": scale: expected a scale with int8 rows, got none");
-  Tensor out = at::empty({n, m}, at::TensorOptions(at::kFloat).device(device));
+  DYNASPEC_CHECK(!is(w, Dtype::kInt8) || s.has_value(), op,
+                 ": scale: expected a scale with int8 rows, got none");
+  Tensor out = empty({n, m}, Dtype::kFloat32, device);
   if (out.numel() == 0) return out;
-  check_launch(op, dynaspec_linear(rows.const_data_ptr(), dtype_code(rows), w.size(1), nullptr, 0,
-                                   0, n, w.const_data_ptr(), dtype_code(w),
-                                   static_cast<const float*>(data_or_null(s)), data_or_null(b),
-                                   b.defined() ? dtype_code(b) : 0, m, DYNASPEC_IDENTITY,
-                                   out.mutable_data_ptr<float>(), stream()));
+  check_launch(
+      op, dynaspec_linear(data<void>(rows), dtype_code(rows), w.size(1), nullptr, 0, 0, n,
+                          data<void>(w), dtype_code(w), static_cast<const float*>(data_or_null(s)),
+                          data_or_null(b), b.has_value() ? dtype_code(*b) : 0, m, DYNASPEC_IDENTITY,
+                          mutable_data<float>(out), stream(device)));
   return out;
 }
 
@@ -225,64 +231,63 @@ Tensor router_clusters(const Tensor& features, const Tensor& tokens_embedding, c
                        const Tensor& b1, const Tensor& w2, const Tensor& b2) {
   const char* op = "router_clusters";
   const auto guard = device_of(op, "w2", w2);
-  const at::Device device = w2.device();
+  const Place device = place_of(w2);
   const Tensor f = take_rows(op, "features", features, -1, device);
   const int64_t n = f.size(0), d = f.size(1);
   int64_t width = d, e = 0;
-  Tensor embedding, first, first_bias, second_bias;
+  std::optional<Tensor> embedding, first, first_bias, second_bias;
   dynaspec_router router{};
   if (!is_empty(w1)) {
     embedding = take_rows(op, "tokens_embedding", tokens_embedding, -1, device);
-    e = embedding.size(1);
-    DYNASPEC_EXPECT(embedding.size(0) == n, op, "tokens_embedding", "as many rows as features",
-                    embedding);
+    e = embedding->size(1);
+    DYNASPEC_EXPECT(embedding->size(0) == n, op, "tokens_embedding", "as many rows as features",
+                    *embedding);
     first = take_weight(op, "w1", w1, d + e, device);
-    width = first.size(0);
+    width = first->size(0);
     first_bias = take_bias(op, "b1", b1, width, device);
-    router.w1 = first.const_data_ptr();
-    router.w1_dtype = dtype_code(first);
-    router.b1 = first_bias.const_data_ptr();
-    router.b1_dtype = dtype_code(first_bias);
+    router.w1 = data<void>(*first);
+    router.w1_dtype = dtype_code(*first);
+    router.b1 = data<void>(*first_bias);
+    router.b1_dtype = dtype_code(*first_bias);
     router.inner = width;
   }
   const Tensor second = take_weight(op, "w2", w2, width, device);
   router.clusters = second.size(0);
-  router.w2 = second.const_data_ptr();
+  router.w2 = data<void>(second);
   router.w2_dtype = dtype_code(second);
   if (!is_empty(b2)) {
     second_bias = take_bias(op, "b2", b2, router.clusters, device);
-    router.b2 = second_bias.const_data_ptr();
-    router.b2_dtype = dtype_code(second_bias);
+    router.b2 = data<void>(*second_bias);
+    router.b2_dtype = dtype_code(*second_bias);
   }
   for (const int code : {router.w1_dtype, router.w2_dtype})
-    TORCH_CHECK_VALUE(code != DYNASPEC_INT8, op, ": expected floating-point weights, got int8");
-  const auto floats = at::TensorOptions(at::kFloat).device(device);
-  Tensor scores = at::empty({n, router.clusters}, floats);
+    DYNASPEC_CHECK(code != DYNASPEC_INT8, op, ": expected floating-point weights, got int8");
+  Tensor scores = empty({n, router.clusters}, Dtype::kFloat32, device);
   if (scores.numel() == 0) return scores;
-  const Tensor inner = at::empty({n, std::max<int64_t>(router.inner, 1)}, floats);
+  const Tensor inner = empty({n, std::max<int64_t>(router.inner, 1)}, Dtype::kFloat32, device);
   check_launch(op, dynaspec_router_scores(
-                       &router, f.const_data_ptr(), dtype_code(f), d, data_or_null(embedding),
-                       embedding.defined() ? dtype_code(embedding) : 0, e, n,
-                       scores.mutable_data_ptr<float>(), inner.mutable_data_ptr(), stream()));
+                       &router, data<void>(f), dtype_code(f), d, data_or_null(embedding),
+                       embedding.has_value() ? dtype_code(*embedding) : 0, e, n,
+                       mutable_data<float>(scores), mutable_data<void>(inner), stream(device)));
   return scores;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(dynaspec, m) {
+STABLE_TORCH_LIBRARY_FRAGMENT(dynaspec, m) {
   m.def(
       "shortlist_log_probs_padded(Tensor hidden, Tensor head, Tensor head_scale, Tensor row_ids,"
       " Tensor blocks, int width, float temperature) -> (Tensor log_q, Tensor ids, Tensor lse)");
 }
 
-TORCH_LIBRARY_IMPL(dynaspec, CUDA, m) {
-  m.impl("shortlist_union", shortlist_union);
-  m.impl("shortlist_topk", shortlist_topk);
-  m.impl("shortlist_log_probs", shortlist_log_probs);
-  m.impl("shortlist_log_probs_padded", shortlist_log_probs_padded);
-  m.impl("draft_head", draft_head);
-  m.impl("linear", linear);
-  m.impl("router_clusters", router_clusters);
+STABLE_TORCH_LIBRARY_IMPL(dynaspec, CUDA, m) {
+  m.impl("shortlist_union", TORCH_BOX(&shortlist_union));
+  m.impl("shortlist_topk", TORCH_BOX(&shortlist_topk));
+  m.impl("shortlist_log_probs", TORCH_BOX(&shortlist_log_probs));
+  m.impl("shortlist_log_probs_padded", TORCH_BOX(&shortlist_log_probs_padded));
+  m.impl("draft_head", TORCH_BOX(&draft_head));
+  m.impl("linear", TORCH_BOX(&linear));
+  m.impl("router_clusters", TORCH_BOX(&router_clusters));
 }
 
 }  // namespace dynaspec::cuda

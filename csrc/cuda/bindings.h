@@ -1,62 +1,64 @@
 // Checks and small helpers of the CUDA bindings.
 #pragma once
 
-#include <ATen/ATen.h>
-#include <ATen/cuda/CUDAContext.h>
-#include <c10/cuda/CUDAGuard.h>
-#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
 
 #include <algorithm>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "common.h"
 #include "cuda/launch.h"
 
 namespace dynaspec::cuda {
 
-using at::Tensor;
-
-inline void* stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
-
-inline void check_launch(const char* op, int status) {
-  TORCH_CHECK(status == 0, op, ": the CUDA launch was refused: ",
-              cudaGetErrorString(static_cast<cudaError_t>(status)));
+// PyTorch's current stream of a device.
+inline void* stream(const Place& device) {
+  void* current = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device.index, &current));
+  return current;
 }
 
-inline int dtype_code(const Tensor& t) {
-  switch (t.scalar_type()) {
-    case at::kFloat:
-      return DYNASPEC_FLOAT32;
-    case at::kBFloat16:
-      return DYNASPEC_BFLOAT16;
-    case at::kHalf:
-      return DYNASPEC_FLOAT16;
-    case at::kChar:
-      return DYNASPEC_INT8;
-    default:
-      return -1;
+// RuntimeError of a launch that was refused.
+inline void check_launch(const char* op, int status) {
+  if (status != 0) {
+    throw std::runtime_error(text(op, ": the CUDA launch was refused: ",
+                                  cudaGetErrorString(static_cast<cudaError_t>(status))));
   }
 }
 
-// The device of ``t`` for the time of an op; a tensor of the host is told by its name.
-inline c10::cuda::CUDAGuard device_of(const char* op, const char* name, const Tensor& t) {
-  DYNASPEC_EXPECT(t.is_cuda(), op, name, "a tensor on a CUDA device, as the others", t);
-  return c10::cuda::CUDAGuard(t.device());
+// The launchers' code of a dtype, or -1.
+inline int dtype_code(const Tensor& t) {
+  if (is(t, Dtype::kFloat32)) return DYNASPEC_FLOAT32;
+  if (is(t, Dtype::kBFloat16)) return DYNASPEC_BFLOAT16;
+  if (is(t, Dtype::kFloat16)) return DYNASPEC_FLOAT16;
+  if (is(t, Dtype::kInt8)) return DYNASPEC_INT8;
+  return -1;
 }
 
-inline std::string shape_text(std::initializer_list<int64_t> sizes) {
-  std::string text = "[";
-  for (const int64_t size : sizes)
-    text += (text.size() > 1 ? ", " : "") + (size < 0 ? std::string("*") : std::to_string(size));
-  return text + "]";
+// Packed rows and rows found by an index are the CPU's alone.
+inline void check_dense(const char* op, int64_t format, bool gather) {
+  DYNASPEC_CHECK(format < 0 && !gather, op,
+                 ": format: expected a floating-point or int8 head in the shortlist's order on "
+                 "CUDA, got format ",
+                 format);
+}
+
+// The device of ``t`` for the time of an op; a tensor of the host is told by its name.
+inline torch::stable::accelerator::DeviceGuard device_of(const char* op, const char* name,
+                                                         const Tensor& t) {
+  DYNASPEC_EXPECT(t.is_cuda(), op, name, "a tensor on a CUDA device, as the others", t);
+  return torch::stable::accelerator::DeviceGuard(place_of(t).index);
 }
 
 // A tensor of a type and shape (-1: any) on a device; returned contiguous.
-inline Tensor take(const char* op, const char* name, const Tensor& t, at::ScalarType type,
-                   std::initializer_list<int64_t> sizes, const at::Device& device) {
+inline Tensor take(const char* op, const char* name, const Tensor& t, Dtype type,
+                   std::initializer_list<int64_t> sizes, const Place& device) {
+  const bool here = place_of(t) == device;
   const bool anywhere = t.numel() == 0;  // nothing in it is read
-  bool fits = t.scalar_type() == type && (anywhere || t.device() == device) &&
-              t.dim() == static_cast<int64_t>(sizes.size());
+  bool fits = is(t, type) && (anywhere || here) && t.dim() == static_cast<int64_t>(sizes.size());
   int64_t axis = 0;
   for (const int64_t size : sizes) {
     fits = fits && (size < 0 || t.size(axis) == size);
@@ -64,49 +66,57 @@ inline Tensor take(const char* op, const char* name, const Tensor& t, at::Scalar
   }
   DYNASPEC_EXPECT(
       fits, op, name,
-      std::string(c10::toString(type)) + " " + shape_text(sizes) + " on " + device.str(), t);
-  return t.device() == device ? t.contiguous() : at::empty(t.sizes(), t.options().device(device));
+      std::string(facts(type).name) + " " + shape_text(sizes) + " on " + place_text(device), t);
+  if (here) return as_contiguous(t);
+  return torch::stable::new_empty(
+      t, t.sizes(), std::nullopt, std::nullopt,
+      torch::stable::Device(torch::headeronly::DeviceType::CUDA, device.index));
 }
 
 inline Tensor take_rows(const char* op, const char* name, const Tensor& t, int64_t width,
-                        const at::Device& device) {
+                        const Place& device) {
   DYNASPEC_EXPECT(
-      t.dim() == 2 && (width < 0 || t.size(1) == width) && is_activation(t) && t.device() == device,
-      op, name, "float32, bfloat16 or float16 " + shape_text({-1, width}) + " on " + device.str(),
-      t);
-  return t.contiguous();
+      t.dim() == 2 && (width < 0 || t.size(1) == width) && is_activation(t) &&
+          place_of(t) == device,
+      op, name,
+      "float32, bfloat16 or float16 " + shape_text({-1, width}) + " on " + place_text(device), t);
+  return as_contiguous(t);
 }
 
 inline Tensor take_weight(const char* op, const char* name, const Tensor& t, int64_t width,
-                          const at::Device& device) {
+                          const Place& device) {
   DYNASPEC_EXPECT(t.dim() == 2 && (width < 0 || t.size(1) == width) && dtype_code(t) >= 0 &&
-                      t.device() == device && t.is_contiguous(),
+                      place_of(t) == device && t.is_contiguous(),
                   op, name,
                   "contiguous float32, bfloat16, float16 or int8 " + shape_text({-1, width}) +
-                      " on " + device.str(),
+                      " on " + place_text(device),
                   t);
   return t;
 }
 
 // Sums of int8 products are int32.
 inline void check_int8_width(const char* op, const char* name, const Tensor& weight) {
-  TORCH_CHECK_VALUE(weight.scalar_type() != at::kChar || weight.size(1) <= 65536, op, ": ", name,
-                    ": expected int8 rows of at most 65536 values, got ", weight.size(1));
+  DYNASPEC_CHECK(!is(weight, Dtype::kInt8) || weight.size(1) <= 65536, op, ": ", name,
+                 ": expected int8 rows of at most 65536 values, got ", weight.size(1));
 }
 
 inline Tensor take_bias(const char* op, const char* name, const Tensor& t, int64_t size,
-                        const at::Device& device) {
-  DYNASPEC_EXPECT(t.dim() == 1 && t.size(0) == size && is_activation(t) && t.device() == device, op,
-                  name, "floating-point " + shape_text({size}) + " on " + device.str(), t);
-  return t.contiguous();
+                        const Place& device) {
+  DYNASPEC_EXPECT(t.dim() == 1 && t.size(0) == size && is_activation(t) && place_of(t) == device,
+                  op, name, "floating-point " + shape_text({size}) + " on " + place_text(device),
+                  t);
+  return as_contiguous(t);
 }
 
-inline Tensor workspace(int64_t bytes, const at::Device& device) {
-  return at::empty({std::max<int64_t>(bytes, 1)}, at::TensorOptions(at::kByte).device(device));
+inline Tensor workspace(int64_t bytes, const Place& device) {
+  return empty({std::max<int64_t>(bytes, 1)}, Dtype::kUInt8, device);
 }
 
-inline const void* data_or_null(const Tensor& t) {
-  return t.defined() ? t.const_data_ptr() : nullptr;
+inline const void* data_or_null(const std::optional<Tensor>& t) {
+  return t.has_value() ? data<void>(*t) : nullptr;
 }
+
+// Row i of a contiguous matrix.
+inline const void* row(const Tensor& t, int64_t i) { return data<char>(t) + i * row_bytes(t); }
 
 }  // namespace dynaspec::cuda

@@ -19,7 +19,7 @@ from dynaspec_cli.bench.peers import PeerSetting, TransformersModel, make_peer
 from dynaspec_cli.bench.provenance import file_hashes, folder_hashes
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import SamplingConfig, TreeConfig
-from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.drafters.load import beside, load_drafter
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.shortlist import factory
 from dynaspec_cli.shortlist.names import NAMES
@@ -82,8 +82,11 @@ def build_lab(
             methods.append(make_peer(str(spec.peer), setting, shared))
             continue
         if spec.drafter not in engines:
-            found = load_drafter(str(spec.drafter), engine.target)
-            engines[spec.drafter] = Engine(engine.target, engine.tokenizer, found, engine.load_s)
+            name, lookup = beside(str(spec.drafter))
+            found = load_drafter(name, engine.target)
+            engines[spec.drafter] = Engine(
+                engine.target, engine.tokenizer, found, engine.load_s, lookup=lookup
+            )
         methods.append(EngineMethod(spec, engines[spec.drafter], sampling, tree))
     return Lab(
         methods=methods,

@@ -17,6 +17,7 @@ from typing import Any
 from dynaspec_cli.bench.method import TurnTrace
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.installing import extra
 from dynaspec_cli.target.cache_dir import cache_root, make_folder
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.load import model_folder
@@ -192,8 +193,7 @@ class LlamaCppPeer:
     def __init__(self, setting: PeerSetting):
         if importlib.util.find_spec("llama_cpp") is None:
             raise DynaSpecError(
-                "--method llama.cpp: llama-cpp-python is not installed; run pip install "
-                "'dynaspec[peers]'"
+                f"--method llama.cpp: llama-cpp-python is not installed; run {extra('peers')}"
             )
         self._setting = setting
         self._source = resolve_model(setting.model)

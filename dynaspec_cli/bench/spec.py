@@ -11,9 +11,8 @@ from pathlib import Path
 
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.shortlist.names import NAMES as SHORTLISTS
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.tree.registry import TREES
 
-TREES = tree_names()
 ASSISTED = "transformers-assisted"
 PEERS = ("transformers", "transformers-lookup", ASSISTED, "llama.cpp")
 
@@ -81,8 +80,7 @@ def parse_spec(text: str) -> MethodSpec:
     if not plus:
         raise UsageError(f"--method {spec}: expected {_HELP}")
     tree, at, nodes_text = right.partition("@")
-    if tree not in TREES:
-        raise UsageError(f"--method {spec}: expected a tree of {', '.join(TREES)}, got '{tree}'")
+    TREES.check(tree, f"--method {spec}")
     nodes = _count(nodes_text, spec, "tree nodes") if at else None
     # A drafter may be a path or a hub name; the shortlist is what follows the last colon.
     drafter_text, colon, head = left.rpartition(":")

@@ -12,6 +12,7 @@ import click
 from dynaspec_cli.commands.batch import is_batch, run_batch
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
+    ChatArgument,
     CommonOptions,
     TextType,
     common_options,
@@ -67,6 +68,13 @@ is kept and the exit code is 130.
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
 @click.option("--system", metavar="TEXT", help="System message; needs --chat.")
 @click.option(
+    "--chat-arg",
+    type=ChatArgument(),
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A variable of the chat template, as enable_thinking=false; needs --chat; repeatable.",
+)
+@click.option(
     "--max-new-tokens", type=int, metavar="N", default=256, help="Length limit of the text."
 )
 @click.option(
@@ -101,6 +109,7 @@ def generate(
     prompt_file: str | None,
     chat: bool,
     system: str | None,
+    chat_arg: Sequence[tuple[str, Any]],
     max_new_tokens: int,
     stop: Sequence[str],
     stream: bool,
@@ -109,13 +118,14 @@ def generate(
     workers: int | None,
     ray: str | None,
     drafter: str,
+    drafter_option: Sequence[str],
     shortlist: str | None,
     shortlist_size: int | None,
     tree: str,
     tree_size: int,
     tree_depth: int,
     tree_width: int,
-    tree_threshold: float | None,
+    filling: dict[str, Any],
     temperature: float,
     top_k: int,
     top_p: float,
@@ -125,6 +135,8 @@ def generate(
     all of it: the text is the one that the model alone would generate."""
     if system is not None and not chat:
         raise UsageError("--system: needs --chat")
+    if chat_arg and not chat:
+        raise UsageError("--chat-arg: needs --chat")
     if compare and drafter == "none":
         raise UsageError("--compare: needs a drafter, got --drafter none")
     if system is not None:
@@ -133,7 +145,7 @@ def generate(
         max_new_tokens,
         tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
-        tree_config(tree, tree_size, tree_depth, tree_width, tree_threshold),
+        tree_config(tree, tree_size, tree_depth, tree_width, filling),
         shortlist_config(shortlist or "auto", shortlist_size),
     )
     if is_batch(prompt_file, out, workers, ray):
@@ -154,14 +166,17 @@ def generate(
         )
         return
     text = read_prompt(prompt, prompt_file)
-    engine = load_engine(common, drafter)
+    engine = load_engine(common, drafter, drafter_option)
     if compare and engine.drafter is None:
         raise DynaSpecError(
             f"--compare: there is no drafter for {engine.target.name} to compare; "
             "train one with dynaspec train-drafter, then --drafter FOLDER"
         )
-    ids = _encode(engine, text, chat, system)
-    seen = {"chat": chat, "system": system, "stream": stream, "compare": compare}
+    arguments = dict(chat_arg)
+    ids = _encode(engine, text, chat, system, arguments)
+    seen: dict[str, Any] = {"chat": chat, "system": system, "stream": stream, "compare": compare}
+    if arguments:
+        seen["chat_arguments"] = arguments
     show = Show(stream, compare, drafter != "none", seen)
     result, interrupted = _run(engine, ids, config, common, show)
     if interrupted:
@@ -169,11 +184,13 @@ def generate(
     _check_comparison(result, config)
 
 
-def _encode(engine: Engine, text: str, chat: bool, system: str | None) -> list[int]:
+def _encode(
+    engine: Engine, text: str, chat: bool, system: str | None, arguments: Mapping[str, Any]
+) -> list[int]:
     if not chat:
         return engine.encode(text)
     messages = [{"role": "system", "content": system}] if system is not None else []
-    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}])
+    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}], **arguments)
 
 
 def _run(

@@ -6,6 +6,7 @@ Names, defaults and meanings are stated once, here. Checks of values are in ``dy
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,22 @@ import click
 
 from dynaspec_cli import settings_file
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
-from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
+from dynaspec_cli.config import (
+    DRAWS,
+    VERIFICATIONS,
+    SamplingConfig,
+    ShortlistConfig,
+    TreeConfig,
+)
 from dynaspec_cli.errors import UsageError
+from dynaspec_cli.registry import Registry
 from dynaspec_cli.shortlist import names as shortlists
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.tree.acceptance import read_vector
+from dynaspec_cli.tree.registry import TREES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "packed", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,44 @@ class TextType(click.ParamType):
         return [rv]
 
 
+class ChatArgument(click.ParamType):
+    """KEY=VALUE for the chat template: true, false, none, a number or other JSON is read as such,
+    anything else as text."""
+
+    name = "chat argument"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, Any]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not equals or not key.isidentifier():
+            raise UsageError(f"--chat-arg: expected KEY=VALUE, got {value!r}")
+        words = {"true": True, "false": False, "none": None, "null": None}
+        if text.lower() in words:
+            return key, words[text.lower()]
+        try:
+            return key, json.loads(text)
+        except ValueError:
+            return key, text
+
+    def split_envvar_value(self, rv: str) -> Sequence[str]:
+        return [rv]
+
+
+class NameType(click.Choice[str]):
+    """A name of a registry; what is unknown is refused as the registry does."""
+
+    def __init__(self, registry: Registry[Any]) -> None:
+        super().__init__(registry.names())
+        self.registry = registry
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        self.registry.check(str(value))
+        return str(value)
+
+
 class ShortlistType(click.ParamType):
     """A method's name, the path of a bundle folder or token-map file, or NAME=FOLDER."""
 
@@ -67,10 +114,11 @@ class ShortlistType(click.ParamType):
 def _read_config(ctx: click.Context, param: click.Parameter, value: Path | None) -> Path | None:
     if value is not None:
         settings = settings_file.read_settings(value)
-        defaults = settings_file.command_defaults(settings, ctx.command, value, tuple(COMMANDS))
-        ctx.default_map = {**(ctx.default_map or {}), **defaults}
+        found = settings_file.file_options(settings, ctx, value, tuple(COMMANDS))
+        ctx.default_map = {**(ctx.default_map or {}), **found.values}
+        ctx.meta[settings_file.FILE_KEY] = found
         # --debug may have been parsed before the file that sets it was read.
-        ctx.meta[DEBUG_KEY] = ctx.meta.get(DEBUG_KEY, False) or defaults.get("debug", False)
+        ctx.meta[DEBUG_KEY] = ctx.meta.get(DEBUG_KEY, False) or found.values.get("debug", False)
     return value
 
 
@@ -94,7 +142,12 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         metavar="NAME|FOLDER|FILE",
         help="Target: a hub name, a model folder or a .gguf file.  [default: the embedded model]",
     ),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Target's weights."),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="auto",
+        help="Target's weights; auto: a GGUF file's own blocks (packed) on a CPU.",
+    ),
     click.option(
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),
@@ -165,6 +218,15 @@ def sampling_config(
     return SamplingConfig(temperature, top_k, top_p, min_p, seed)
 
 
+DRAFTER_OPTION = click.option(
+    "--drafter-option",
+    type=TextType(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What a published head's files leave open, such as taps=2,16,29 "
+    "(docs/methods/drafters.md); can be repeated.",
+)
+
 _TREE = TreeConfig()
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -173,6 +235,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         default="auto",
         help="auto: the one shipped for the target; none: autoregressive decoding.",
     ),
+    DRAFTER_OPTION,
     click.option(
         "--shortlist",
         type=ShortlistType(),
@@ -186,7 +249,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     ),
     click.option(
         "--tree",
-        type=click.Choice(tree_names()),
+        type=NameType(TREES),
         default=_TREE.policy,
         help="How the draft tree grows.",
     ),
@@ -203,6 +266,47 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--tree-width", type=int, metavar="N", default=_TREE.width, help="Children of a node."
     ),
+)
+
+
+def drafting_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--drafter``, ``--shortlist`` with its size, ``--tree`` with its size, depth and width,
+    and ``tree_filling_options``."""
+    return _compose(*_DRAFTING)(tree_filling_options(function))
+
+
+class NumbersType(click.ParamType):
+    """Whole numbers between commas; a list in a configuration file."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        try:
+            return tuple(int(part) for part in parts)
+        except ValueError:
+            name = param.opts[0] if param is not None else "option"
+            raise UsageError(
+                f"{name}: expected whole numbers between commas, got {value}"
+            ) from None
+
+
+class AcceptanceType(click.ParamType):
+    """``auto`` (None), probabilities between commas, or a JSON file of them."""
+
+    name = "acceptance"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...] | None:
+        if isinstance(value, list | tuple):
+            return tuple(float(part) for part in value)
+        return None if value == "auto" else read_vector(str(value), "--tree-acceptance")
+
+
+_FILLING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--tree-threshold",
         type=float,
@@ -210,19 +314,71 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         help="Probability below which drafting stops (dyspec, ddd).  [default: dyspec 2 / "
         "--tree-size, ddd 0.74]",
     ),
+    click.option(
+        "--tree-draw",
+        type=click.Choice(DRAWS),
+        default="auto",
+        help="Children are drawn from the drafter's distribution or are its best tokens; auto: "
+        "drawn where the target samples.",
+    ),
+    click.option(
+        "--draft-temperature",
+        type=float,
+        metavar="T",
+        help="Of the drafter's distribution.  [default: the target's for drawn children; else "
+        "0.75 for a greedy target, at most 1 for another]",
+    ),
+    click.option(
+        "--tree-acceptance",
+        type=AcceptanceType(),
+        metavar="auto|LIST|FILE",
+        default="auto",
+        help="sequoia: probability that the 1st, 2nd, ... child tried is the one accepted; auto: "
+        "as bench --measure-acceptance measured it for the drafter.",
+    ),
+    click.option(
+        "--tree-expansion",
+        type=NumbersType(),
+        metavar="K,K,...",
+        help="specinfer: children of a node at each level.  [default: 1,1,k,1,1,1,1,1 with "
+        "--tree-size nodes]",
+    ),
+    click.option(
+        "--ddd-steps",
+        type=NumbersType(),
+        metavar="N,N,...",
+        help="ddd: draft steps after which the beam is tested.  [default: each one]",
+    ),
+    click.option(
+        "--tree-verification",
+        type=click.Choice(VERIFICATIONS),
+        default=_TREE.verification,
+        help="Drawn children are verified one by one from the root, or by whole paths from the "
+        "leaves.",
+    ),
 )
+_FIELDS = {"tree_threshold": "threshold", "tree_draw": "draw", "tree_acceptance": "acceptance"}
+_FIELDS |= {"tree_expansion": "expansion", "tree_verification": "verification"}
+_FIELDS |= {name: name for name in ("draft_temperature", "ddd_steps")}
 
 
-def drafting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--drafter``, ``--shortlist`` with its size, ``--tree`` with its shape."""
-    return _compose(*_DRAFTING)(function)
+def tree_filling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of single tree policies; the command receives them as ``filling``, fields of
+    ``TreeConfig``."""
+
+    @functools.wraps(function)
+    def wrapper(**params: Any) -> Any:
+        filling = {field: params.pop(option) for option, field in _FIELDS.items()}
+        return function(filling=filling, **params)
+
+    return _compose(*_FILLING)(wrapper)
 
 
 def tree_config(
-    tree: str, tree_size: int, tree_depth: int, tree_width: int, tree_threshold: float | None
+    tree: str, tree_size: int, tree_depth: int, tree_width: int, filling: dict[str, Any]
 ) -> TreeConfig:
     """The checked object; raises ``UsageError``."""
-    return TreeConfig(tree, tree_size, tree_depth, tree_width, tree_threshold)
+    return TreeConfig(tree, tree_size, tree_depth, tree_width, **filling)
 
 
 def shortlist_config(shortlist: str, shortlist_size: int | None) -> ShortlistConfig:

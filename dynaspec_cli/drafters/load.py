@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 
 from dynaspec_cli.checkpoints.fingerprint import Head
+from dynaspec_cli.checkpoints.hub import fetch_drafter
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
+from dynaspec_cli.drafters.options import check_known
 from dynaspec_cli.drafters.registry import load_folder
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Target
 
 
-def load_drafter(value: str, target: Target) -> Drafter | None:
+def load_drafter(
+    value: str, target: Target, options: Mapping[str, str] | None = None
+) -> Drafter | None:
     """``auto``: the packaged drafter of this target's head, lookup where there is none;
     ``packaged``: the same, but its absence is an error. ``lookup``: the text itself drafts.
     ``none``: None. Otherwise a folder, or the name of a hub repository, with a drafter of a kind
-    that drafters/registry.py lists.
+    that drafters/registry.py lists. ``options``: what the user says about a folder's drafter
+    (drafters/options.py).
     """
+    if options and value in ("none", "lookup"):
+        check_known(options, {}, value)
     if value == "none":
         return None
     if value == "lookup":
@@ -28,21 +36,34 @@ def load_drafter(value: str, target: Target) -> Drafter | None:
     if value in ("auto", "packaged"):
         packaged = packaged_drafter(target)
         if packaged is not None:
-            return load_folder(DrafterFiles(packaged, "packaged"), target)
+            return load_folder(DrafterFiles(packaged, "packaged", options), target)
         if value == "auto":
+            check_known(options or {}, {}, "lookup")
             return LookupDrafter()
         raise DynaSpecError(
             f"--drafter packaged: none ships for {target.name}; give a folder, or --drafter auto"
         )
     folder = Path(value).expanduser()
     if not folder.exists():
-        folder = _from_hub(value)
+        folder = fetch_drafter(value, f"--drafter {value}")
     if not folder.is_dir():
         raise DynaSpecError(
             f"--drafter {value}: expected a folder with config.json and model.safetensors, got a "
             "file"
         )
-    return load_folder(DrafterFiles(folder, value), target)
+    return load_folder(DrafterFiles(folder, value, options), target)
+
+
+def beside(value: str) -> tuple[str, LookupDrafter | None]:
+    """A ``--drafter`` value without "+lookup", and what that asks for."""
+    name, plus, last = value.rpartition("+")
+    if not plus or last != "lookup":
+        return value, None
+    if name in ("none", "lookup", ""):
+        raise UsageError(
+            f"--drafter {value}: lookup goes beside another drafter; give lookup alone"
+        )
+    return name, LookupDrafter()
 
 
 def packaged_drafter(head: Head) -> Path | None:
@@ -61,16 +82,3 @@ def _packaged() -> tuple[tuple[Path, DrafterConfig], ...]:
         (path.parent, DrafterConfig.load(path.parent))
         for path in sorted(root.glob("*/drafter/config.json"))
     )
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["config.json", "model.safetensors"]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise DynaSpecError(
-            f"--drafter {name}: no such folder, and the hub cannot provide it ({reason})"
-        ) from None

@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaspec_cli.drafters.lookup.beside import Beside, Share
+from dynaspec_cli.drafters.lookup.continuations import Continuations
+from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.clock import PhaseClock
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import (
@@ -22,17 +25,21 @@ from dynaspec_cli.protocols import (
     TargetOutput,
     TreePolicy,
 )
+from dynaspec_cli.tree.graft import graft
 
 
 @dataclass(frozen=True)
 class Speculation:
     """What drafts: the three independent choices. ``shortlist`` is None for a drafter that has no
-    head. ``policy`` serves one request. ``temperature``: of the drafter's distribution."""
+    head. ``policy`` serves one request. ``temperature``: of the drafter's distribution. ``lookup``:
+    drafts beside the drafter, in the same trees of ``size`` nodes."""
 
     drafter: Drafter
     shortlist: Shortlist | None
     policy: TreePolicy
     temperature: float = 1.0
+    lookup: LookupDrafter | None = None
+    size: int = 0
 
     def __post_init__(self) -> None:
         if (self.drafter.head is None) != (self.shortlist is None):
@@ -40,6 +47,11 @@ class Speculation:
                 f"drafter {self.drafter.name}: a shortlist goes with a drafter's LM head, and only "
                 "with one"
             )
+
+
+def root_only(token: int) -> DraftTree:
+    """The tree without nodes: what plain decoding verifies."""
+    return DraftTree(torch.tensor([token]), torch.tensor([-1]))
 
 
 class Draft:
@@ -64,6 +76,12 @@ class Draft:
         self.selections: list[Any] = []
         self.sizes: list[int] = []
         self.depth = 0
+        self.beside: Beside | None = None
+        self.shared = Share(Continuations(), alone=False)
+        self.own_rows = 0
+        if parts.lookup is not None:
+            self.beside = Beside(parts.lookup.begin(prompt, max_length))
+            self.beside.lookup.append(prompt[1:].tolist())
         known = max(known, 1)
         if prompt.numel() > known:  # read before the first token; the rest comes with its round
             rows = torch.arange(known - 1, prompt.numel() - 1)
@@ -74,9 +92,16 @@ class Draft:
         drafter, policy = self.parts.drafter, self.parts.policy
         self.selections, self.sizes, self.depth = [], [], 0
         root = committed.tokens[-1:]
+        if self.beside is not None:
+            with clock("tree"):
+                self.shared = self.beside.share(committed.tokens.tolist(), self.parts.size)
+        found = self.shared.found
         tree = policy.begin(int(root))
         with clock("draft_body"):
             rows = drafter.extend(self.drafter, committed)
+        if self.shared.alone:
+            self.own_rows = 0
+            return graft(root_only(int(root)), found.tokens, found.parents)
         scored = self._score(rows, root, clock)
         while True:
             with clock("tree"):
@@ -87,7 +112,9 @@ class Draft:
                 rows = drafter.step(self.drafter, frontier)
             scored = self._score(rows, frontier.tokens, clock)
         with clock("tree"):
-            return policy.finish(tree)
+            grown = policy.finish(tree)
+            self.own_rows = grown.num_nodes
+            return graft(grown, found.tokens, found.parents) if found.tokens else grown
 
     def _score(
         self, rows: DraftRows | DraftHeadOutput, tokens: Tensor, clock: PhaseClock
@@ -120,6 +147,9 @@ class Draft:
         """Let the parts learn from a verification. Was each settled token (accepted ones, then the
         bonus token) in the shortlist of its draft step? None without a shortlist."""
         self.parts.drafter.observe(self.drafter, tree, path)
+        if self.beside is not None:
+            own = int((path[1:] <= self.own_rows).sum())
+            self.beside.observe(self.shared, path.numel() - 1, own)
         shortlist = self.parts.shortlist
         if shortlist is None:
             return None

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.clock import PhaseClock
-from dynaspec_cli.engine.draft import Draft, Speculation
+from dynaspec_cli.engine.draft import Draft, Speculation, root_only
 from dynaspec_cli.engine.events import StepStats
 from dynaspec_cli.engine.prefix_cache import PrefixCache
-from dynaspec_cli.errors import not_finite
-from dynaspec_cli.protocols import Committed, DraftTree, Target, TargetOutput
+from dynaspec_cli.errors import NotFiniteError
+from dynaspec_cli.protocols import Committed, Target, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import RandomSource
 from dynaspec_cli.sampling.verify import verify
@@ -61,7 +61,7 @@ def decode(
     yield Emission([token], None)
     clock.lap()
     while True:
-        tree = _root_only(token) if draft is None else draft.grow(committed, clock)
+        tree = root_only(token) if draft is None else draft.grow(committed, clock)
         with clock("verify"):
             output = target.verify(state, tree)
             verdict = verify(tree, output, sampling, source)
@@ -84,6 +84,8 @@ def decode(
                 shortlist_sizes=tuple(draft.sizes) if draft else (),
                 covered=covered,
                 seconds=clock.lap(),
+                drawn=getattr(tree.q, "drawn", 0),
+                distinct=getattr(tree.q, "distinct", 0),
             ),
         )
 
@@ -97,10 +99,6 @@ def _first_token(
     if sampling.greedy:
         best = int(logits[0].argmax())  # NaN ranks highest
         if not math.isfinite(float(logits[0, best])):
-            raise not_finite("the target's logits")
+            raise NotFiniteError.of_target()
         return best
     return source.categorical(probabilities(logits, sampling)[0])
-
-
-def _root_only(token: int) -> DraftTree:
-    return DraftTree(torch.tensor([token]), torch.tensor([-1]))

@@ -34,6 +34,16 @@ def num_draft_tokens(steps: Sequence[StepStats]) -> int:
     return sum(step.drafted for step in steps)
 
 
+def num_drawn(steps: Sequence[StepStats]) -> int:
+    """Draws of policies that sample children, repeated and discarded ones too, summed."""
+    return sum(step.drawn for step in steps)
+
+
+def num_distinct(steps: Sequence[StepStats]) -> int:
+    """Nodes that those draws gave, summed; a token drawn twice below a node is one node."""
+    return sum(step.distinct for step in steps)
+
+
 def mean_acceptance_length(steps: Sequence[StepStats]) -> float:
     """tau = 1 + accepted / steps: tokens settled per verification, bonus included. 1.0 without a
     step, which is also what autoregressive decoding has."""
@@ -56,14 +66,6 @@ def unconditional_acceptance_by_position(steps: Sequence[StepStats]) -> tuple[fl
     """N(accepted >= i) / N(steps), i = 1 .. deepest tree level; the sum over i is tau - 1."""
     deepest = max((step.depth for step in steps), default=0)
     return tuple(sum(s.accepted >= i for s in steps) / len(steps) for i in range(1, deepest + 1))
-
-
-def acceptance_histogram(steps: Sequence[StepStats]) -> tuple[int, ...]:
-    """Entry k: how many steps accepted exactly k draft tokens."""
-    counts = [0] * (max((step.accepted for step in steps), default=-1) + 1)
-    for step in steps:
-        counts[step.accepted] += 1
-    return tuple(counts)
 
 
 def draft_acceptance_rate(steps: Sequence[StepStats]) -> float | None:
@@ -160,6 +162,8 @@ def summarize(
         num_spec_steps=len(steps) if speculative else 0,
         num_draft_tokens=num_draft_tokens(steps),
         num_accepted_draft_tokens=num_accepted_draft_tokens(steps),
+        num_drawn=num_drawn(steps),
+        num_distinct=num_distinct(steps),
         mean_shortlist_size=mean_shortlist_size(steps),
         phase_ms=phase_ms(steps),
         acceptance_by_position=acceptance_by_position(steps) if speculative else (),

@@ -1,7 +1,8 @@
-"""Loads the compiled extension ``dynaspec_cli._C`` once, and says what is in use and why.
+"""Loads the compiled ops once, and says what is in use and why.
 
-An extension holds the C++ interface of the torch release it was built against; loading it into
-another one crashes at best. The record that the build left beside it is therefore read first.
+``dynaspec_cli._ops`` registers the ops. It is built on PyTorch's stable interface, so that one
+build serves every torch from a release on, which the record beside it names. ``dynaspec_cli._C``
+says what the build can do.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import warnings
 from dataclasses import dataclass
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +21,11 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.errors import UsageError
+from dynaspec_cli.installing import REBUILD, REBUILD_CUDA
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _RECORD = _PACKAGE / "_build_info.json"
-_REBUILD = "reinstall dynaspec (pip install --no-build-isolation .) to build it"
+_REBUILD = f"to build it, run {REBUILD}"
 
 
 @dataclass(frozen=True)
@@ -37,16 +41,44 @@ class Extension:
         return self.module is not None and bool(self.module.has_cuda())
 
 
-def torch_mismatch(built: str, running: str) -> str:
-    """Why an extension built against torch ``built`` cannot be loaded into ``running``; empty if
-    it can.
+def torch_mismatch(record: dict[str, Any], version: str, cuda: str | None) -> str:
+    """Why a build cannot be loaded into torch ``version`` for CUDA ``cuda`` (None: a build without
+    it); empty if it can.
 
-    The C++ interface is that of the release: 2.13.0+cpu and 2.13.0+cu130 share it, 2.13.0 and
-    2.13.1 need not.
+    Older releases than the build's ``torch_from`` lack functions that it calls. CUDA releases of
+    one major number share their runtime library.
     """
-    if built.split("+")[0] == running.split("+")[0]:
-        return ""
-    return f"it was built against torch {built} and this is torch {running}; {_REBUILD}"
+    oldest = tuple(record.get("torch_from") or ())
+    running = tuple(map(int, re.findall(r"\d+", version)[:2]))
+    if not oldest:
+        return f"its build record names no torch that it loads into; {_REBUILD}"
+    if running < oldest:
+        return f"it needs torch {'.'.join(map(str, oldest))} or newer and this is torch {version}"
+    built = record.get("cuda")
+    if built and (cuda is None or cuda.split(".")[0] != built.split(".")[0]):
+        return f"it was built for CUDA {built} and this torch has {cuda}; {_REBUILD}"
+    return ""
+
+
+def ops_library() -> Path:
+    """The library that holds the ops; ImportError where it is missing."""
+    paths = [_PACKAGE / f"_ops{suffix}" for suffix in EXTENSION_SUFFIXES]
+    for path in paths:
+        if path.exists():
+            return path
+    raise ImportError(f"{paths[0].name} is missing")
+
+
+def _load_ops() -> Any:
+    """The module ``_C``, with the ops registered. ImportError or OSError where they do not load,
+    UsageError for a DYNASPEC_CPU_ISA that is not there."""
+    module = importlib.import_module("dynaspec_cli._C")
+    try:
+        module.isa()
+    except RuntimeError as error:
+        raise UsageError(str(error)) from None
+    torch.ops.load_library(ops_library())
+    return module
 
 
 def _read_record(path: Path) -> dict[str, Any]:
@@ -69,18 +101,12 @@ def _load() -> Extension:
     if switched_off:
         reason = "it is switched off by DYNASPEC_EXTENSION=0"
     elif record.get("built"):
-        reason = torch_mismatch(str(record.get("torch")), torch.__version__)
-        if record.get("cuda") and record["cuda"] != torch.version.cuda:
-            built, here = record["cuda"], torch.version.cuda
-            reason = f"it was built for CUDA {built} and this torch has {here}; {_REBUILD}"
+        reason = torch_mismatch(record, torch.__version__, torch.version.cuda)
         if not reason:
             try:
-                module = importlib.import_module("dynaspec_cli._C")
-                isa = module.isa()
-            except ImportError as error:
+                module = _load_ops()
+            except (ImportError, OSError) as error:
                 reason = f"it does not load ({str(error).splitlines()[0]}); {_REBUILD}"
-            except RuntimeError as error:
-                raise UsageError(str(error)) from None
             else:
                 why = (
                     f"DYNASPEC_CPU_ISA={asked}"
@@ -88,8 +114,8 @@ def _load() -> Extension:
                     else f"the best of {module.available_isas()}"
                 )
                 kinds = "CPU and CUDA kernels" if module.has_cuda() else "CPU kernels"
-                built_for = f"built for torch {record['torch']}"
-                return Extension(module, f"cpu-{isa}", f"{kinds}, {built_for}, {why}")
+                built = f"built with torch {record['torch']}"
+                return Extension(module, f"cpu-{module.isa()}", f"{kinds}, {built}, {why}")
     if asked:
         raise UsageError(
             f"DYNASPEC_CPU_ISA={asked}: the compiled extension is not in use: {reason}"
@@ -115,9 +141,9 @@ def backend_reason(device: torch.device | str = "cpu") -> str:
     if EXTENSION.module is None or kind == "cpu":
         return EXTENSION.reason
     if backend(device) == "torch":
-        hint = "; DYNASPEC_BUILD=cuda pip install --no-build-isolation . builds them"
+        hint = f"; to build them, run {REBUILD_CUDA}"
         return f"the extension has no kernels for {kind}{hint if kind == 'cuda' else ''}"
-    return f"CUDA kernels, built for torch {EXTENSION.module.torch_version()}"
+    return f"CUDA kernels, built with torch {EXTENSION.module.torch_version()}"
 
 
 def compiled(x: Tensor) -> bool:

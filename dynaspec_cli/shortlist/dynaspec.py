@@ -6,7 +6,7 @@ One token budget a draft step, by draft position, holds
   * tokens of the context: prompt, the target's top tokens so far, drafted tokens (context.py);
   * whole token clusters by the router's score, the maximum over the frontier's rows, until the
     budget is full; only while the text brings new tokens (novelty.py).
-The paper has the clusters only; the split was tuned on held-out text (docs/shortlists.md).
+The paper has the clusters only; the split was tuned on held-out text (docs/methods/shortlists.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
-from dynaspec_cli.errors import DynaSpecError, FiniteLogits, bad_score
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.protocols import (
     DraftTree,
     ShortlistQuery,
@@ -39,12 +39,12 @@ from dynaspec_cli.shortlist.router import Router
 
 PREFILL_POSITIONS = 16
 """As for nanospec, but few: one pass over the head serves them all, and more gained little
-(docs/shortlists.md)."""
+(docs/methods/shortlists.md)."""
 
 
 ROUTED_FROM = 0.1
 """Clusters are asked for while this share of the latest tokens is new, or more: what a router's
-time is worth (docs/shortlists.md)."""
+time is worth (docs/methods/shortlists.md)."""
 
 
 @dataclass(frozen=True)
@@ -150,11 +150,11 @@ class DynaSpecShortlist(BlockShortlist):
         if selection.done:
             return super()._topk(state, selection, hidden, k, temperature)
         scores, head = self._scores(selection, hidden), self.head
-        with FiniteLogits(bad_score):
+        try:
             log_q, ids, _, size, blocks = ops.draft_head(
                 hidden,
-                head.weight,
-                head.scale,
+                head.weight.data,
+                head.weight.scale,
                 head.row_ids,
                 scores,
                 self.offsets,
@@ -163,7 +163,11 @@ class DynaSpecShortlist(BlockShortlist):
                 selection.budget,
                 k,
                 temperature,
+                head.weight.code,
+                head.gather,
             )
+        except ops.NotFiniteLogits as error:
+            raise NotFiniteError.of_drafter() from error
         selection.blocks, selection.size, selection.done = blocks, int(size), True
         return log_q, ids
 

@@ -19,7 +19,7 @@ DEFAULT_SIZES = {
     "dynaspec": 1024,
 }
 """Tokens where ``--shortlist-size`` is not given: the papers' own, except ``dynaspec``, which was
-chosen by measurement (docs/shortlists.md)."""
+chosen by measurement (docs/methods/shortlists.md)."""
 NEEDS_BUNDLE = ("fr-spec", "vocabtrim", "pa-fr", "dynaspec")
 PA_FR_DECAY = 0.8
 MAP_SUFFIXES = (".pt", ".pth", ".bin", ".json", ".txt")

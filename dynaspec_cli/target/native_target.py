@@ -21,6 +21,7 @@ from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.native_weights import NativeWeights, Tensors, read_weights
 from dynaspec_cli.target.output import HeadOutput
+from dynaspec_cli.target.packed_weights import BlockTensors, read_packed
 from dynaspec_cli.target.rope import rotary_tables
 from dynaspec_cli.target.state import (
     TREE_ROWS,
@@ -33,6 +34,7 @@ from dynaspec_cli.target.state import (
     check_taps,
     grown,
 )
+from dynaspec_cli.weights.weight import Weight
 
 PREFILL_ROWS = 128
 """Prompt tokens a pass."""
@@ -56,12 +58,13 @@ class NativeTarget:
         name: str,
         spec: NativeSpec,
         weights: NativeWeights,
+        dtype: torch.dtype,
         kernels: str = "native",
         known_hash: str | None = None,
     ) -> None:
         self.name = name
         self.kernels = kernels
-        self.dtype = weights.head.dtype
+        self.dtype = dtype
         self.hidden_size, self.vocab_size, self.max_context = (
             spec.hidden_size,
             spec.vocab_size,
@@ -74,28 +77,28 @@ class NativeTarget:
         self._cache_dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
         self._head = LMHead(weights.head, softcap=spec.softcap)
         self._hash = known_hash
-        # transformers rounds the scale to the model's dtype, and the product with it.
-        self._embed_scale = (
-            None if spec.embed_scale is None else torch.tensor(spec.embed_scale, dtype=self.dtype)
-        )
 
     @property
     def bit_exact(self) -> bool:
-        return compiled(self._head.weight)
+        return compiled(self._head.weight.data)
 
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         return self._head.weight
 
     def head_hash(self) -> str:
         if self._hash is None:
-            self._hash = head_hash(self._head.weight)
+            self._hash = head_hash(self._head.weight.float())
         return self._hash
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
         """Float32 [n, d]."""
-        rows = self._weights.embedding[token_ids]
-        return (rows if self._embed_scale is None else rows * self._embed_scale).float()
+        return self._weights.embedding.embed(token_ids, self._spec.embed_scale)
+
+    @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        """Float32 [n, d]."""
+        return self._weights.embedding.embed(token_ids)
 
     @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
@@ -195,7 +198,17 @@ class NativeTarget:
 def load_native(
     files: Tensors, name: str, spec: NativeSpec, dtype: torch.dtype, known_hash: str
 ) -> NativeTarget:
-    """The model whose tensors ``files`` holds as a ``NativeTarget``; ``known_hash``: of its head as
-    it is stored."""
+    """The model whose tensors ``files`` holds, its matrices in ``dtype``; ``known_hash``: of its
+    head as it is stored."""
     weights = read_weights(files, spec, dtype)
-    return NativeTarget(name, spec, weights, f"native ({backend()})", known_hash)
+    return NativeTarget(name, spec, weights, dtype, f"native ({backend()})", known_hash)
+
+
+def load_packed(
+    files: BlockTensors, name: str, spec: NativeSpec, dtype: torch.dtype, known_hash: str
+) -> NativeTarget:
+    """The model of a GGUF file on the file's own blocks; KV cache, drafter and what has no packed
+    form in ``dtype``."""
+    weights = read_packed(files, spec, dtype)
+    kernels = f"native ({backend()}, {weights.form})"
+    return NativeTarget(name, spec, weights, dtype, kernels, known_hash)

@@ -61,7 +61,7 @@ class HeadOutput:
 
     @torch.inference_mode()
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
-        wanted = min(max(k, KEPT_LEADERS), self._head.weight.shape[0])
+        wanted = min(max(k, KEPT_LEADERS), self._head.weight.rows)
         if rows is None and self._whole is None and not self._logits:
             self._whole = self._head.leaders(self.hidden, wanted)
         if self._whole is not None and self._whole.shape[1] >= k:

@@ -48,18 +48,6 @@ def check_taps(taps: tuple[int, ...], num_layers: int, name: str) -> None:
             )
 
 
-def check_prompt(num_tokens: int, max_context: int, name: str) -> None:
-    """Refuse an empty prompt, and one that leaves no room in the model's context for a single new
-    token."""
-    if num_tokens == 0:
-        raise DynaSpecError("The prompt is empty: give at least one token of text")
-    if num_tokens >= max_context:
-        raise DynaSpecError(
-            f"The prompt has {num_tokens} tokens, but {name} has a context of {max_context} "
-            "tokens in all; shorten the prompt"
-        )
-
-
 def check_append(state: TargetState, token_ids: Tensor, vocab_size: int) -> None:
     """Refuse tokens that are no tokens of the model or that exceed the request's length."""
     if token_ids.numel() == 0:

@@ -14,6 +14,7 @@ from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops import tree_mask
 from dynaspec_cli.protocols import DraftTree, KeptRows
+from dynaspec_cli.target.backbone import Backbone
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.kv_cache import PreallocatedCache
 from dynaspec_cli.target.layer_masks import attention_masks, layer_kinds
@@ -28,12 +29,10 @@ from dynaspec_cli.target.state import (
     check_rows,
     check_taps,
 )
+from dynaspec_cli.weights.weight import Weight, dense
 
 PREFILL_ROWS = 512
 """Prompt tokens a pass; bounds the [rows, context] masks and the activations."""
-
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
-LAYER_LISTS = ("layers", "h", "blocks")
 
 
 @dataclass
@@ -60,9 +59,7 @@ class TransformersTarget:
         config = model.config.get_text_config()
         self._kinds = layer_kinds(config, name)
         self.num_layers = int(config.num_hidden_layers)
-        self._base = _decoder(model, name)
-        self._norm = _final_norm(self._base, name)
-        self._embedding = model.get_input_embeddings()
+        self.backbone = Backbone.of(model, name)
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise DynaSpecError(
@@ -82,7 +79,7 @@ class TransformersTarget:
         implementation = getattr(config, "_attn_implementation", "eager")
         self._additive = None if implementation == "sdpa" else self.dtype
         self._head = LMHead(
-            head.weight.detach(),
+            dense(head.weight.detach()),
             None if head.bias is None else head.bias.detach(),
             *_logit_transform(config),
         )
@@ -117,27 +114,33 @@ class TransformersTarget:
         kind = self.model.config.model_type
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
 
-    def head_weight(self) -> Tensor:
+    def head_weight(self) -> Weight:
         return self._head.weight
 
     def head_hash(self) -> str:
         if self._hash is None:
-            self._hash = head_hash(self._head.weight)
+            self._hash = head_hash(self._head.weight.data)
         return self._hash
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
-        return self._embedding(token_ids.to(self.device))
+        return self.backbone.embedding(token_ids.to(self.device))
+
+    @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        table: Any = self.backbone.embedding.weight
+        rows: Tensor = table[token_ids.to(self.device)]
+        return rows
 
     @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
-        return self._norm(features.to(device=self.device, dtype=self.dtype))
+        return self.backbone.norm(features.to(device=self.device, dtype=self.dtype))
 
     def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> TransformersState:
         check_max_length(max_length, self.max_context, self.name)
         check_taps(taps, self.num_layers, self.name)
         if taps:
-            _layers(self._base, self.name)
+            _ = self.backbone.layers
         return TransformersState(
             max_length, taps, cache=PreallocatedCache(self.num_layers, max_length + TREE_ROWS)
         )
@@ -194,68 +197,11 @@ class TransformersTarget:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """(features [n, d], normed [n, d], taps [n, A * d]) of one pass; its keys and values lie
         behind the committed ones."""
-        streams: dict[int, Tensor] = {}
-
-        def catch(module: nn.Module, number: int) -> Any:
-            def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                streams[number] = args[0] if args else kwargs["hidden_states"]
-
-            return module.register_forward_pre_hook(hook, with_kwargs=True)
-
-        # What the final norm reads is the stream that left the last layer.
-        hooks = [catch(self._norm, self.num_layers)]
-        below = [tap for tap in state.taps if tap < self.num_layers]
-        hooks += [catch(_layers(self._base, self.name)[tap], tap) for tap in below]
-        try:
-            hidden = self._base(
-                input_ids=tokens[None],
-                attention_mask=attention_masks(
-                    self._kinds, mask, positions, state.length, self._additive
-                ),
-                position_ids=positions[None],
-                past_key_values=state.cache,
-                use_cache=True,
-            ).last_hidden_state
-        finally:
-            for hook in hooks:
-                hook.remove()
-        features = streams[self.num_layers][0]
-        taps = [streams[tap][0] for tap in state.taps]
-        return features, hidden[0], torch.cat(taps, -1) if taps else features[:, :0]
-
-
-def _layers(decoder: Any, name: str) -> nn.ModuleList:
-    """The decoder layers, whose inputs a drafter may ask for."""
-    for attribute in LAYER_LISTS:
-        found = getattr(decoder, attribute, None)
-        if isinstance(found, nn.ModuleList):
-            return found
-    raise DynaSpecError(
-        f"{name}: the drafter reads hidden states between layers, and no list of layers was found "
-        f"in {type(decoder).__name__} (expected one of {', '.join(LAYER_LISTS)})"
-    )
-
-
-def _decoder(model: Any, name: str) -> Any:
-    """The stack of layers below the LM head: of a composite model its language model."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    if decoder is model:
-        raise DynaSpecError(
-            f"{name} has no decoder stack below an LM head, so it is no causal language model; "
-            "choose another --model"
+        masks = attention_masks(self._kinds, mask, positions, state.length, self._additive)
+        features, normed, taps = self.backbone.run(
+            tokens[None], positions[None], masks, state.cache, state.taps
         )
-    return decoder
-
-
-def _final_norm(decoder: Any, name: str) -> nn.Module:
-    for attribute in FINAL_NORMS:
-        module = getattr(decoder, attribute, None)
-        if isinstance(module, nn.Module):
-            return module
-    raise DynaSpecError(
-        f"{name}: no final norm found in {type(decoder).__name__}; expected one of "
-        f"{', '.join(FINAL_NORMS)}"
-    )
+        return features[0], normed[0], torch.cat(taps, -1)[0] if taps else features[0, :, :0]
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:

@@ -20,7 +20,6 @@ from dynaspec_cli.training.teacher import Teacher
 
 SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 TEXT_TOKENS = 160
-BATCH = 8
 TOP = 3
 _ROWS = 64
 

@@ -186,7 +186,7 @@ def _held_out(
         )
         kinds = torch.tensor([groups[i] for i in chosen])
         shard = Shard(tokens.cpu(), features, length, kinds)
-        held.append(HeldOut.of(shard, teacher.head, teacher.final_norm, maker.ends))
+        held.append(HeldOut.of(shard, teacher.head, teacher.backbone.norm, maker.ends))
     return held
 
 

@@ -173,10 +173,6 @@ class ShardMaker:
     def _generator(self, index: int) -> torch.Generator:
         return torch.Generator().manual_seed(self.config.seed * 1_000_003 + index)
 
-    def _order(self, epoch: int) -> Tensor:
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + 500_000 + epoch)
-        return torch.randperm(len(self.texts), generator=generator)
-
     def _read(self, index: int) -> Shard:
         """Packed corpus text: pieces of texts in a random order, end to end."""
         count = max(1, self.config.tokens // self.length)

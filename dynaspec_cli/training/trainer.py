@@ -103,8 +103,8 @@ class Trainer:
         teacher = maker.teacher
         self.device = teacher.head.device
         module.to(self.device)
-        self.embedding = teacher.target._embedding
-        self.norm = teacher.final_norm
+        self.embedding = teacher.backbone.embedding
+        self.norm = teacher.backbone.norm
         self.frequent = maker.frequent(config.loss.columns)
         self.gram = gram_matrix(teacher.head, maker.counts) if config.loss.gram else None
         matrices = [p for p in module.parameters() if p.dim() > 1]

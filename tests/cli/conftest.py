@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,10 @@ class FakeTarget:
 
 
 class FakeTokenizer:
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    arguments: Mapping[str, Any] = {}
+
+    def chat(self, messages: Sequence[dict[str, str]], **arguments: Any) -> list[int]:
+        self.arguments = arguments
         return [len(message["content"]) for message in messages]
 
 

@@ -17,7 +17,7 @@ from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.errors import DynaSpecError, ExactnessError
 from dynaspec_cli.main import cli, describe
 from dynaspec_cli.shortlist.names import NAMES
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.tree.registry import TREES
 
 from .conftest import ROOT, FakeEngine
 from .help_text import help_document
@@ -64,7 +64,7 @@ def test_version(run: Callable[..., Any]) -> None:
 
 def test_choices_come_from_the_registries() -> None:
     params = {p.name: p for p in COMMANDS["generate"].load().params}
-    assert tuple(params["tree"].type.choices) == tree_names()  # type: ignore[attr-defined]
+    assert tuple(params["tree"].type.choices) == TREES.names()  # type: ignore[attr-defined]
     metavar = params["shortlist"].type.get_metavar(params["shortlist"])
     assert metavar == f"[{'|'.join(NAMES)}|PATH]"
 
@@ -168,7 +168,7 @@ def test_warnings_of_others_are_no_messages_of_ours() -> None:
 
 
 def test_documentation_is_current() -> None:
-    path = ROOT / "docs" / "cli.md"
+    path = ROOT / "docs" / "guide" / "cli.md"
     assert path.read_text(encoding="utf-8") == help_document(cli), (
-        "docs/cli.md is not what --help says; run: python -m tests.cli.help_text"
+        "docs/guide/cli.md is not what --help says; run: python -m tests.cli.help_text"
     )

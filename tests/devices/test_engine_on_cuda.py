@@ -35,7 +35,7 @@ from dynaspec_cli.shortlist.router import Router
 from dynaspec_cli.target.load import load_transformers
 from dynaspec_cli.target.transformers_target import TransformersTarget
 from dynaspec_cli.training.initialise import drafter_config, from_target
-from dynaspec_cli.tree.registry import create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 PROMPT = torch.tensor([5, 9, 200, 31, 77, 5, 9])
 STEPS, CORE, CLUSTERS = 4, 40, 12
@@ -67,7 +67,7 @@ class _Moved(TransformersTarget):
         return None
 
     def head_hash(self) -> str:
-        return head_hash(to_host(self.head_weight()))
+        return head_hash(to_host(self.head_weight().data))
 
 
 def _parts(folder: Any, device: torch.device, dtype: torch.dtype) -> Parts:
@@ -140,11 +140,11 @@ def _tokens(
 
 
 # Sampling asks for whole distributions, of a fixed selection or of one the device chose.
-CASES = [(name, "greedy", tree) for name in SHORTLISTS for tree in tree_names()]
+CASES = [(name, "greedy", tree) for name in SHORTLISTS for tree in TREES.names()]
 CASES += [
     (name, "sampled", tree)
     for name in ("full", "dynaspec, late router")
-    for tree in tree_names()
+    for tree in TREES.names()
     if tree != "auto"  # refused: timed trees have no seed
 ]
 CASES += [("dynaspec, early router", "filtered", tree) for tree in ("eagle2", "dyspec")]

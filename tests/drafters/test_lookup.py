@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dynaspec_cli.drafters.lookup.automaton import COUNTED, ROOT, SuffixAutomaton
-from dynaspec_cli.drafters.lookup.drafter import FLOOR, WIDTH, LookupDrafter
+from dynaspec_cli.drafters.lookup.continuations import continuations
+from dynaspec_cli.drafters.lookup.drafter import FLOOR, WIDTH, LookupDrafter, children
 from dynaspec_cli.drafters.lookup.reliability import Reliability
 from dynaspec_cli.protocols import Committed, Frontier
 
@@ -154,3 +155,35 @@ def test_a_proposal_takes_no_longer_in_a_long_text(capsys):
             times.append(time.perf_counter() - begun)
         with capsys.disabled():
             print(f"\n{length} tokens: {1e6 * sorted(times)[150]:.0f} microseconds a step")
+
+
+def best_tree(text, size, depth):
+    """The ``size`` most probable nodes by trying every path, children as one step gives them."""
+    _, state, _ = propose(text)
+    nodes = [((), state.root)]
+    for path, node in nodes:
+        if len(path) < depth:
+            below = children(state.text, state.reliability, node)
+            nodes += [((*path, token), child) for token, child in below.items()]
+    ranked = sorted(nodes[1:], key=lambda item: (-item[1].chance, len(item[0])))
+    return {path: node.chance for path, node in ranked[:size]}
+
+
+@pytest.mark.parametrize("size", [1, 3, 8, 30])
+def test_continuations_are_the_most_probable_tree(size):
+    draw = random.Random(size)
+    for _ in range(10):
+        prompt = [draw.randrange(4) for _ in range(60)]
+        _, state, _ = propose(prompt)
+        found = continuations(state, size, 4)
+        paths: list[tuple[int, ...]] = []
+        for token, parent in zip(found.tokens, found.parents, strict=True):
+            assert parent < len(paths)
+            paths.append((*(() if parent < 0 else paths[parent]), token))
+        assert len(set(paths)) == len(paths)
+        wanted = best_tree(prompt, size, 4)
+        assert found.chances == tuple(sorted(found.chances, reverse=True))
+        assert list(found.chances) == pytest.approx(sorted(wanted.values(), reverse=True))
+        assert found.expected == pytest.approx(sum(wanted.values()))
+        some = found.first(3, floor=0.2)
+        assert len(some.tokens) == sum(chance >= 0.2 for chance in found.chances[:3])

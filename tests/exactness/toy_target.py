@@ -12,7 +12,7 @@ from torch import Tensor
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.session import decode
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import Committed, DraftHeadOutput, DraftTree, Frontier
 
 
 class ToyOutput:
@@ -87,9 +87,7 @@ def decoded_law(
         tokens: Context = ()
         accepted = 0
         source: Any = script
-        for emission in decode(
-            target, torch.tensor(prompt), 1000, sampling, source, speculation
-        ):
+        for emission in decode(target, torch.tensor(prompt), 1000, sampling, source, speculation):
             tokens += tuple(emission.token_ids)
             accepted += emission.step.accepted if emission.step else 0
             if len(tokens) >= length:
@@ -102,3 +100,31 @@ def decoded_law(
         law[tokens] = law.get(tokens, 0.0) + probability
         drafts += probability * accepted
     return law, drafts
+
+
+class ToyDrafter:
+    """The toy model's drafter, which scores its own tokens."""
+
+    name, folder, head, taps = "toy", None, None, ()
+
+    def __init__(self, model: ToyModel, width: int) -> None:
+        self.model, self.width = model, width
+
+    def describe(self) -> dict[str, Any]:
+        return {"drafter_kind": "toy"}
+
+    def begin(self, prompt: Tensor, max_length: int) -> dict[str, Any]:
+        return {"context": (int(prompt[0]),)}
+
+    def extend(self, state: dict[str, Any], committed: Committed) -> DraftHeadOutput:
+        state["context"] += tuple(committed.tokens.tolist())
+        state["last"] = [state["context"]]
+        return self.model.candidates(state["last"], self.width)
+
+    def step(self, state: dict[str, Any], frontier: Frontier) -> DraftHeadOutput:
+        pairs = zip(frontier.source.tolist(), frontier.tokens.tolist(), strict=True)
+        state["last"] = [(*state["last"][source], token) for source, token in pairs]
+        return self.model.candidates(state["last"], self.width)
+
+    def observe(self, state: dict[str, Any], tree: DraftTree, path: Tensor) -> None:
+        pass

@@ -177,9 +177,15 @@ def test_what_follows_the_end_of_a_text_is_not_scored(tiny_model_dir):
 
     def score(length, ends):
         shard = Shard(tokens[:, :length], features[:, :length], 6, torch.zeros(1).long())
-        held = HeldOut.of(shard, teacher.head, teacher.final_norm, ends)
+        held = HeldOut.of(shard, teacher.head, teacher.backbone.norm, ends)
         return held_out_score(
-            module, [held], teacher.head, target._embedding, teacher.final_norm, columns, ["x"]
+            module,
+            [held],
+            teacher.head,
+            target.backbone.embedding,
+            teacher.backbone.norm,
+            columns,
+            ["x"],
         )
 
     # What is asked for at the end of text and behind it does not count: only rows up to token 19.

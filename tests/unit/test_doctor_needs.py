@@ -22,7 +22,7 @@ from dynaspec_cli.target.resolve import ModelSource
 from dynaspec_cli.ui import diagnosis
 
 SHIPPED, CONFIG = load._packaged()[0]
-SIZES = ModelSizes(10**6, CONFIG.vocab_size, CONFIG.hidden_size, kv_width=64)
+SIZES = ModelSizes(10**6, CONFIG.vocab_size, CONFIG.hidden_size, kv_width=64, num_layers=2)
 HEAD_BYTES = CONFIG.vocab_size * CONFIG.hidden_size * 2
 DRAFTER_BYTES = (SHIPPED / "model.safetensors").stat().st_size
 
@@ -107,13 +107,13 @@ def test_kernels_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     fake_extension(monkeypatch, has_cuda=False)
     facts = system.system_facts(cuda)
     assert (facts["backend"], facts["fallback"]) == ("torch", True)
-    assert facts["backend_reason"].startswith("the extension has no kernels for cuda; DYNASPEC_BUI")
+    assert facts["backend_reason"].startswith("the extension has no kernels for cuda; to build")
     assert system.system_facts(torch.device("cpu"))["backend"] == "cpu-avx2"
     assert ops.backend_reason() == "CPU kernels, ..."
     fake_extension(monkeypatch, has_cuda=True)
     facts = system.system_facts(cuda)
     assert (facts["backend"], facts["fallback"]) == ("cuda", False)
-    assert facts["backend_reason"] == "CUDA kernels, built for torch 9.9"
+    assert facts["backend_reason"] == "CUDA kernels, built with torch 9.9"
 
 
 def test_the_install_hint_keeps_its_brackets() -> None:
@@ -121,5 +121,8 @@ def test_the_install_hint_keeps_its_brackets() -> None:
     facts["default_model"] = {"name": "m", "installed": False}
     facts["cpu"] = "a [bold] one"
     shown = {name: Text.from_markup(value).plain for name, value in diagnosis._system_rows(facts)}
-    assert shown["default model"] == "m: not installed (pip install 'dynaspec[demo]')"
+    assert (
+        shown["default model"]
+        == "m: not installed (pip install '.[demo]' in a checkout of dynaspec)"
+    )
     assert "a [bold] one" in shown["CPU"]

@@ -33,7 +33,6 @@ PACKAGES = [
     "rich",
     "setuptools>=77",
     "ninja",
-    "pybind11>=2.13",
     "numpy",
     "tokenizers",
     "pytest",
@@ -57,9 +56,7 @@ def prepare(venv: Path) -> Path:
             )
         say(f"making {venv} with {TORCH} (5 GB)")
         subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-    probe = (
-        "import torch, transformers, safetensors, click, rich, setuptools, ninja, pybind11, pytest"
-    )
+    probe = "import torch, transformers, safetensors, click, rich, setuptools, ninja, pytest"
     if subprocess.run([str(python), "-c", probe], capture_output=True).returncode != 0:
         subprocess.run([str(python), "-m", "pip", "install", "-q", *PACKAGES], check=True)
     return python

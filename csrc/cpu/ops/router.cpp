@@ -1,68 +1,61 @@
-// Cluster scores of the router.
-#include <torch/library.h>
+// Cluster scores of the router: checks and outputs.
+#include "cpu/kernels/router.h"
 
-#include <cmath>
-#include <vector>
+#include <optional>
 
 #include "common.h"
 #include "cpu/ops/linear.h"
 
 namespace dynaspec::cpu {
-
 namespace {
 
-at::Tensor widen_bias(const char* name, const at::Tensor& bias, int64_t size) {
-  DYNASPEC_EXPECT(bias.dim() == 1 && bias.size(0) == size && bias.is_floating_point(),
-                  "router_clusters", name, "floating-point [" + std::to_string(size) + "]", bias);
-  return bias.to(at::kFloat).contiguous();
-}
+constexpr const char* kOp = "router_clusters";
 
-void check_input(const char* name, const at::Tensor& x, int64_t rows) {
-  DYNASPEC_EXPECT(x.dim() == 2 && x.size(0) == rows && x.device().is_cpu() && is_activation(x),
-                  "router_clusters", name,
+void check_input(const char* name, const Tensor& x, int64_t rows) {
+  DYNASPEC_EXPECT(x.dim() == 2 && x.size(0) == rows && x.is_cpu() && is_activation(x), kOp, name,
                   "float32, bfloat16 or float16 [" + std::to_string(rows) + ", *] on the CPU", x);
 }
 
-void check_width(const char* name, const at::Tensor& weight, int64_t k) {
-  DYNASPEC_EXPECT(weight.dim() == 2 && weight.size(1) == k, "router_clusters", name,
+Weight check_weight(const char* name, const Tensor& weight, int64_t k) {
+  DYNASPEC_EXPECT(weight.dim() == 2 && weight.size(1) == k, kOp, name,
                   "[*, " + std::to_string(k) + "] (the width of its input)", weight);
+  return describe_weight(kOp, name, weight);
 }
 
-// w2 silu(w1 [f; e] + b1) + b2, or w2 f (+ b2) with an empty w1.
-at::Tensor router_clusters(const at::Tensor& features, const at::Tensor& tokens_embedding,
-                           const at::Tensor& w1, const at::Tensor& b1, const at::Tensor& w2,
-                           const at::Tensor& b2) {
-  const char* op = "router_clusters";
-  check_input("features", features, features.dim() ? features.size(0) : 0);
+Tensor router_clusters(const Tensor& features, const Tensor& tokens_embedding, const Tensor& w1,
+                       const Tensor& b1, const Tensor& w2, const Tensor& b2) {
+  check_input("features", features, features.dim() > 0 ? features.size(0) : 0);
   const int64_t n = features.size(0);
-  at::Tensor hidden = features.to(at::kFloat).contiguous();
+  const Tensor f = as_float32(features);
+  Router router{};
+  router.d = features.size(1);
+  std::optional<Tensor> embedding, first_bias, second_bias;
+  int64_t width = router.d;
   if (!is_empty(w1)) {
     check_input("tokens_embedding", tokens_embedding, n);
-    const at::Tensor x = at::cat({hidden, tokens_embedding.to(at::kFloat)}, 1);
-    check_width("w1", w1, x.size(1));
-    Weight first = describe_weight(op, "w1", w1, {});
-    const at::Tensor bias = widen_bias("b1", b1, w1.size(0));
-    first.bias = bias.const_data_ptr<float>();
-    hidden = at::empty({n, w1.size(0)}, at::kFloat);
-    float* h = hidden.mutable_data_ptr<float>();
-    linear(x.const_data_ptr<float>(), n, first, w1.size(0), h, w1.size(0));
-    for (int64_t i = 0; i < hidden.numel(); ++i) h[i] = h[i] / (1.0f + std::exp(-h[i]));
+    embedding = as_float32(tokens_embedding);
+    router.e = tokens_embedding.size(1);
+    router.first = check_weight("w1", w1, router.d + router.e);
+    width = router.inner = w1.size(0);
+    first_bias = wide_bias(kOp, "b1", b1, router.inner);
+    router.first.bias = data<float>(*first_bias);
   }
-  check_width("w2", w2, hidden.size(1));
-  Weight second = describe_weight(op, "w2", w2, {});
-  at::Tensor bias;
+  router.second = check_weight("w2", w2, width);
+  router.clusters = w2.size(0);
   if (!is_empty(b2)) {
-    bias = widen_bias("b2", b2, w2.size(0));
-    second.bias = bias.const_data_ptr<float>();
+    second_bias = wide_bias(kOp, "b2", b2, router.clusters);
+    router.second.bias = data<float>(*second_bias);
   }
-  at::Tensor scores = at::empty({n, w2.size(0)}, at::kFloat);
-  linear(hidden.const_data_ptr<float>(), n, second, w2.size(0), scores.mutable_data_ptr<float>(),
-         w2.size(0));
+  Tensor scores = empty({n, router.clusters}, Dtype::kFloat32, cpu_place());
+  router_scores(router, data<float>(f), embedding.has_value() ? data<float>(*embedding) : nullptr,
+                n, mutable_data<float>(scores));
   return scores;
 }
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(dynaspec, CPU, m) { m.impl("router_clusters", router_clusters); }
+STABLE_TORCH_LIBRARY_IMPL(dynaspec, CPU, m) {
+  m.impl("router_clusters", TORCH_BOX(&router_clusters));
+}
 
 }  // namespace dynaspec::cpu

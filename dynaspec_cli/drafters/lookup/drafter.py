@@ -52,6 +52,21 @@ class LookupState:
     reliability: Reliability
     rows: list[dict[int, Node]] = field(default_factory=list)
 
+    @property
+    def root(self) -> Node:
+        """The end of the text."""
+        match = self.text.match
+        return Node(match, self.text.length[match], 1.0)
+
+    def append(self, tokens: list[int]) -> None:
+        """Add settled tokens, and learn how far the matches before them could be trusted."""
+        text = self.text
+        for token in tokens:
+            match = text.match
+            if match > ROOT:
+                self.reliability.observe(text.length[match], token in text.next[match])
+            text.append(token)
+
 
 class LookupDrafter:
     """Proposes from the request's own prompt and output; holds nothing."""
@@ -70,13 +85,8 @@ class LookupDrafter:
         return state
 
     def extend(self, state: LookupState, committed: Committed) -> DraftHeadOutput:
-        text = state.text
-        for token in committed.tokens.tolist():
-            match = text.match
-            if match > ROOT:
-                state.reliability.observe(text.length[match], token in text.next[match])
-            text.append(token)
-        return self._propose(state, [Node(text.match, text.length[text.match], 1.0)])
+        state.append(committed.tokens.tolist())
+        return self._propose(state, [state.root])
 
     def step(self, state: LookupState, frontier: Frontier) -> DraftHeadOutput:
         places = zip(frontier.source.tolist(), frontier.tokens.tolist(), strict=True)
