@@ -118,6 +118,20 @@ class LanguageModelDrafter:
     def observe(self, state: LanguageModelState, tree: DraftTree, path: Tensor) -> None:
         """Nothing: what was accepted comes with the next ``extend``."""
 
+    def rewind(self, state: LanguageModelState, prompt: Tensor, max_length: int) -> int:
+        room, wanted = min(max_length, self.model.max_context), prompt.tolist()
+        committed = state.text[: len(state.text) - state.waiting]
+        count = next(
+            (i for i, (a, b) in enumerate(zip(committed, wanted, strict=False)) if a != b),
+            min(len(committed), len(wanted)),
+        )
+        if not count:
+            return 0
+        self.model.rewind(state.cache, count - 1, room)
+        state.room, state.text, state.waiting = room, wanted[:count], 1
+        state.tokens, state.parents, state.root = [], [], -1
+        return count
+
     def _commit(self, state: LanguageModelState, settled: list[int]) -> int:
         """Keep the chain's rows and those of accepted nodes that a step has run; the number of the
         latter."""
