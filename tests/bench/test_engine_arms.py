@@ -259,7 +259,7 @@ def test_llama_cpp_is_refused_where_it_cannot_run(
 
     setting = peer_setting(engine, tiny_model_dir)
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DynaSpecError, match=r"dynaspec\[peers\]"):
+    with pytest.raises(DynaSpecError, match=r"\.\[peers\]"):
         peers.LlamaCppPeer(setting)
     monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(DynaSpecError, match="GGUF file"):
