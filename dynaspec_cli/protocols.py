@@ -107,6 +107,11 @@ class Target(Protocol):
         """Token embeddings as the first layer sees them, [n, d]."""
         ...
 
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        """Rows of the embedding table as they are stored, [n, d]: without the factor that some
+        families (Gemma) apply in ``embed``."""
+        ...
+
     def norm(self, features: Tensor) -> Tensor:
         """The final norm: features [n, d] -> what the LM head reads [n, d]."""
         ...
@@ -276,7 +281,8 @@ class Drafter(Protocol):
 
     def describe(self) -> dict[str, Any]:
         """What settings and reports say about it: "drafter_kind" and facts of that kind, as JSON
-        values."""
+        values. "drafter_notes", where it is there, is a list of sentences that the user is told:
+        what was chosen where the drafter's files could mean more than one thing."""
         ...
 
     def begin(self, prompt: Tensor, max_length: int) -> Any:

@@ -60,10 +60,11 @@ is kept and the exit code is 130.
 @click.option(
     "--prompt-file",
     metavar="FILE|-",
-    help="Read the prompt from a file or standard input, without a line break at its end.",
+    help="Read the prompt from a file or standard input, without a line break at its end.  "
+    "[default: PROMPT]",
 )
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
-@click.option("--system", metavar="TEXT", help="System message; needs --chat.")
+@click.option("--system", metavar="TEXT", help="System message; needs --chat.  [default: none]")
 @click.option(
     "--chat-arg",
     type=ChatArgument(),
@@ -71,9 +72,7 @@ is kept and the exit code is 130.
     multiple=True,
     help="A variable of the chat template, as enable_thinking=false; needs --chat; repeatable.",
 )
-@click.option(
-    "--max-new-tokens", type=int, metavar="N", default=256, help="Length limit of the text."
-)
+@click.option("--max-new-tokens", type=int, metavar="N", default=256, help="New tokens at most.")
 @click.option(
     "--stop",
     type=TextType(),
@@ -102,13 +101,14 @@ def generate(
     stream: bool,
     compare: bool,
     drafter: str,
+    drafter_option: Sequence[str],
     shortlist: str | None,
     shortlist_size: int | None,
     tree: str,
     tree_size: int,
     tree_depth: int,
     tree_width: int,
-    tree_threshold: float | None,
+    filling: dict[str, Any],
     temperature: float,
     top_k: int,
     top_p: float,
@@ -128,11 +128,11 @@ def generate(
         max_new_tokens,
         tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
-        tree_config(tree, tree_size, tree_depth, tree_width, tree_threshold),
+        tree_config(tree, tree_size, tree_depth, tree_width, filling),
         shortlist_config(shortlist or "auto", shortlist_size),
     )
     text = read_prompt(prompt, prompt_file)
-    engine = load_engine(common, drafter)
+    engine = load_engine(common, drafter, drafter_option)
     if compare and engine.drafter is None:
         raise DynaSpecError(
             f"--compare: there is no drafter for {engine.target.name} to compare; "

@@ -9,72 +9,38 @@ step cheaper, never better covered.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynaspec_cli.doctor.memory import safetensors_shapes
-from dynaspec_cli.drafters.config import FORMAT
-from dynaspec_cli.errors import DynaSpecError
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-HEAD_NAMES = ("lm_head.weight", "head.weight")
+from dynaspec_cli.drafters.files import DrafterFiles
+from dynaspec_cli.drafters.options import check_known
+from dynaspec_cli.drafters.registry import KINDS, kind_of
 
 
-def inspect_drafter(folder: Path) -> dict[str, Any]:
-    """Format, head rows, target vocabulary and verdict of a drafter folder; weights are not read.
+def inspect_drafter(folder: Path, options: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Kind, head rows, target vocabulary and verdict of a drafter folder, read with its
+    ``--drafter-option``s; of safetensors weights the headers alone are read.
 
-    Raises ``DynaSpecError`` where the folder holds no drafter.
+    Raises ``DynaSpecError`` where the folder holds no drafter of a kind that is known.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DynaSpecError(f"--drafter {folder}: no config.json there") from error
-    except ValueError as error:
-        raise DynaSpecError(f"--drafter {folder}: config.json is no JSON ({error})") from error
-    shapes = safetensors_shapes(folder)
-    if not shapes:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        found = f"; {pickles[0]} is a pickle and is not read" if pickles else ""
-        raise DynaSpecError(f"--drafter {folder}: expected model.safetensors{found}")
-    vocabulary = _vocabulary(config)
-    rows = _head_rows(config, shapes)
-    whole = rows is None or vocabulary is None or rows >= vocabulary
+    files = DrafterFiles(folder, str(folder), options)
+    name, kind = kind_of(files)
+    check_known(files.options, kind.options, name)
+    head = kind.inspect(files)
+    whole = head.rows is None or head.rows >= head.vocab_size
     return {
         "folder": str(folder),
-        "format": _format(config),
-        "target_vocab_size": vocabulary,
-        "head_rows": rows,
+        "format": name,
+        "description": KINDS[name].description,
+        "target_vocab_size": head.vocab_size,
+        "head_rows": head.rows,
         "can_raise_coverage": whole,
-        "verdict": _verdict(rows, vocabulary, whole),
+        "verdict": _verdict(head.rows, head.vocab_size, whole),
     }
 
 
-def _format(config: dict[str, Any]) -> str:
-    if config.get("format") == FORMAT:
-        return FORMAT
-    if "speculators_model_type" in config:
-        return f"speculators {config['speculators_model_type']}"
-    architectures = config.get("architectures") or ["unknown"]
-    return str(architectures[0])
-
-
-def _vocabulary(config: dict[str, Any]) -> int | None:
-    inner = config.get("transformer_layer_config") or {}
-    value = config.get("vocab_size") or inner.get("vocab_size")
-    return int(value) if value else None
-
-
-def _head_rows(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """Rows of the drafter's own head; None: it uses the target's."""
-    if "d2t" in shapes:
-        return shapes["d2t"][0]
-    if config.get("draft_vocab_size"):
-        return int(config["draft_vocab_size"])
-    return next((shapes[name][0] for name in HEAD_NAMES if name in shapes), None)
-
-
-def _verdict(rows: int | None, vocabulary: int | None, whole: bool) -> str:
+def _verdict(rows: int | None, vocabulary: int, whole: bool) -> str:
     if rows is None:
         return (
             "the drafter reads the target's LM head, so a dynamic shortlist chooses among all of "

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.head import own_head
+from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
 from dynaspec_cli.drafters.same_tokenizer import check_same_tokenizer
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target, TargetOutput
@@ -27,7 +28,10 @@ from dynaspec_cli.target.load import load_source
 from dynaspec_cli.target.resolve import ModelSource, check_folder
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
-KIND = "language-model"
+NAME = "language-model"
+
+PARTS_OF_HEADS = ("fc", "midlayer", "d2t", "t2d")
+"""Tensors that read a target's hidden states or map to its vocabulary."""
 
 CHAIN_ROWS = 16
 """Settled tokens that are run together with the next tree; more are read as a prompt is."""
@@ -80,7 +84,7 @@ class LanguageModelDrafter:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "drafter_kind": KIND,
+            "drafter_kind": NAME,
             "drafter_layers": self.model.num_layers,
             "drafter_hidden_size": self.model.hidden_size,
             "drafter_kernels": self.model.kernels,
@@ -145,10 +149,12 @@ class LanguageModelDrafter:
 
 
 def load_language_model(
-    source: ModelSource, name: str, target: Target, tokenizer: TextTokenizer
+    source: ModelSource, name: str, target: Target, tokenizer: TextTokenizer | None
 ) -> LanguageModelDrafter:
     """The model of ``source`` as ``target``'s drafter on its device: a GGUF file on its own blocks
     where these are multiplied, other models in the target's dtype."""
+    if tokenizer is None:
+        raise DynaSpecError(f"--drafter {name}: a language model needs the target's tokenizer")
     model, own_tokenizer = load_source(source, "auto", target.dtype, target.device)
     check_same_tokenizer(own_tokenizer, tokenizer, name, target.name)
     drafter = LanguageModelDrafter(model, target)
@@ -157,10 +163,25 @@ def load_language_model(
     return drafter
 
 
-def load_language_model_folder(
-    files: DrafterFiles, target: Target, tokenizer: TextTokenizer
+def _load_folder(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None
 ) -> LanguageModelDrafter:
-    """The language model in a folder."""
     check_folder(files.folder)
     source = ModelSource(files.name, folder=files.folder)
     return load_language_model(source, files.name, target, tokenizer)
+
+
+def _inspect(files: DrafterFiles) -> HeadFacts:
+    rows = files.config.get("vocab_size")
+    if not isinstance(rows, int):
+        raise DynaSpecError(f"drafter {files.folder}: config.json names no vocab_size")
+    return HeadFacts(rows, rows)
+
+
+def _recognise(files: DrafterFiles) -> bool:
+    """What is of no other kind, and no head that lacks something."""
+    parts = {part for name in files.shapes() for part in name.split(".")}
+    return "model_type" in files.config and parts.isdisjoint(PARTS_OF_HEADS)
+
+
+KIND = DrafterKind(_recognise, _load_folder, _inspect)

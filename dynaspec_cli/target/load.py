@@ -16,6 +16,7 @@ from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
 from dynaspec_cli.target.gguf_cache import converted, known_head_hash
 from dynaspec_cli.target.gguf_native import open_native
+from dynaspec_cli.target.gguf_tokenizer import begun_tokenizer
 from dynaspec_cli.target.native_spec import native_spec, read_config
 from dynaspec_cli.target.native_target import load_native, load_packed
 from dynaspec_cli.target.quiet import quiet_transformers
@@ -104,7 +105,7 @@ def load_gguf(
         return None
     # Beside the weights: building a tokenizer leaves the second core to them.
     with ThreadPoolExecutor(1) as other:
-        tokenizer = other.submit(found.tokenizer)
+        tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
         found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
         known = found.weights.head_hash()
         build = load_packed if packed else load_native

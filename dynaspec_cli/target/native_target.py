@@ -99,6 +99,11 @@ class NativeTarget:
         return self._weights.embedding.embed(token_ids, self._spec.embed_scale)
 
     @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        """Float32 [n, d]."""
+        return self._weights.embedding.embed(token_ids)
+
+    @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
         """Float32 [n, d]."""
         return rms_norm(features, self._weights.norm, self._spec.eps)

@@ -130,6 +130,12 @@ class TransformersTarget:
         return self.backbone.embedding(token_ids.to(self.device))
 
     @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        table: Any = self.backbone.embedding.weight
+        rows: Tensor = table[token_ids.to(self.device)]
+        return rows
+
+    @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
         return self.backbone.norm(features.to(device=self.device, dtype=self.dtype))
 

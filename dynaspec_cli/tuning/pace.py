@@ -32,9 +32,7 @@ class Pace:
     """Of one request. ``size`` is the most nodes a round may have, ``depth`` its draft steps;
     ``prior``: path probabilities expected of a tree's nodes, descending."""
 
-    def __init__(
-        self, costs: CostTable, size: int, depth: int, prior: Sequence[float]
-    ) -> None:
+    def __init__(self, costs: CostTable, size: int, depth: int, prior: Sequence[float]) -> None:
         self.costs, self.depth = costs, depth
         self.sizes = [n for n in LADDER if n < size] + [size]
         self._sums = [s * PRIOR_ROUNDS for s in self._padded(prefix_sums(prior[:size]))]

@@ -22,7 +22,7 @@ from dynaspec_cli.target.resolve import ModelSource
 from dynaspec_cli.ui import diagnosis
 
 SHIPPED, CONFIG = load._packaged()[0]
-SIZES = ModelSizes(10**6, CONFIG.vocab_size, CONFIG.hidden_size, kv_width=64)
+SIZES = ModelSizes(10**6, CONFIG.vocab_size, CONFIG.hidden_size, kv_width=64, num_layers=2)
 HEAD_BYTES = CONFIG.vocab_size * CONFIG.hidden_size * 2
 DRAFTER_BYTES = (SHIPPED / "model.safetensors").stat().st_size
 
