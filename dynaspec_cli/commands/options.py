@@ -23,7 +23,7 @@ from dynaspec_cli.config import (
     ShortlistConfig,
     TreeConfig,
 )
-from dynaspec_cli.errors import UsageError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.registry import Registry
 from dynaspec_cli.shortlist import names as shortlists
 from dynaspec_cli.tree.acceptance import read_vector
@@ -199,6 +199,13 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _SAMPLING: tuple[Callable[[Any], Any], ...] = (
     click.option(
+        "--sampling",
+        type=click.Choice(("options", "model")),
+        default="options",
+        help="model: temperature, top-k, top-p and min-p as the model's generation_config.json "
+        "recommends, where the options beside it do not say otherwise.",
+    ),
+    click.option(
         "--temperature",
         type=float,
         metavar="T",
@@ -226,8 +233,41 @@ _SAMPLING: tuple[Callable[[Any], Any], ...] = (
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--temperature --top-k --top-p --min-p``; see ``sampling_config``."""
-    return _compose(*_SAMPLING)(function)
+    """Add ``--sampling --temperature --top-k --top-p --min-p``; see ``sampling_config``."""
+
+    @functools.wraps(function)
+    def wrapper(**params: Any) -> Any:
+        if params.pop("sampling") == "model":
+            params |= _recommended(params["model"], bool(params["quiet"]))
+        return function(**params)
+
+    return _compose(*_SAMPLING)(wrapper)
+
+
+def _recommended(model: str | None, quiet: bool) -> dict[str, Any]:
+    """The model's own filters, those left out that an option gives; says what is not applied."""
+    from dynaspec_cli.target.recommended import recommended
+    from dynaspec_cli.target.resolve import resolve_model
+
+    source = resolve_model(model)
+    found = recommended(source)
+    if found is None:
+        raise DynaSpecError(
+            f"--sampling model: {source.name} comes with no recommendation "
+            "(generation_config.json); give --temperature, --top-k, --top-p, --min-p"
+        )
+    if found.unmet and not quiet:
+        click.echo(
+            f"{found.origin} also asks for {', '.join(found.unmet)}, which dynaspec does not apply",
+            err=True,
+        )
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {
+        name: value
+        for name, value in found.filters.items()
+        if context.get_parameter_source(name) is default
+    }
 
 
 def sampling_config(

@@ -16,7 +16,7 @@ from typing import Any
 from dynaspec_cli.doctor.memory import ModelSizes, folder_sizes, gguf_sizes
 from dynaspec_cli.drafters.files import CONFIG_FILE, DrafterFiles
 from dynaspec_cli.drafters.kind import HeadFacts
-from dynaspec_cli.drafters.language_model import NAME
+from dynaspec_cli.drafters.language_model import KIND
 from dynaspec_cli.drafters.load import beside
 from dynaspec_cli.drafters.options import check_known
 from dynaspec_cli.drafters.registry import KINDS, kind_of
@@ -41,7 +41,7 @@ def language_model_sizes(path: Path) -> ModelSizes | None:
         return sizes
     if not (path / CONFIG_FILE).is_file():
         return None
-    return folder_sizes(path) if kind_of(DrafterFiles(path, str(path)))[0] == NAME else None
+    return folder_sizes(path) if kind_of(DrafterFiles(path, str(path)))[0] == KIND else None
 
 
 def inspect_drafter(folder: Path, options: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -53,8 +53,8 @@ def inspect_drafter(folder: Path, options: Mapping[str, str] | None = None) -> d
     """
     sizes = language_model_sizes(folder) if folder.is_file() else None
     if sizes is not None:
-        check_known(options or {}, {}, NAME)
-        name, head = NAME, HeadFacts(sizes.vocab_size, sizes.vocab_size)
+        check_known(options or {}, {}, KIND)
+        name, head = KIND, HeadFacts(sizes.vocab_size, sizes.vocab_size)
     else:
         files = DrafterFiles(folder, str(folder), options)
         name, kind = kind_of(files)

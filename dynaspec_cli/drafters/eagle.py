@@ -20,12 +20,13 @@ from dynaspec_cli import ops
 from dynaspec_cli.drafters.config import FORMAT, DrafterConfig
 from dynaspec_cli.drafters.files import WEIGHTS_FILE, DrafterFiles
 from dynaspec_cli.drafters.head import target_head
-from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts, by_target
+from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
 from dynaspec_cli.drafters.pairs import EXTEND_ROWS, PairCache, empty_caches
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.layer import LAYER_WEIGHTS, LayerWeights, dense_layer
 from dynaspec_cli.ops.pages import on_huge_pages
 from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 NORMS = ("input_norm", "q_norm", "k_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 
@@ -183,7 +184,9 @@ class EagleDrafter:
         return x
 
 
-def load_eagle(files: DrafterFiles, target: Target) -> EagleDrafter:
+def load_eagle(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> EagleDrafter:
     """The drafter that train-drafter made in ``files``, checked against ``target``."""
     config = DrafterConfig.from_values(files.config, f"drafter {files.folder}")
     check_fits(config, target)
@@ -263,6 +266,4 @@ def _inspect(files: DrafterFiles) -> HeadFacts:
     return HeadFacts(config.vocab_size, None)
 
 
-KIND = DrafterKind(
-    lambda files: files.config.get("format") == FORMAT, by_target(load_eagle), _inspect
-)
+KIND = DrafterKind(lambda files: files.config.get("format") == FORMAT, load_eagle, _inspect)

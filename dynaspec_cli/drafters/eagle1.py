@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.drafters.files import DrafterFiles
-from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts, by_target
+from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
 from dynaspec_cli.drafters.options import PUBLISHED
 from dynaspec_cli.drafters.published import EAGLE1, read_head_config
 from dynaspec_cli.drafters.published_drafter import PublishedDrafter, check_target
@@ -29,6 +29,7 @@ from dynaspec_cli.drafters.published_weights import (
     read_weights,
 )
 from dynaspec_cli.protocols import Drafter, Target, TargetOutput
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 class Eagle1Drafter(PublishedDrafter):
@@ -50,7 +51,9 @@ class Eagle1Drafter(PublishedDrafter):
         return x, x
 
 
-def load_eagle1(files: DrafterFiles, target: Target) -> Drafter:
+def load_eagle1(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> Drafter:
     """The head in ``files``, checked against ``target``."""
     where = f"drafter {files.folder}"
     config = read_head_config(files.config, files.options, EAGLE1, where)
@@ -71,4 +74,4 @@ def _inspect(files: DrafterFiles) -> HeadFacts:
     return inspect_head(files, EAGLE1)
 
 
-KIND = DrafterKind(_recognise, by_target(load_eagle1), _inspect, PUBLISHED)
+KIND = DrafterKind(_recognise, load_eagle1, _inspect, PUBLISHED)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.drafters.files import DrafterFiles
-from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts, by_target
+from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
 from dynaspec_cli.drafters.options import PUBLISHED
 from dynaspec_cli.drafters.published import EAGLE3, HeadConfig, read_head_config
 from dynaspec_cli.drafters.published_drafter import PublishedDrafter, check_target
@@ -32,6 +32,7 @@ from dynaspec_cli.drafters.published_weights import (
 )
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Drafter, Target, TargetOutput
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 class Eagle3Drafter(PublishedDrafter):
@@ -96,7 +97,9 @@ class Eagle3Drafter(PublishedDrafter):
         return ops.rms_norm(x.contiguous(), weight, self.config.layer.eps)
 
 
-def load_eagle3(files: DrafterFiles, target: Target) -> Drafter:
+def load_eagle3(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> Drafter:
     """The head in ``files``, checked against ``target``."""
     where = f"drafter {files.folder}"
     config = read_head_config(files.config, files.options, EAGLE3, where)
@@ -118,5 +121,5 @@ def _inspect(files: DrafterFiles) -> HeadFacts:
     return inspect_head(files, EAGLE3)
 
 
-KIND = DrafterKind(_recognise, by_target(load_eagle3), _inspect, PUBLISHED)
-SPECULATORS_KIND = DrafterKind(_recognise_speculators, by_target(load_eagle3), _inspect, PUBLISHED)
+KIND = DrafterKind(_recognise, load_eagle3, _inspect, PUBLISHED)
+SPECULATORS_KIND = DrafterKind(_recognise_speculators, load_eagle3, _inspect, PUBLISHED)

@@ -19,22 +19,13 @@ class HeadFacts:
     rows: int | None
 
 
-LoadDrafter = Callable[[DrafterFiles, Target, TextTokenizer | None], Drafter]
-
-
 @dataclass(frozen=True)
 class DrafterKind:
-    """``recognise`` says whether a folder is of this kind; ``load`` makes the drafter, or raises
-    DynaSpecError where folder and target (with its tokenizer, where that is known) do not fit;
-    ``inspect`` reads what needs no target.
-    ``options``: the keys of ``--drafter-option`` that it reads, with their meaning."""
+    """``recognise`` says whether a folder is of this kind; ``load`` makes the drafter for a target
+    and its tokenizer, or raises DynaSpecError where they do not fit; ``inspect`` reads what needs
+    no target. ``options``: the keys of ``--drafter-option`` that it reads, with their meaning."""
 
     recognise: Callable[[DrafterFiles], bool]
-    load: LoadDrafter
+    load: Callable[[DrafterFiles, Target, TextTokenizer | None], Drafter]
     inspect: Callable[[DrafterFiles], HeadFacts]
     options: Mapping[str, str] = field(default_factory=dict)
-
-
-def by_target(load: Callable[[DrafterFiles, Target], Drafter]) -> LoadDrafter:
-    """A ``load`` that needs no tokenizer: a head reads the target's own rows."""
-    return lambda files, target, tokenizer: load(files, target)

@@ -28,10 +28,11 @@ from dynaspec_cli.target.load import load_source
 from dynaspec_cli.target.resolve import ModelSource, check_folder
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
-NAME = "language-model"
+KIND = "language-model"
 
 PARTS_OF_HEADS = ("fc", "midlayer", "d2t", "t2d")
-"""Tensors that read a target's hidden states or map to its vocabulary."""
+"""Tensors that read a target's hidden states or map to its vocabulary: a head that lacks something
+is no language model."""
 
 CHAIN_ROWS = 16
 """Settled tokens that are run together with the next tree; more are read as a prompt is."""
@@ -84,7 +85,7 @@ class LanguageModelDrafter:
 
     def describe(self) -> dict[str, Any]:
         return {
-            "drafter_kind": NAME,
+            "drafter_kind": KIND,
             "drafter_layers": self.model.num_layers,
             "drafter_hidden_size": self.model.hidden_size,
             "drafter_kernels": self.model.kernels,
@@ -154,7 +155,10 @@ def load_language_model(
     """The model of ``source`` as ``target``'s drafter on its device: a GGUF file on its own blocks
     where these are multiplied, other models in the target's dtype."""
     if tokenizer is None:
-        raise DynaSpecError(f"--drafter {name}: a language model needs the target's tokenizer")
+        raise DynaSpecError(
+            f"--drafter {name}: a language model drafts for a target whose tokenizer is known; load "
+            "it with the target's"
+        )
     model, own_tokenizer = load_source(source, "auto", target.dtype, target.device)
     check_same_tokenizer(own_tokenizer, tokenizer, name, target.name)
     drafter = LanguageModelDrafter(model, target)
@@ -163,9 +167,10 @@ def load_language_model(
     return drafter
 
 
-def _load_folder(
-    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None
+def load_language_model_folder(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
 ) -> LanguageModelDrafter:
+    """The language model in a folder."""
     check_folder(files.folder)
     source = ModelSource(files.name, folder=files.folder)
     return load_language_model(source, files.name, target, tokenizer)
@@ -174,14 +179,15 @@ def _load_folder(
 def _inspect(files: DrafterFiles) -> HeadFacts:
     rows = files.config.get("vocab_size")
     if not isinstance(rows, int):
-        raise DynaSpecError(f"drafter {files.folder}: config.json names no vocab_size")
+        raise DynaSpecError(
+            f"drafter {files.folder}: config.json of a language model lacks vocab_size"
+        )
     return HeadFacts(rows, rows)
 
 
 def _recognise(files: DrafterFiles) -> bool:
-    """What is of no other kind, and no head that lacks something."""
     parts = {part for name in files.shapes() for part in name.split(".")}
     return "model_type" in files.config and parts.isdisjoint(PARTS_OF_HEADS)
 
 
-KIND = DrafterKind(_recognise, _load_folder, _inspect)
+FOLDER_KIND = DrafterKind(_recognise, load_language_model_folder, _inspect)

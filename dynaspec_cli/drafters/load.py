@@ -11,7 +11,7 @@ from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.checkpoints.hub import fetch_drafter
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
-from dynaspec_cli.drafters.language_model import NAME, load_language_model
+from dynaspec_cli.drafters.language_model import KIND, load_language_model
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.drafters.options import check_known
 from dynaspec_cli.drafters.registry import load_folder
@@ -25,15 +25,15 @@ from dynaspec_cli.target.tokenizer import TextTokenizer
 def load_drafter(
     value: str,
     target: Target,
-    tokenizer: TextTokenizer | None,
+    tokenizer: TextTokenizer | None = None,
     options: Mapping[str, str] | None = None,
 ) -> Drafter | None:
     """``auto``: the packaged drafter of this target's head, lookup where there is none;
     ``packaged``: the same, but its absence is an error. ``lookup``: the text itself drafts.
     ``none``: None. Otherwise a GGUF file or a package with a language model, or a folder, or the
     name of a hub repository, with a drafter of a kind that drafters/registry.py lists.
-    ``tokenizer``: the target's. ``options``: what the user says about a folder's drafter
-    (drafters/options.py).
+    ``tokenizer``: the target's, which a language model's is compared with. ``options``: what the
+    user says about a folder's drafter (drafters/options.py).
     """
     if options and value in ("none", "lookup"):
         check_known(options, {}, value)
@@ -54,7 +54,7 @@ def load_drafter(
     folder = Path(value).expanduser()
     one_file = folder.is_file() or value.endswith(".gguf") or HUB_FILE.fullmatch(value)
     if one_file or value in SINGLE_FILE_PACKAGES:
-        check_known(options or {}, {}, NAME)
+        check_known(options or {}, {}, KIND)
         source = resolve_model(value, "--drafter")
         return load_language_model(source, value, target, tokenizer)
     if not folder.exists():

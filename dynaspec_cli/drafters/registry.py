@@ -32,8 +32,8 @@ KINDS: Registry[DrafterKind] = Registry(
         "eagle-3": Entry("EAGLE-3 and 3.1 heads", "dynaspec_cli.drafters.eagle3:KIND"),
         "eagle-1": Entry("EAGLE-1, EAGLE-2 and HASS heads", "dynaspec_cli.drafters.eagle1:KIND"),
         "language-model": Entry(
-            "causal language models of the target's tokenizer",
-            "dynaspec_cli.drafters.language_model:KIND",
+            "a causal language model of the target's tokenizer",
+            "dynaspec_cli.drafters.language_model:FOLDER_KIND",
         ),
     },
 )
@@ -61,8 +61,7 @@ def kind_of(files: DrafterFiles) -> tuple[str, DrafterKind]:
 def load_folder(
     files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
 ) -> Drafter:
-    """The drafter in ``files``, made for ``target``, whose ``tokenizer`` a language model has to
-    have."""
+    """The drafter in ``files``, made for ``target`` and its ``tokenizer``."""
     name, kind = kind_of(files)
     check_known(files.options, kind.options, name)
     return kind.load(files, target, tokenizer)

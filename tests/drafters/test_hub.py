@@ -72,7 +72,7 @@ def test_weights_are_fetched_once(
 def test_a_head_from_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     repository = Hub(tmp_path / "hub", ["config.json", "model.safetensors", "eagle3.py"])
     monkeypatch.setattr(huggingface_hub, "snapshot_download", repository.snapshot_download)
-    drafter = load_drafter("org/head", Case(EAGLE3).target, None)
+    drafter = load_drafter("org/head", Case(EAGLE3).target)
     assert drafter is not None
     assert drafter.name == "org/head"
     assert drafter.describe()["drafter_kind"] == "eagle-3"
@@ -86,7 +86,7 @@ def refuse(monkeypatch: pytest.MonkeyPatch, error: Exception) -> str:
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(DynaSpecError) as caught:
-        load_drafter("org/head", Case(EAGLE3).target, None)
+        load_drafter("org/head", Case(EAGLE3).target)
     message = str(caught.value)
     assert message.startswith("--drafter org/head: ")
     assert "\n" not in message
@@ -113,9 +113,9 @@ def test_offline_is_honoured_and_names_are_checked() -> None:
     """With huggingface_hub itself, which tests run offline."""
     target = Case(EAGLE3).target
     with pytest.raises(DynaSpecError, match="HF_HUB_OFFLINE is set"):
-        load_drafter("org/never-fetched-head", target, None)
+        load_drafter("org/never-fetched-head", target)
     with pytest.raises(DynaSpecError, match="no valid hub name"):
-        load_drafter("a/b/c", target, None)
+        load_drafter("a/b/c", target)
     with pytest.raises(DynaSpecError, match="HF_HUB_OFFLINE is set, so nothing is sent"):
         DrafterCheckpoint.from_pretrained(EAGLE3).push_to_hub("org/head")
 
