@@ -30,6 +30,10 @@ from dynaspec_cli.target.tokenizer import TextTokenizer
 
 KIND = "language-model"
 
+PARTS_OF_HEADS = ("fc", "midlayer", "d2t", "t2d")
+"""Tensors that read a target's hidden states or map to its vocabulary: a head that lacks something
+is no language model."""
+
 CHAIN_ROWS = 16
 """Settled tokens that are run together with the next tree; more are read as a prompt is."""
 
@@ -195,6 +199,9 @@ def _inspect(files: DrafterFiles) -> HeadFacts:
     return HeadFacts(rows, rows)
 
 
-FOLDER_KIND = DrafterKind(
-    lambda files: "model_type" in files.config, load_language_model_folder, _inspect
-)
+def _recognise(files: DrafterFiles) -> bool:
+    parts = {part for name in files.shapes() for part in name.split(".")}
+    return "model_type" in files.config and parts.isdisjoint(PARTS_OF_HEADS)
+
+
+FOLDER_KIND = DrafterKind(_recognise, load_language_model_folder, _inspect)

@@ -11,7 +11,7 @@ from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.checkpoints.hub import fetch_drafter
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
-from dynaspec_cli.drafters.language_model import load_language_model
+from dynaspec_cli.drafters.language_model import KIND, load_language_model
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.drafters.options import check_known
 from dynaspec_cli.drafters.registry import load_folder
@@ -54,6 +54,7 @@ def load_drafter(
     folder = Path(value).expanduser()
     one_file = folder.is_file() or value.endswith(".gguf") or HUB_FILE.fullmatch(value)
     if one_file or value in SINGLE_FILE_PACKAGES:
+        check_known(options or {}, {}, KIND)
         source = resolve_model(value, "--drafter")
         return load_language_model(source, value, target, tokenizer)
     if not folder.exists():
