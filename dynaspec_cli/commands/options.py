@@ -283,7 +283,7 @@ DRAFTER_OPTION = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="What a published head's files leave open, such as taps=2,16,29 "
-    "(docs/methods/drafters.md); can be repeated.",
+    "(docs/guide/heads.md); can be repeated.",
 )
 
 _TREE = TreeConfig()
