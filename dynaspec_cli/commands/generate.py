@@ -121,7 +121,7 @@ def generate(
     shortlist: str | None,
     shortlist_size: int | None,
     tree: str,
-    tree_size: int,
+    tree_size: int | None,
     tree_depth: int,
     tree_width: int,
     filling: dict[str, Any],

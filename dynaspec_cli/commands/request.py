@@ -64,7 +64,7 @@ def request_options(
                     values["tree_size"],
                     values["tree_depth"],
                     values["tree_width"],
-                    values["tree_threshold"],
+                    values["filling"],
                 ),
                 shortlist_config(values["shortlist"] or "auto", values["shortlist_size"]),
             )
@@ -110,5 +110,5 @@ _NAMES = (
     "tree_size",
     "tree_depth",
     "tree_width",
-    "tree_threshold",
+    "filling",
 )
