@@ -14,6 +14,14 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 _ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test looks at stderr, a slow machine must not add a line of progress to it."""
+    monkeypatch.setattr("dynaspec_cli.ui.lines.PATIENCE_S", 3600.0)
+
+
 _TEXT = (
     "The capital of France is Paris. The quick brown fox jumps over the lazy dog. "
     "Die Straße ist naß, größer wird's nicht. Это просто пример текста. 这是一个例子。 "

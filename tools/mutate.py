@@ -103,7 +103,7 @@ def killed(tests: list[str], build: str | None, timeout: float) -> bool:
         os.dup2(null, 1)
         os.dup2(null, 2)
         signal.alarm(int(timeout))
-        sys.path.insert(0, os.getcwd())
+        sys.path.insert(0, str(Path.cwd()))
         sys.dont_write_bytecode = True  # a stale .pyc of the same second and size would be taken
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])) != 0)
     return os.waitpid(child, 0)[1] != 0

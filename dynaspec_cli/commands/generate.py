@@ -63,10 +63,11 @@ is kept and the exit code is 130.
 @click.option(
     "--prompt-file",
     metavar="FILE|-",
-    help="Read the prompt from a file or standard input, without a line break at its end.",
+    help="Read the prompt from a file or standard input, without a line break at its end.  "
+    "[default: PROMPT]",
 )
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
-@click.option("--system", metavar="TEXT", help="System message; needs --chat.")
+@click.option("--system", metavar="TEXT", help="System message; needs --chat.  [default: none]")
 @click.option(
     "--chat-arg",
     type=ChatArgument(),
@@ -74,9 +75,7 @@ is kept and the exit code is 130.
     multiple=True,
     help="A variable of the chat template, as enable_thinking=false; needs --chat; repeatable.",
 )
-@click.option(
-    "--max-new-tokens", type=int, metavar="N", default=256, help="Length limit of the text."
-)
+@click.option("--max-new-tokens", type=int, metavar="N", default=256, help="New tokens at most.")
 @click.option(
     "--stop",
     type=TextType(),

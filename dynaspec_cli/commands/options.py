@@ -23,7 +23,7 @@ from dynaspec_cli.config import (
     ShortlistConfig,
     TreeConfig,
 )
-from dynaspec_cli.errors import UsageError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.registry import Registry
 from dynaspec_cli.shortlist import names as shortlists
 from dynaspec_cli.tree.acceptance import read_vector
@@ -151,8 +151,16 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),
-    click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's]"),
-    click.option("--seed", type=int, metavar="N", default=0, help="Seed of every random choice."),
+    click.option(
+        "--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's, one a core]"
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="Whole number that every random choice follows from.",
+    ),
     click.option("--json", "json", is_flag=True, help="Print one JSON object and nothing else."),
     click.option("--quiet", "-q", is_flag=True, help="Print the result and errors only."),
     click.option(
@@ -169,7 +177,8 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         is_eager=True,
         expose_value=False,
         callback=_read_config,
-        help="TOML file with options; environment variables and flags override it.",
+        help="TOML file with options; environment variables and flags override it.  "
+        "[default: none]",
     ),
 )
 
@@ -190,12 +199,29 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _SAMPLING: tuple[Callable[[Any], Any], ...] = (
     click.option(
-        "--temperature", type=float, metavar="T", default=0.0, help="0 is greedy decoding."
+        "--sampling",
+        type=click.Choice(("options", "model")),
+        default="options",
+        help="model: temperature, top-k, top-p and min-p as the model's generation_config.json "
+        "recommends, where the options beside it do not say otherwise.",
     ),
     click.option(
-        "--top-k", type=int, metavar="K", default=0, help="Keep the K best tokens; 0: all."
+        "--temperature",
+        type=float,
+        metavar="T",
+        default=0.0,
+        help="What divides the logits; 0: greedy decoding.",
     ),
-    click.option("--top-p", type=float, metavar="P", default=1.0, help="Nucleus; 1: off."),
+    click.option(
+        "--top-k", type=int, metavar="K", default=0, help="Keep the K most probable tokens; 0: all."
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="P",
+        default=1.0,
+        help="Keep the fewest tokens that have probability P together; 1: all.",
+    ),
     click.option(
         "--min-p",
         type=float,
@@ -207,8 +233,41 @@ _SAMPLING: tuple[Callable[[Any], Any], ...] = (
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--temperature --top-k --top-p --min-p``; see ``sampling_config``."""
-    return _compose(*_SAMPLING)(function)
+    """Add ``--sampling --temperature --top-k --top-p --min-p``; see ``sampling_config``."""
+
+    @functools.wraps(function)
+    def wrapper(**params: Any) -> Any:
+        if params.pop("sampling") == "model":
+            params |= _recommended(params["model"], bool(params["quiet"]))
+        return function(**params)
+
+    return _compose(*_SAMPLING)(wrapper)
+
+
+def _recommended(model: str | None, quiet: bool) -> dict[str, Any]:
+    """The model's own filters, those left out that an option gives; says what is not applied."""
+    from dynaspec_cli.target.recommended import recommended
+    from dynaspec_cli.target.resolve import resolve_model
+
+    source = resolve_model(model)
+    found = recommended(source)
+    if found is None:
+        raise DynaSpecError(
+            f"--sampling model: {source.name} comes with no recommendation "
+            "(generation_config.json); give --temperature, --top-k, --top-p, --min-p"
+        )
+    if found.unmet and not quiet:
+        click.echo(
+            f"{found.origin} also asks for {', '.join(found.unmet)}, which dynaspec does not apply",
+            err=True,
+        )
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {
+        name: value
+        for name, value in found.filters.items()
+        if context.get_parameter_source(name) is default
+    }
 
 
 def sampling_config(
@@ -224,10 +283,11 @@ DRAFTER_OPTION = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="What a published head's files leave open, such as taps=2,16,29 "
-    "(docs/methods/drafters.md); can be repeated.",
+    "(docs/guide/heads.md); can be repeated.",
 )
 
 _TREE = TreeConfig()
+_SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.items())
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--drafter",
@@ -245,7 +305,10 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         f"  [default: {shortlists.DEFAULT}, or nanospec where no shipped bundle fits the target]",
     ),
     click.option(
-        "--shortlist-size", type=int, metavar="N", help="Tokens.  [default: the method's own]"
+        "--shortlist-size",
+        type=int,
+        metavar="N",
+        help=f"Tokens that a draft step scores.  [default: {_SIZES}]",
     ),
     click.option(
         "--tree",
@@ -261,10 +324,18 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         help="Nodes verified in one target pass, the root not counted.",
     ),
     click.option(
-        "--tree-depth", type=int, metavar="N", default=_TREE.depth, help="Levels below the root."
+        "--tree-depth",
+        type=int,
+        metavar="N",
+        default=_TREE.depth,
+        help="Levels of nodes below the root; draft steps at most.",
     ),
     click.option(
-        "--tree-width", type=int, metavar="N", default=_TREE.width, help="Children of a node."
+        "--tree-width",
+        type=int,
+        metavar="N",
+        default=_TREE.width,
+        help="Child nodes of a node at most.",
     ),
 )
 

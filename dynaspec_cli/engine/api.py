@@ -89,7 +89,7 @@ class Engine:
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
         name, lookup = beside(drafter)
-        found = load_drafter(name, target, drafter_options)
+        found = load_drafter(name, target, tokenizer, drafter_options)
         notices: tuple[str, ...] = ()
         if drafter == "auto" and isinstance(found, LookupDrafter):
             notices = (
@@ -133,8 +133,8 @@ class Engine:
         prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is
         asked after each step and between pieces of a long prompt; a KeyboardInterrupt inside a step
         ends the request too ("interrupted"), keeping what was generated. ``cache``: see
-        ``conversation``. Raises DynaSpecError for an empty prompt or one
-        that does not leave room in the model's context.
+        ``conversation``. Raises DynaSpecError for an empty prompt or one that does not leave room
+        in the model's context.
         """
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)

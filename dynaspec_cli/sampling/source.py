@@ -77,7 +77,7 @@ class GeneratorSource:
         return self.uniform() < probability
 
     def categorical(self, weights: Tensor) -> int:
-        index = ops.draw_index(weights, self.uniform())
+        index = ops.draw_index(weights.cpu(), self.uniform())
         if index < 0:
             raise DynaSpecError("a token was to be drawn from a distribution without any mass")
         return index

@@ -106,7 +106,8 @@ def row_probabilities(
         if row not in logits:
             rows = reader.rows(row)[:LOGIT_ROWS]
             logits.update(zip(rows, output.logits(torch.tensor(rows)), strict=True))
-        return probabilities(logits[row][None], config)[0]
+        # Children are tried and tokens drawn on the host, where a seed gives one text.
+        return probabilities(logits[row][None], config)[0].cpu()
 
     return of_row
 

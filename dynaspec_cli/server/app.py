@@ -33,8 +33,7 @@ from dynaspec_cli.server.replies import END, Reply, event
 @dataclass(frozen=True)
 class ServerOptions:
     """``defaults``: of requests that name nothing else; ``chat_arguments``: variables of the chat
-    template, likewise. ``model``: the name to be asked for.
-    ``max_body``: bytes."""
+    template, likewise. ``model``: the name to be asked for. ``max_body``: bytes."""
 
     model: str
     defaults: GenerationConfig

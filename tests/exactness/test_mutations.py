@@ -7,9 +7,11 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+import torch
 from exact_toys import Script, ToyModel, distance, emitted_law, target_law
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.ops.grow import drawn_so_far
 from dynaspec_cli.protocols import DraftTree, TreePolicy
 from dynaspec_cli.sampling import verify as verification
 from dynaspec_cli.sampling.verify import SampledDrafts
@@ -155,9 +157,15 @@ def test_sampled_tree_pruned_by_token_probability(monkeypatch: pytest.MonkeyPatc
     vanish, and what is verified was not drawn from q."""
     from dynaspec_cli.tree.dyspec import DySpecDrawn
 
+    original = DySpecDrawn.finish
+
     def finish(self, state):
-        by_token = sorted(range(1, len(state.tokens)), key=lambda node: (-state.scores[node], node))
-        return state.finished(sorted(by_token[: self.size]), replacement=False)
+        count = 1 + drawn_so_far(state.nodes)[1]
+        values, priorities = state.values[0].tolist(), state.values[1]
+        by_token = sorted(range(1, count), key=lambda node: (-values[node], node))
+        priorities[:count] = -torch.inf
+        priorities[by_token[: self.size]] = 1.0
+        return original(self, state)
 
     monkeypatch.setattr(DySpecDrawn, "finish", finish)
     assert law_error("dyspec", vocab=4, size=2, depth=1, width=3) > VISIBLE
