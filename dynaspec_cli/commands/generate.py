@@ -159,7 +159,9 @@ def generate(
             out=out,
             chat=chat,
             system=system,
+            chat_arguments=dict(chat_arg),
             drafter=drafter,
+            drafter_option=drafter_option,
             workers=workers,
             ray=ray,
         )

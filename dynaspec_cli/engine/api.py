@@ -142,8 +142,8 @@ class Engine:
         prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is
         asked after each step and between pieces of a long prompt; a KeyboardInterrupt inside a step
         ends the request too ("interrupted"), keeping what was generated. ``cache``: see
-        ``conversation``. Raises DynaSpecError for an empty prompt or one
-        that does not leave room in the model's context.
+        ``conversation``. Raises DynaSpecError for an empty prompt or one that does not leave room
+        in the model's context.
         """
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
