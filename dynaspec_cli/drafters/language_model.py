@@ -156,8 +156,8 @@ def load_language_model(
     where these are multiplied, other models in the target's dtype."""
     if tokenizer is None:
         raise DynaSpecError(
-            f"--drafter {name}: a language model drafts for a target whose tokenizer is known; load "
-            "it with the target's"
+            f"--drafter {name}: a language model drafts for a target whose tokenizer is known; "
+            "load it with the target's"
         )
     model, own_tokenizer = load_source(source, "auto", target.dtype, target.device)
     check_same_tokenizer(own_tokenizer, tokenizer, name, target.name)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from exact_toys import Context, ToyModel, distance, target_law
 from test_chi_square import FAMILY, p_value
-from test_law import SAMPLERS
+from test_law import SAMPLERS, policy_maker
 from torch import Tensor
 from toy_target import ToyOutput, ToyState, ToyTarget, decoded_law
 
@@ -26,7 +26,6 @@ from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.load import load
-from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import TREES, create_tree
 from dynaspec_cli.weights.weight import Weight, dense
 
@@ -86,11 +85,10 @@ def law_of(
     model = ToyModel(vocab=vocab, shortlist_size=2, seed=13)
     drafter = LanguageModelDrafter(ToyLanguageModel(model), Whole(model))
     head = chosen(shortlist, token_map, drafter, Whole(model))
-    config = TreeConfig(tree, size=1024 if tree == "specinfer" else 3, depth=2, width=2)
+    policy = policy_maker(tree, sampling, 3, 2, 2)
 
     def make(target: ToyTarget, script: Any) -> Speculation:
-        options = TreeOptions(expansion=(2, 1))
-        return Speculation(drafter, head, create_tree(config, sampling, options, script))
+        return Speculation(drafter, head, policy(script))
 
     law, drafts = decoded_law(model, PROMPT, make, sampling, length)
     return law, target_law(model, PROMPT, sampling, length), drafts
