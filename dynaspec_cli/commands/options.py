@@ -283,7 +283,7 @@ DRAFTER_OPTION = click.option(
     multiple=True,
     metavar="KEY=VALUE",
     help="What a published head's files leave open, such as taps=2,16,29 "
-    "(docs/methods/drafters.md); can be repeated.",
+    "(docs/guide/heads.md); can be repeated.",
 )
 
 _TREE = TreeConfig()
@@ -291,9 +291,11 @@ _SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.i
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--drafter",
-        metavar="auto|none|FOLDER|HUB-NAME",
+        metavar="auto|none|packaged|lookup|NAME[+lookup]",
         default="auto",
-        help="auto: the one shipped for the target; none: autoregressive decoding.",
+        help="auto: the one shipped for the target, else lookup (the text itself); none: "
+        "autoregressive decoding; NAME: a folder, hub name or .gguf file with a draft head or a "
+        "smaller language model of the same tokenizer.",
     ),
     DRAFTER_OPTION,
     click.option(

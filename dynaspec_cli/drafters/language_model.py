@@ -122,6 +122,20 @@ class LanguageModelDrafter:
     def observe(self, state: LanguageModelState, tree: DraftTree, path: Tensor) -> None:
         """Nothing: what was accepted comes with the next ``extend``."""
 
+    def rewind(self, state: LanguageModelState, prompt: Tensor, max_length: int) -> int:
+        room, wanted = min(max_length, self.model.max_context), prompt.tolist()
+        committed = state.text[: len(state.text) - state.waiting]
+        count = next(
+            (i for i, (a, b) in enumerate(zip(committed, wanted, strict=False)) if a != b),
+            min(len(committed), len(wanted)),
+        )
+        if not count:
+            return 0
+        self.model.rewind(state.cache, count - 1, room)
+        state.room, state.text, state.waiting = room, wanted[:count], 1
+        state.tokens, state.parents, state.root = [], [], -1
+        return count
+
     def _commit(self, state: LanguageModelState, settled: list[int]) -> int:
         """Keep the chain's rows and those of accepted nodes that a step has run; the number of the
         latter."""
@@ -156,7 +170,7 @@ def load_language_model(
     where these are multiplied, other models in the target's dtype."""
     if tokenizer is None:
         raise DynaSpecError(
-            f"--drafter {name}: a language model drafts for a target whose tokenizer is known; "
+            f"--drafter {name}: a language model is compared with the target by their tokenizers; "
             "load it with the target's"
         )
     model, own_tokenizer = load_source(source, "auto", target.dtype, target.device)

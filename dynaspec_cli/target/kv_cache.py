@@ -95,6 +95,12 @@ class PreallocatedCache(Cache):
         for layer in self._own:
             layer.length += count
 
+    def rewind(self, length: int) -> None:
+        """Commit the first ``length`` rows alone; an interrupted pass may have left layers of
+        different lengths."""
+        for layer in self._own:
+            layer.length = length
+
     def keep(self, rows: Tensor, device: torch.device | None = None) -> None:
         """Commit the given rows int64 [a] of the tree written last. ``rows`` of the host are
         compared there and moved to ``device`` only then, so that nothing waits for it."""

@@ -7,6 +7,7 @@ emits what plain decoding would, in bf16 too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.ops import backend, decoder_layer, kv_commit, rms_norm, tree_mask
 from dynaspec_cli.ops.extension import compiled
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import DraftTree, KeptRows
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.native_weights import NativeWeights, Tensors, read_weights
@@ -28,6 +29,7 @@ from dynaspec_cli.target.state import (
     causal_rows,
     check_append,
     check_max_length,
+    check_rewind,
     check_rows,
     check_start,
     check_taps,
@@ -145,6 +147,17 @@ class NativeTarget:
             kv_commit(state.values, state.length, rows)
         state.length += rows.numel()
         state.pending = 0
+
+    def rewind(self, state: NativeState, length: int, max_length: int) -> None:
+        check_max_length(max_length, self.max_context, self.name)
+        check_rewind(state, length)
+        state.length, state.pending, state.max_length = length, 0, max_length
+
+    @torch.inference_mode()
+    def recall(self, kept: Sequence[KeptRows]) -> HeadOutput:
+        rows = KeptRows.joined(kept)
+        hidden = rms_norm(rows.features, self._weights.norm, self._spec.eps)
+        return HeadOutput(rows.features, hidden, self._head, rows.taps, rows.leaders)
 
     def _output(self, state: NativeState, passed: Tensor) -> HeadOutput:
         """From what ``_forward`` yields: taps, then features, side by side."""

@@ -84,6 +84,12 @@ def check_start(state: TargetState, tree: DraftTree, start: int) -> None:
         )
 
 
+def check_rewind(state: TargetState, length: int) -> None:
+    """Refuse to keep more tokens than are committed."""
+    if not 0 <= length <= state.length:
+        raise DynaSpecError(f"rewind: expected 0 to {state.length} tokens to keep, got {length}")
+
+
 def causal_rows(start: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(mask bool [n, n], positions int64 [n]) of ``count`` consecutive tokens from position
     ``start``."""

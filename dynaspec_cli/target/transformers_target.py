@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops import tree_mask
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import DraftTree, KeptRows
 from dynaspec_cli.target.backbone import Backbone
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.kv_cache import PreallocatedCache
@@ -24,6 +25,7 @@ from dynaspec_cli.target.state import (
     causal_rows,
     check_append,
     check_max_length,
+    check_rewind,
     check_rows,
     check_start,
     check_taps,
@@ -184,6 +186,19 @@ class TransformersTarget:
         state.cache.keep(rows, self.device)
         state.length += rows.numel()
         state.pending = 0
+
+    def rewind(self, state: TransformersState, length: int, max_length: int) -> None:
+        check_max_length(max_length, self.max_context, self.name)
+        check_rewind(state, length)
+        state.cache.rewind(length)
+        state.length, state.pending, state.max_length = length, 0, max_length
+
+    @torch.inference_mode()
+    def recall(self, kept: Sequence[KeptRows]) -> HeadOutput:
+        rows = KeptRows.joined(kept)
+        return HeadOutput(
+            rows.features, self.norm(rows.features), self._head, rows.taps, rows.leaders
+        )
 
     def _forward(
         self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor

@@ -125,7 +125,7 @@ struct PairProducts {
         __m256i sum = _mm256_madd_epi16(q[0], xi[0]);
 #pragma GCC unroll 8
         for (int c = 1; c < kPart<G>; ++c) sum = dot_pairs(sum, q[c], xi[c]);
-        Vf a = vfma(_mm256_cvtepi32_ps(sum), scale, sums[i]);
+        Vf a = vfma(_mm256_cvtepi32_ps(sum), scale, z == 0 ? x.begun(sums + i) : sums[i]);
         if (kOffset && z == 0) {
           a = vfma(vload(reinterpret_cast<const float*>(x.sums + i * x.stride)), offset, a);
         }
@@ -204,7 +204,7 @@ struct QuadMin {
       const float* const sums = reinterpret_cast<const float*>(x.sums + i * x.stride) + 16;
       const __m256i sum = dot_quads<kBits == 5 ? 4 : 8, 1, 0>(q, xi);
       const Vf whole = vmul(_mm256_cvtepi32_ps(sum), vset(x.scale(i)));
-      acc[i] = vfma(vload(sums), offset, vfma(whole, scale, acc[i]));
+      acc[i] = vfma(vload(sums), offset, vfma(whole, scale, x.begun(acc + i)));
     }
   }
 };
@@ -248,7 +248,7 @@ struct Q6_K {
           vfma(vload(sums), centre, vmul(_mm256_cvtepi32_ps(dot_quads<2, 2, 0>(q, xi)), unit));
       const Vf odd =
           vfma(vload(sums + 8), centre, vmul(_mm256_cvtepi32_ps(dot_quads<2, 2, 1>(q, xi)), unit));
-      acc[i] = vfma(odd, scale[1], vfma(even, scale[0], acc[i]));
+      acc[i] = vfma(odd, scale[1], vfma(even, scale[0], x.begun(acc + i)));
     }
   }
 };

@@ -152,7 +152,7 @@ struct PairProducts {
       }
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
-        Vf a = vfma(vmul(_mm512_cvtepi32_ps(sum[r]), unit), scale[r], acc[r][i]);
+        Vf a = vfma(vmul(_mm512_cvtepi32_ps(sum[r]), unit), scale[r], x.begun(acc[r] + i));
         if constexpr (kBits != 8) {
           a = vfma(vload(reinterpret_cast<const float*>(facts)), offset[r], a);
         }
@@ -262,7 +262,7 @@ struct PairProducts {
       }
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
-        Vf a = vfma(_mm512_cvtepi32_ps(sum[r]), scale[r], acc[r][i]);
+        Vf a = vfma(_mm512_cvtepi32_ps(sum[r]), scale[r], x.begun(acc[r] + i));
         if constexpr (kOffset) {
           a = vfma(vload(reinterpret_cast<const float*>(x.sums + i * x.stride)), offset[r], a);
         }
@@ -397,7 +397,7 @@ struct QuadProducts {
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
         const Vf whole = vmul(_mm512_cvtepi32_ps(sum[r]), unit);
-        acc[r][i] = vfma(sums, offset[r], vfma(whole, scale[r], acc[r][i]));
+        acc[r][i] = vfma(sums, offset[r], vfma(whole, scale[r], x.begun(acc[r] + i)));
       }
     }
   }

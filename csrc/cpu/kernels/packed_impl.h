@@ -66,10 +66,7 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
     for (int64_t i0 = 0; i0 < x.n; i0 += kPackedTile) {
       const int64_t n = smaller(kPackedTile, x.n - i0);
       const char* const base = x.data + i0 * x.stride;
-      for (int64_t r = 0; r < padded; ++r) {
-        for (int64_t i = 0; i < n; ++i) acc[r][i] = vzero();
-      }
-      GroupOfX part{base, base + F::X::sums_at(k), base + F::X::scale_at(k), x.stride, n};
+      GroupOfX part{base, base + F::X::sums_at(k), base + F::X::scale_at(k), x.stride, n, true};
       int64_t offset = 0;
       for (int64_t at = 0; at < k;) {
         const int g = F::size(k - at);
@@ -95,22 +92,29 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
         }
         offset += bytes;
         at += F::values(g);
+        part.first = false;
         part.codes += F::X::code_bytes(g);
         part.sums += F::X::kSums * sizeof(float);
         if constexpr (!F::X::kRowScale) part.scales += sizeof(float);
       }
       for (int64_t i = 0; i < n; ++i) {
         const float unit = F::X::kRowScale ? part.scale(i) : 1.0f;
+        float* const results = out + (i0 + i) * ldo + j0;
         for (int64_t r = 0; r < here; r += kTileRows) {
           const int64_t count = smaller(kTileRows, here - r);
           Vf four[kTileRows];
           for (int64_t s = 0; s < kTileRows; ++s) four[s] = acc[r + smaller(s, count - 1)][i];
           float values[kTileRows];
           reduce4(four, values);
-          for (int64_t s = 0; s < count; ++s) {
-            const float y = values[s] * unit;
-            out[(i0 + i) * ldo + j0 + r + s] =
-                weight.bias != nullptr ? y + weight.bias[rows[j0 + r + s]] : y;
+          F4 y = load4(values);
+          if constexpr (F::X::kRowScale) y = y * unit;
+          if (weight.bias != nullptr) {
+            for (int64_t s = 0; s < count; ++s) y[s] += weight.bias[rows[j0 + r + s]];
+          }
+          if (count == kTileRows) {
+            store4(results + r, y);
+          } else {
+            for (int64_t s = 0; s < count; ++s) results[r + s] = y[s];
           }
         }
       }

@@ -73,7 +73,8 @@ struct PairProducts {
           sum[l] += q[p] * xi[p] + q[p + 1] * xi[p + 1];
         }
       }
-      acc[0][i] = add_lanes(acc[0][i], sum, 1.0f, scale, sums, kBits == 8 ? nullptr : offset);
+      acc[0][i] =
+          add_lanes(x.begun(acc[0] + i), sum, 1.0f, scale, sums, kBits == 8 ? nullptr : offset);
     }
   }
 };
@@ -142,7 +143,7 @@ struct QuadProducts {
     for (int64_t i = 0; i < x.n; ++i) {
       const int8_t* const xi = reinterpret_cast<const int8_t*>(x.codes + i * x.stride);
       const float* const sums = reinterpret_cast<const float*>(x.sums + i * x.stride);
-      Vf a = acc[0][i];
+      Vf a = x.begun(acc[0] + i);
       for (int odd = 0; odd < 2; ++odd) {
         int32_t sum[8] = {};
         for (int y = odd; y < 8; y += 2) {

@@ -13,6 +13,9 @@ constexpr int kPackedLanes = kWidth == 16 ? 16 : 8;
 struct GroupOfX {
   const char *codes, *sums, *scales;
   int64_t stride, n;
+  bool first;  // of the rows' groups: sums begin with it
+
+  Vf begun(const Vf* acc) const { return first ? vzero() : *acc; }
 
   float scale(int64_t i) const {
     float value;
