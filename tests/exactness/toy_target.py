@@ -23,6 +23,7 @@ class ToyOutput:
     taps: Tensor | None = None
 
     def __init__(self, model: ToyModel, contexts: list[Context]) -> None:
+        self.contexts = contexts
         self.table = torch.stack([model.target_logits(context) for context in contexts])
         self.features = torch.arange(len(contexts), dtype=torch.float32)[:, None]
 
@@ -37,6 +38,9 @@ class ToyOutput:
 
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
         return self.logits(rows).topk(k).indices
+
+    def keep(self, rows: Tensor) -> list[Context]:
+        return [self.contexts[row] for row in rows.tolist()]
 
 
 @dataclass
@@ -69,6 +73,9 @@ class ToyTarget:
     def verify(self, state: ToyState, tree: DraftTree, start: int = 0) -> ToyOutput:
         state.rows = node_contexts(tree, (*state.context, int(tree.tokens[0])))
         return ToyOutput(self.model, state.rows[start:])
+
+    def recall(self, kept: list[list[Context]]) -> ToyOutput:
+        return ToyOutput(self.model, [context for rows in kept for context in rows])
 
     def commit(self, state: ToyState, rows: Tensor) -> None:
         state.context = state.rows[int(rows[-1])]
