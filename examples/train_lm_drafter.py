@@ -241,6 +241,7 @@ class Run:
         begun = said = saved = time.monotonic()
         limit = self.options.minutes * 60
         entropy = 0.0
+        first = self.step + 1
         while True:
             now = time.monotonic()
             over = now - begun >= limit
@@ -252,7 +253,7 @@ class Run:
             left = 1 - (now - begun) / limit
             rate = self.options.learning_rate * min(1.0, (self.step + 1) / 100)
             loss = self.update(rate * max(0.03, min(1.0, left / self.options.decay_share)))
-            entropy = loss if self.step == 1 else 0.98 * entropy + 0.02 * loss
+            entropy = loss if self.step == first else 0.98 * entropy + 0.02 * loss
             if now - said >= 60:
                 said = now
                 print(

@@ -157,7 +157,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 )
 @click.option(
     "--drafter",
-    metavar="auto|none|FOLDER|HUB-NAME",
+    metavar="auto|none|packaged|lookup|NAME[+lookup]",
     default="auto",
     help="Drafter of specs that name none.",
 )

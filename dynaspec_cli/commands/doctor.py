@@ -20,7 +20,7 @@ Examples:
 )
 @click.option(
     "--drafter",
-    metavar="auto|FOLDER",
+    metavar="auto|FOLDER|FILE.gguf",
     default="auto",
     help="Drafter to inspect; auto: the one shipped for the model.",
 )

@@ -296,9 +296,11 @@ _SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.i
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--drafter",
-        metavar="auto|none|FOLDER|HUB-NAME",
+        metavar="auto|none|packaged|lookup|NAME[+lookup]",
         default="auto",
-        help="auto: the one shipped for the target; none: autoregressive decoding.",
+        help="auto: the one shipped for the target, else lookup (the text itself); none: "
+        "autoregressive decoding; NAME: a folder, hub name or .gguf file with a draft head or a "
+        "smaller language model of the same tokenizer.",
     ),
     DRAFTER_OPTION,
     click.option(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from exact_toys import Context, ToyModel, distance, target_law
 from test_chi_square import FAMILY, p_value
-from test_law import SAMPLERS
+from test_law import SAMPLERS, policy_maker
 from torch import Tensor
 from toy_target import ToyOutput, ToyState, ToyTarget, decoded_law
 
@@ -85,13 +85,10 @@ def law_of(
     model = ToyModel(vocab=vocab, shortlist_size=2, seed=13)
     drafter = LanguageModelDrafter(ToyLanguageModel(model), Whole(model))
     head = chosen(shortlist, token_map, drafter, Whole(model))
-    if tree == "specinfer":
-        config = TreeConfig(tree, size=4, depth=2, width=2, expansion=(2, 1))
-    else:
-        config = TreeConfig(tree, size=3, depth=2, width=2)
+    policy = policy_maker(tree, sampling, 3, 2, 2)
 
     def make(target: ToyTarget, script: Any) -> Speculation:
-        return Speculation(drafter, head, create_tree(config, sampling, source=script))
+        return Speculation(drafter, head, policy(script))
 
     law, drafts = decoded_law(model, PROMPT, make, sampling, length)
     return law, target_law(model, PROMPT, sampling, length), drafts
