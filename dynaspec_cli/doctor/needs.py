@@ -16,7 +16,7 @@ from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.doctor import memory
 from dynaspec_cli.doctor.drafter import inspect_drafter
 from dynaspec_cli.doctor.memory import ModelSizes
-from dynaspec_cli.drafters.files import WEIGHTS_FILE
+from dynaspec_cli.drafters.files import weight_files
 from dynaspec_cli.drafters.load import packaged_drafter
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.shortlist.factory import packaged_folder
@@ -106,6 +106,4 @@ class Needs:
 def _file_bytes(folder: Path | None) -> int:
     if folder is None:
         return 0
-    whole = folder / WEIGHTS_FILE  # beside it a run keeps its optimiser's state
-    parts = [whole] if whole.is_file() else folder.glob("*.safetensors")
-    return sum(path.stat().st_size for path in parts)
+    return sum(path.stat().st_size for path in weight_files(folder, required=False))

@@ -21,7 +21,6 @@ CALLED_BY_OTHERS = {
 }  # fmt: skip
 
 KNOWN = {
-    "ascending", "from_offsets", "from_unknown", "own_head", "save_token_map",  # to come
     "as_torch", "strings", "union_size",
 }  # fmt: skip
 """Still to be used or taken out. Nothing may be added."""
