@@ -2,7 +2,7 @@
 #include "common.h"
 
 STABLE_TORCH_LIBRARY(dynaspec, m) {
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale) -> Tensor");
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, Tensor? scale, int format=-1) -> Tensor");
   m.def(
       "shortlist_union(Tensor cluster_scores, Tensor cluster_offsets, Tensor extra_rows, int "
       "core_rows, int budget)"
@@ -10,27 +10,32 @@ STABLE_TORCH_LIBRARY(dynaspec, m) {
   m.def(
       "shortlist_topk(Tensor hidden, Tensor head, Tensor head_scale, Tensor row_ids, Tensor "
       "blocks, int k,"
-      " float temperature) -> (Tensor log_q, Tensor ids, Tensor lse)");
+      " float temperature, int format=-1, bool gather=False)"
+      " -> (Tensor log_q, Tensor ids, Tensor lse)");
   m.def(
       "shortlist_log_probs(Tensor hidden, Tensor head, Tensor head_scale, Tensor row_ids, Tensor "
       "blocks,"
-      " float temperature) -> (Tensor log_q, Tensor ids, Tensor lse)");
+      " float temperature, int format=-1, bool gather=False)"
+      " -> (Tensor log_q, Tensor ids, Tensor lse)");
   m.def(
       "draft_head(Tensor hidden, Tensor head, Tensor head_scale, Tensor row_ids, Tensor "
       "cluster_scores,"
       " Tensor cluster_offsets, Tensor extra_rows, int core_rows, int budget, int k, float "
-      "temperature)"
+      "temperature, int format=-1, bool gather=False)"
       " -> (Tensor log_q, Tensor ids, Tensor lse, Tensor size, Tensor blocks)");
   m.def(
       "router_clusters(Tensor features, Tensor tokens_embedding, Tensor w1, Tensor b1, Tensor w2, "
       "Tensor b2)"
       " -> Tensor");
   m.def(
-      "decoder_layer(Tensor x, Tensor[] weights, Tensor(a!) k_cache, Tensor(b!) v_cache, Tensor "
-      "cos,"
-      " Tensor sin, Tensor positions, Tensor mask, int cache_len, int num_heads, int num_kv_heads,"
-      " int head_dim, float eps, float scale, int window, str activation, float "
-      "softcap=0.0) -> Tensor");
+      "decoder_layer(Tensor x, Tensor input_norm, Tensor[] qkv, Tensor qkv_bias, Tensor q_norm,"
+      " Tensor k_norm, Tensor out, Tensor post_attention_norm, Tensor mlp_norm, Tensor[] gate_up,"
+      " Tensor down, Tensor post_mlp_norm, int[] formats, Tensor(a!) k_cache, Tensor(b!) v_cache,"
+      " Tensor cos, Tensor sin, Tensor positions, Tensor mask, int cache_len, int num_heads,"
+      " int num_kv_heads, int head_dim, float eps, float scale, int window, str activation,"
+      " float softcap=0.0) -> Tensor");
+  m.def("pack_blocks(Tensor blocks, int format, int columns, Tensor(a!) out) -> ()");
+  m.def("embed_rows(Tensor weight, Tensor ids, int format, int columns) -> Tensor");
   m.def("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor");
   m.def(
       "drafter_input(Tensor features, Tensor embedded, Tensor norms, Tensor fc, Tensor gate, float "

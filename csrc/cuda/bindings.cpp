@@ -130,8 +130,9 @@ std::tuple<Tensor, Tensor, Tensor> best(const char* op, const Tensor& hidden_row
 std::tuple<Tensor, Tensor, Tensor> shortlist_topk(const Tensor& hidden, const Tensor& head,
                                                   const Tensor& head_scale, const Tensor& row_ids,
                                                   const Tensor& blocks, int64_t k,
-                                                  double temperature) {
+                                                  double temperature, int64_t format, bool gather) {
   const char* op = "shortlist_topk";
+  check_dense(op, format, gather);
   const auto guard = device_of(op, "head", head);
   return best(op, hidden, Head(op, head, head_scale, row_ids), blocks, k, temperature);
 }
@@ -139,8 +140,9 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_topk(const Tensor& hidden, const Te
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> draft_head(
     const Tensor& hidden, const Tensor& head, const Tensor& head_scale, const Tensor& row_ids,
     const Tensor& cluster_scores, const Tensor& cluster_offsets, const Tensor& extra_rows,
-    int64_t core_rows, int64_t budget, int64_t k, double temperature) {
+    int64_t core_rows, int64_t budget, int64_t k, double temperature, int64_t format, bool gather) {
   const char* op = "draft_head";
+  check_dense(op, format, gather);
   const auto guard = device_of(op, "head", head);
   const Head described(op, head, head_scale, row_ids);
   const Union selected = select_union(op, cluster_scores, cluster_offsets, extra_rows, core_rows,
@@ -185,7 +187,9 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs_padded(
 std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs(const Tensor& hidden, const Tensor& head,
                                                        const Tensor& head_scale,
                                                        const Tensor& row_ids, const Tensor& blocks,
-                                                       double temperature) {
+                                                       double temperature, int64_t format,
+                                                       bool gather) {
+  check_dense("shortlist_log_probs", format, gather);
   const Tensor borders =
       take("shortlist_log_probs", "blocks", blocks, Dtype::kInt32, {-1, 2}, place_of(head));
   const Tensor here = torch::stable::to(borders, torch::headeronly::DeviceType::CPU);
@@ -198,8 +202,9 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs(const Tensor& hidden, con
 
 // ---- dense -----------------------------------------------------------------------------------
 Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& scale) {
+              const std::optional<Tensor>& scale, int64_t format) {
   const char* op = "linear";
+  check_dense(op, format, false);
   const auto guard = device_of(op, "weight", weight);
   const Place device = place_of(weight);
   const Tensor w = take_weight(op, "weight", weight, -1, device);

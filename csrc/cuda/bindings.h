@@ -38,6 +38,14 @@ inline int dtype_code(const Tensor& t) {
   return -1;
 }
 
+// Packed rows and rows found by an index are the CPU's alone.
+inline void check_dense(const char* op, int64_t format, bool gather) {
+  DYNASPEC_CHECK(format < 0 && !gather, op,
+                 ": format: expected a floating-point or int8 head in the shortlist's order on "
+                 "CUDA, got format ",
+                 format);
+}
+
 // The device of ``t`` for the time of an op; a tensor of the host is told by its name.
 inline torch::stable::accelerator::DeviceGuard device_of(const char* op, const char* name,
                                                          const Tensor& t) {

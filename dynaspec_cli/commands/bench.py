@@ -16,6 +16,7 @@ from dynaspec_cli.bench.suites import BUILT_IN, NAMED, Suite, load_suite
 from dynaspec_cli.bench.sweep import expand, parse_sweeps
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
+    DRAFTER_OPTION,
     CommonOptions,
     common_options,
     sampling_config,
@@ -56,6 +57,7 @@ class Asked:
     resume: bool
     data_dir: Path | None
     drafter: str
+    drafter_option: tuple[str, ...]
     tree_size: int
     tree_depth: int | None
     tree_width: int | None
@@ -75,7 +77,8 @@ Examples:
 
 \b
 SPEC is ar, SHORTLIST[@SIZE]+TREE[@NODES] with an optional DRAFTER: before it, or a
-peer: transformers, transformers-lookup, transformers-assisted, llama.cpp.
+peer: transformers, transformers-lookup, transformers-assisted, llama.cpp,
+llama.cpp-lookup, llama.cpp-draft.
 Without --suite and --method: the built-in smoke suite, ar against the shortlists, with
 --check-exact. Exit code 3: an answer differs from the target's own beyond a numerical tie.
 """
@@ -90,7 +93,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 @click.option(
     "--preset",
     metavar="NAME",
-    help=f"A paper's settings: {', '.join(PRESETS)}; flags override it.",
+    help=f"A paper's settings: {', '.join(PRESETS)}; flags override it.  [default: none]",
 )
 @click.option(
     "--list-presets", is_flag=True, help="Print the presets with their sources, and exit."
@@ -101,7 +104,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     metavar="AXIS=N,N,...",
     help="Run every method at every size; axes: shortlist-size, tree-size. Repeatable.",
 )
-@click.option("--limit", type=int, metavar="N", help="Prompts per task.")
+@click.option("--limit", type=int, metavar="N", help="Prompts per task.  [default: all]")
 @click.option(
     "--max-new-tokens",
     type=int,
@@ -109,9 +112,14 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     help=f"New tokens a turn.  [default: {DEFAULT_NEW_TOKENS}; {SMOKE_NEW_TOKENS} for smoke]",
 )
 @click.option(
-    "--max-prompt-tokens", type=int, metavar="N", help="Keep the first N tokens of a turn's text."
+    "--max-prompt-tokens",
+    type=int,
+    metavar="N",
+    help="Keep the first N tokens of a turn's text.  [default: all]",
 )
-@click.option("--repeats", type=int, metavar="N", help="Runs of each prompt.  [default: 1]")
+@click.option(
+    "--repeats", type=int, metavar="N", help="Measured runs of each prompt.  [default: 1]"
+)
 @click.option("--warmup", type=int, metavar="N", help="Discarded runs a method.  [default: 1]")
 @click.option(
     "--prompt-format",
@@ -119,7 +127,9 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     default="auto",
     help="auto: the chat template where the model has one, else raw.",
 )
-@click.option("--system", metavar="TEXT", help="System message; needs a chat template.")
+@click.option(
+    "--system", metavar="TEXT", help="System message; needs a chat template.  [default: none]"
+)
 @click.option(
     "--check-exact/--no-check-exact",
     default=None,
@@ -129,20 +139,21 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write samples.jsonl, summary.json, report.md, report.html, provenance.json.",
+    help="Write samples.jsonl, summary.json, report.md, report.html, provenance.json there.  "
+    "[default: only print]",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was killed in --out.")
 @click.option(
     "--report-only",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Measure nothing: draw the report in DIR again from its samples.",
+    help="Measure nothing: draw the report in DIR again from its samples.  [default: measure]",
 )
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where the named suites lie: spec-bench is DIR/spec_bench.jsonl.",
+    help="Where the named suites lie: spec-bench is DIR/spec_bench.jsonl.  [default: none]",
 )
 @click.option(
     "--drafter",
@@ -150,14 +161,18 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     default="auto",
     help="Drafter of specs that name none.",
 )
+@DRAFTER_OPTION
 @click.option(
     "--tree-size", type=int, metavar="N", default=_TREE.size, help="Nodes of specs without @NODES."
 )
 @click.option(
-    "--tree-depth", type=int, metavar="N", help=f"Levels of a tree.  [default: {_TREE.depth}]"
+    "--tree-depth",
+    type=int,
+    metavar="N",
+    help=f"Levels of nodes of a tree.  [default: {_TREE.depth}]",
 )
 @click.option(
-    "--tree-width", type=int, metavar="N", help=f"Children of a node.  [default: {_TREE.width}]"
+    "--tree-width", type=int, metavar="N", help=f"Child nodes of a node.  [default: {_TREE.width}]"
 )
 @click.option(
     "--measure-acceptance",
@@ -168,8 +183,8 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 @click.option(
     "--assistant",
     metavar="NAME|FOLDER|FILE",
-    help="Small language model for transformers-assisted; drafts of another "
-    "vocabulary pass through text.",
+    help="Small language model for transformers-assisted (drafts of another vocabulary pass "
+    "through text) and llama.cpp-draft (a GGUF file).  [default: none]",
 )
 @sampling_options
 @tree_filling_options
@@ -208,16 +223,16 @@ def bench(
     texts: Sequence[str] = asked.method or (preset.methods if preset else ())
     parse_sweeps(asked.sweep)
     specs = expand(parse_specs(list(texts)), asked.sweep if texts else ())
-    if asked.assistant is not None and ASSISTED not in {spec.peer for spec in specs}:
+    if asked.assistant is not None and not any(spec.peer in ASSISTED for spec in specs):
         raise UsageError(
-            f"--assistant: expected --method {ASSISTED}, which alone uses it, got "
+            f"--assistant: expected --method {' or '.join(ASSISTED)}, which alone use it, got "
             f"{', '.join(map(str, specs)) or 'the default methods'}"
         )
     if asked.system is not None:
         utf8_argument("--system", asked.system)
     # What cannot work is told before a model is loaded; only the default methods depend on it.
     options = _options(asked, preset, texts, suites, sampling, tree, common) if texts else None
-    engine = load_engine(common, asked.drafter)
+    engine = load_engine(common, asked.drafter, asked.drafter_option)
     if options is None:
         texts = _default_texts(engine, common)
         options = _options(asked, preset, texts, suites, sampling, tree, common)

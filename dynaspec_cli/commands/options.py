@@ -31,7 +31,7 @@ from dynaspec_cli.tree.registry import TREES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
+DTYPES = ("auto", "packed", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -142,12 +142,25 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         metavar="NAME|FOLDER|FILE",
         help="Target: a hub name, a model folder or a .gguf file.  [default: the embedded model]",
     ),
-    click.option("--dtype", type=click.Choice(DTYPES), default="auto", help="Target's weights."),
+    click.option(
+        "--dtype",
+        type=click.Choice(DTYPES),
+        default="auto",
+        help="Target's weights; auto: a GGUF file's own blocks (packed) on a CPU.",
+    ),
     click.option(
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),
-    click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's]"),
-    click.option("--seed", type=int, metavar="N", default=0, help="Seed of every random choice."),
+    click.option(
+        "--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's, one a core]"
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="Whole number that every random choice follows from.",
+    ),
     click.option("--json", "json", is_flag=True, help="Print one JSON object and nothing else."),
     click.option("--quiet", "-q", is_flag=True, help="Print the result and errors only."),
     click.option(
@@ -164,7 +177,8 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         is_eager=True,
         expose_value=False,
         callback=_read_config,
-        help="TOML file with options; environment variables and flags override it.",
+        help="TOML file with options; environment variables and flags override it.  "
+        "[default: none]",
     ),
 )
 
@@ -192,12 +206,22 @@ _SAMPLING: tuple[Callable[[Any], Any], ...] = (
         "recommends, where the options beside it do not say otherwise.",
     ),
     click.option(
-        "--temperature", type=float, metavar="T", default=0.0, help="0 is greedy decoding."
+        "--temperature",
+        type=float,
+        metavar="T",
+        default=0.0,
+        help="What divides the logits; 0: greedy decoding.",
     ),
     click.option(
-        "--top-k", type=int, metavar="K", default=0, help="Keep the K best tokens; 0: all."
+        "--top-k", type=int, metavar="K", default=0, help="Keep the K most probable tokens; 0: all."
     ),
-    click.option("--top-p", type=float, metavar="P", default=1.0, help="Nucleus; 1: off."),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="P",
+        default=1.0,
+        help="Keep the fewest tokens that have probability P together; 1: all.",
+    ),
     click.option(
         "--min-p",
         type=float,
@@ -253,7 +277,17 @@ def sampling_config(
     return SamplingConfig(temperature, top_k, top_p, min_p, seed)
 
 
+DRAFTER_OPTION = click.option(
+    "--drafter-option",
+    type=TextType(),
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="What a published head's files leave open, such as taps=2,16,29 "
+    "(docs/guide/heads.md); can be repeated.",
+)
+
 _TREE = TreeConfig()
+_SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.items())
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--drafter",
@@ -261,6 +295,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         default="auto",
         help="auto: the one shipped for the target; none: autoregressive decoding.",
     ),
+    DRAFTER_OPTION,
     click.option(
         "--shortlist",
         type=ShortlistType(),
@@ -270,7 +305,10 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         f"  [default: {shortlists.DEFAULT}, or nanospec where no shipped bundle fits the target]",
     ),
     click.option(
-        "--shortlist-size", type=int, metavar="N", help="Tokens.  [default: the method's own]"
+        "--shortlist-size",
+        type=int,
+        metavar="N",
+        help=f"Tokens that a draft step scores.  [default: {_SIZES}]",
     ),
     click.option(
         "--tree",
@@ -286,10 +324,18 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         help="Nodes verified in one target pass, the root not counted.",
     ),
     click.option(
-        "--tree-depth", type=int, metavar="N", default=_TREE.depth, help="Levels below the root."
+        "--tree-depth",
+        type=int,
+        metavar="N",
+        default=_TREE.depth,
+        help="Levels of nodes below the root; draft steps at most.",
     ),
     click.option(
-        "--tree-width", type=int, metavar="N", default=_TREE.width, help="Children of a node."
+        "--tree-width",
+        type=int,
+        metavar="N",
+        default=_TREE.width,
+        help="Child nodes of a node at most.",
     ),
 )
 

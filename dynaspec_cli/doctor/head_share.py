@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.protocols import Drafter, DraftTree, Target
+from dynaspec_cli.weights.weight import Weight
 
 ROWS = 4
 """Rows of a typical frontier (the default tree's width)."""
@@ -45,7 +46,7 @@ def measure(
     """
     head = target.head_weight()
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(ROWS, target.hidden_size, generator=generator).to(head)
+    hidden = torch.randn(ROWS, target.hidden_size, generator=generator).to(target.device)
     full = median_ms(lambda: _topk(hidden, head, target.vocab_size), target.device)
     size = min(shortlist_size, target.vocab_size)
     short = median_ms(lambda: _topk(hidden, head, size), target.device)
@@ -70,11 +71,12 @@ def measure(
     }
 
 
-def _topk(hidden: Tensor, head: Tensor, rows: int) -> None:
+def _topk(hidden: Tensor, head: Weight, rows: int) -> None:
     empty_ids = torch.empty(0, dtype=torch.int32, device=head.device)
-    scale = torch.empty(0, dtype=torch.float32, device=head.device)
     blocks = torch.tensor([[0, rows]], dtype=torch.int32, device=head.device)
-    ops.shortlist_topk(hidden, head, scale, empty_ids, blocks, min(TOP_K, rows), 1.0)
+    ops.shortlist_topk(
+        hidden, head.data, head.scale, empty_ids, blocks, min(TOP_K, rows), 1.0, head.code
+    )
 
 
 def _target_pass_ms(target: Target) -> float:

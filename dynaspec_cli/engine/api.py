@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -27,6 +27,7 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
+from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.engine.session import decode
 from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
 from dynaspec_cli.errors import DynaSpecError, UsageError
@@ -80,6 +81,7 @@ class Engine:
         threads: int | None = None,
         drafter: str = "auto",
         progress: Callable[[Any], None] | None = None,
+        drafter_options: Mapping[str, str] | None = None,
     ) -> Engine:
         """Load target, tokenizer and drafter; the arguments are the command line's options
         (docs/guide/cli.md)."""
@@ -87,7 +89,7 @@ class Engine:
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
         name, lookup = beside(drafter)
-        found = load_drafter(name, target)
+        found = load_drafter(name, target, tokenizer, drafter_options)
         notices: tuple[str, ...] = ()
         if drafter == "auto" and isinstance(found, LookupDrafter):
             notices = (
@@ -124,17 +126,19 @@ class Engine:
         *,
         speculative: bool = True,
         should_stop: Callable[[], bool] = never,
+        cache: PrefixCache | None = None,
     ) -> Iterator[Event]:
         """Yield ``NoticeEvent`` and ``TokensEvent`` as generation goes, then one ``DoneEvent``.
 
         prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is
-        asked after each step; a KeyboardInterrupt inside a step ends the request too
-        ("interrupted"), keeping what was generated. Raises DynaSpecError for an empty prompt or one
+        asked after each step and between pieces of a long prompt; a KeyboardInterrupt inside a step
+        ends the request too ("interrupted"), keeping what was generated. ``cache``: see
+        ``conversation``. Raises DynaSpecError for an empty prompt or one
         that does not leave room in the model's context.
         """
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        limit = self._limit(len(ids), config)
+        limit = self.limit(len(ids), config)
         if speculative:
             yield from map(NoticeEvent, self._notices(config))
         building = time.perf_counter()
@@ -143,8 +147,15 @@ class Engine:
         begun += built_s
         detokenizer = IncrementalDetokenizer.for_tokenizer(self.tokenizer, ids, config.stop)
         source = GeneratorSource(config.sampling.seed)
+        cache = PrefixCache(self.target) if cache is None else cache
         emissions = decode(
-            self.target, torch.tensor(ids), len(ids) + limit, config.sampling, source, speculation
+            self.target,
+            torch.tensor(ids),
+            len(ids) + limit,
+            config.sampling,
+            source,
+            speculation,
+            cache=cache,
         )
 
         new: list[int] = []
@@ -153,6 +164,10 @@ class Engine:
         first_s = decode_s = away = 0.0
         try:
             for emission in emissions:
+                if not emission.token_ids:
+                    if should_stop():
+                        break
+                    continue
                 now = time.perf_counter() - begun
                 if emission.step is None:
                     first_s = now
@@ -179,6 +194,7 @@ class Engine:
                     break
         except KeyboardInterrupt:
             reason = "interrupted"
+            cache.drop_drafter()
         finally:
             emissions.close()  # type: ignore[attr-defined]
         tail = detokenizer.finish()
@@ -196,8 +212,13 @@ class Engine:
                 decode_s=decode_s,
                 load_s=self.load_s + built_s,
                 settings=self.settings(config, speculation),
+                cached_prompt_tokens=cache.reused,
             )
         )
+
+    def conversation(self) -> Conversation:
+        """Requests that follow one another, each of which reads only what is new in its prompt."""
+        return Conversation(self)
 
     def complete(
         self, prompt: str | Sequence[int], config: GenerationConfig, *, speculative: bool = True
@@ -299,6 +320,8 @@ class Engine:
         if self.drafter is None:
             yield f"no drafter was loaded for {self.target.name}: plain autoregressive decoding"
             return
+        for note in self.drafter.describe().get("drafter_notes", ()):
+            yield f"drafter {self.drafter.name}: {note}"
         tree = config.tree
         asked = tree.policy == "sequoia" and tree.acceptance is None
         if asked and self.acceptance(config.sampling.temperature) is None:
@@ -342,7 +365,7 @@ class Engine:
         lookup = self.lookup if headed else None
         return Speculation(self.drafter, shortlist, policy, temperature, lookup, config.tree.size)
 
-    def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
+    def limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""
         if prompt_tokens == 0:
             raise UsageError("the prompt holds no tokens; give some text to continue")
@@ -361,3 +384,38 @@ class Engine:
             if token in self.tokenizer.eos_ids:
                 return tokens[: i + 1], "eos"
         return (tokens[:room], "length") if len(tokens) >= room else (tokens, None)
+
+
+class Conversation:
+    """Requests to one engine whose caches are kept in between: of a prompt that begins like the
+    last request's prompt and answer only the rest is read. The text is a fresh request's. One
+    request at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._cache = PrefixCache(engine.target)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig,
+        *,
+        speculative: bool = True,
+        should_stop: Callable[[], bool] = never,
+    ) -> Iterator[Event]:
+        """As ``Engine.generate``; after an error everything is read again."""
+        try:
+            yield from self.engine.generate(
+                prompt,
+                config,
+                speculative=speculative,
+                should_stop=should_stop,
+                cache=self._cache,
+            )
+        except Exception:
+            self.reset()
+            raise
+
+    def reset(self) -> None:
+        """Forget everything read so far, and free its memory."""
+        self._cache.reset()

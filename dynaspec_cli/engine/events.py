@@ -143,6 +143,8 @@ class GenerationResult:
     phase_ms: Mapping[str, float]
     acceptance_by_position: tuple[float, ...]
     settings: Mapping[str, Any]
+    cached_prompt_tokens: int = 0
+    """Tokens of the prompt that an earlier request of the conversation had read."""
     steps: tuple[StepStats, ...] = ()
     """The trace the numbers were computed from; not part of the JSON object."""
     comparison: Comparison | None = None
@@ -154,6 +156,7 @@ class GenerationResult:
             "text": self.text,
             "token_ids": list(self.token_ids),
             "prompt_tokens": self.prompt_tokens,
+            "cached_prompt_tokens": self.cached_prompt_tokens,
             "new_tokens": self.new_tokens,
             "finish_reason": self.finish_reason,
             "tokens_per_second": self.tokens_per_second,

@@ -143,6 +143,7 @@ def summarize(
     decode_s: float,
     load_s: float,
     settings: Mapping[str, Any],
+    cached_prompt_tokens: int = 0,
 ) -> GenerationResult:
     """The result of a request from its trace. ``num_spec_steps`` is 0 without speculation, where
     ``phase_ms`` is the mean per target pass. Times in seconds; ``time_to_first_token_s`` counts
@@ -167,5 +168,6 @@ def summarize(
         phase_ms=phase_ms(steps),
         acceptance_by_position=acceptance_by_position(steps) if speculative else (),
         settings=dict(settings),
+        cached_prompt_tokens=cached_prompt_tokens,
         steps=tuple(steps),
     )

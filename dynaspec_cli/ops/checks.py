@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.ops.failures import NOT_FINITE, NotFiniteLogits
+from dynaspec_cli.ops.formats import DENSE, packed_format
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 ACTIVATION_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,9 +24,25 @@ def expect(condition: bool, op: str, name: str, expected: str, got: object) -> N
         raise ValueError(f"{op}: {name}: expected {expected}, got {shown}")
 
 
-def check_weight(op: str, name: str, weight: Tensor, scale: Tensor | None) -> None:
-    """[m, k] of a weight dtype; int8 needs float32 ``scale`` [m]."""
+def check_weight(
+    op: str,
+    name: str,
+    weight: Tensor,
+    scale: Tensor | None,
+    format: int = DENSE,
+    columns: int = 0,
+) -> None:
+    """[m, k] of a weight dtype; int8 needs float32 ``scale`` [m]. Packed: uint8 [m, row bytes] of
+    ``columns`` values."""
     expect(weight.dim() == 2, op, name, "a contiguous matrix [rows, k]", weight)
+    if format != DENSE:
+        form = packed_format(format)
+        wanted = f"rows of a multiple of {form.block[0]} values in {form.name}"
+        expect(form.fits(columns), op, name, wanted, columns)
+        width = form.row_bytes(columns)
+        fits = weight.dtype == torch.uint8 and weight.shape[1] == width
+        expect(fits, op, name, f"uint8 [rows, {width}] ({form.name})", weight)
+        return
     expect(weight.dtype in WEIGHT_DTYPES, op, name, "float32, bfloat16, float16 or int8", weight)
     scaled = scale is not None and scale.numel() > 0
     expect(scaled or weight.dtype != torch.int8, op, name, "a scale with int8 rows", "none")
@@ -41,24 +58,44 @@ def check_rows(op: str, name: str, x: Tensor, width: int) -> None:
 
 
 def check_linear(
-    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None
+    op: str, x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, format: int
 ) -> None:
-    check_weight(op, "weight", weight, scale)
-    check_rows(op, "x", x, weight.shape[1])
+    columns = width_of(x, weight, format)
+    check_weight(op, "weight", weight, scale, format, columns)
+    check_rows(op, "x", x, columns)
     if bias is not None:
         check_bias(op, "bias", bias, weight.shape[0])
 
 
 def check_head(
-    op: str, hidden: Tensor, head: Tensor, scale: Tensor, row_ids: Tensor, temperature: float
+    op: str,
+    hidden: Tensor,
+    head: Tensor,
+    scale: Tensor,
+    row_ids: Tensor,
+    temperature: float,
+    format: int,
+    gather: bool,
 ) -> None:
     finite = math.isfinite(temperature) and temperature > 0
     expect(finite, op, "temperature", "a finite number above 0", temperature)
-    check_weight(op, "head", head, scale)
-    check_rows(op, "hidden", hidden, head.shape[1])
-    if row_ids.numel():
+    columns = width_of(hidden, head, format)
+    check_weight(op, "head", head, scale, format, columns)
+    check_rows(op, "hidden", hidden, columns)
+    if row_ids.numel() and not gather:
         fits = row_ids.dtype == torch.int32 and tuple(row_ids.shape) == (head.shape[0],)
         expect(fits, op, "row_ids", f"int32 [{head.shape[0]}], or empty", row_ids)
+    if gather:
+        fits = row_ids.numel() > 0 and row_ids.dim() == 1 and row_ids.dtype == torch.int32
+        expect(fits and not scale.numel(), op, "gather", "row_ids, and a head without a scale", "")
+        inside = bool((row_ids >= 0).all() and (row_ids < head.shape[0]).all())
+        expect(inside, op, "row_ids", f"rows of the head, below {head.shape[0]}", "others")
+
+
+def width_of(x: Tensor, weight: Tensor, format: int) -> int:
+    """Columns of a weight: its own, or of packed rows those of x."""
+    own = weight if format == DENSE else x
+    return int(own.shape[1]) if own.dim() == 2 else 0
 
 
 def check_blocks(op: str, blocks: Tensor, rows: int) -> None:

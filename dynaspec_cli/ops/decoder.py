@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.ops import reference
-from dynaspec_cli.ops.checks import expect
+from dynaspec_cli.ops.checks import check_weight, expect
 from dynaspec_cli.ops.extension import EXTENSION, compiled
+from dynaspec_cli.ops.layer import LayerWeights
 
 _OP = "decoder_layer"
 MATRICES = (torch.float32, torch.bfloat16, torch.float16)
@@ -16,7 +17,7 @@ _ops = torch.ops.dynaspec
 
 def decoder_layer(
     x: Tensor,
-    weights: list[Tensor],
+    weights: LayerWeights,
     k_cache: Tensor,
     v_cache: Tensor,
     cos: Tensor,
@@ -45,14 +46,14 @@ def decoder_layer(
         head_dim, eps, scale, window, activation, softcap,
     )  # fmt: skip
     if x.device.type == "cpu" and compiled(x):
-        return _ops.decoder_layer(*args)
+        return _ops.decoder_layer(x, *weights, *args[2:])
     _check(*args)
     return reference.decoder_layer(*args)
 
 
 def _check(
     x: Tensor,
-    weights: list[Tensor],
+    weights: LayerWeights,
     k_cache: Tensor,
     v_cache: Tensor,
     cos: Tensor,
@@ -72,7 +73,6 @@ def _check(
     """The compiled op's checks, but for those of values on another device."""
     fits = x.dim() == 2 and x.shape[1] > 0 and x.dtype == torch.float32
     expect(fits, _OP, "x", "contiguous float32 [n, d]", x)
-    expect(len(weights) == len(reference.LAYER_WEIGHTS), _OP, "weights", "11 tensors", len(weights))
     groups = num_heads > 0 and num_kv_heads > 0 and num_heads % num_kv_heads == 0
     expect(
         groups, _OP, "num_heads", f"a positive multiple of num_kv_heads = {num_kv_heads}", num_heads
@@ -115,30 +115,39 @@ def _check(
     )
 
 
-def _check_weights(
-    weights: list[Tensor], d: int, q_size: int, qkv_size: int, head_dim: int
-) -> None:
-    w = dict(zip(reference.LAYER_WEIGHTS, weights, strict=True))
-    down = w["down"]
-    fits = down.dim() == 2 and down.shape[0] == d and down.dtype in MATRICES
-    expect(fits, _OP, "down", f"float32, bfloat16 or float16 [{d}, intermediate]", down)
+def _check_weights(w: LayerWeights, d: int, q_size: int, qkv_size: int, head_dim: int) -> None:
     norms = {"input_norm": d, "mlp_norm": d, "post_attention_norm": d, "post_mlp_norm": d}
     norms |= {"q_norm": head_dim, "k_norm": head_dim}
     for name, size in norms.items():
-        if w[name].numel() == 0 and name not in ("input_norm", "mlp_norm"):
+        norm = getattr(w, name)
+        if norm.numel() == 0 and name not in ("input_norm", "mlp_norm"):
             continue
-        fits = w[name].dtype == torch.float32 and tuple(w[name].shape) == (size,)
-        expect(fits, _OP, name, f"contiguous float32 [{size}]", w[name])
-    both = (w["q_norm"].numel() == 0) == (w["k_norm"].numel() == 0)
+        fits = norm.dtype == torch.float32 and tuple(norm.shape) == (size,)
+        expect(fits, _OP, name, f"contiguous float32 [{size}]", norm)
+    both = (w.q_norm.numel() == 0) == (w.k_norm.numel() == 0)
     expect(both, _OP, "k_norm", "q_norm and k_norm both or neither", "one")
-    bias = w["qkv_bias"]
-    fits = bias.numel() == 0 or tuple(bias.shape) == (qkv_size,)
-    expect(fits, _OP, "qkv_bias", f"[{qkv_size}], or empty", bias)
-    shapes = {"qkv": (qkv_size, d), "out": (d, q_size), "gate_up": (2 * down.shape[1], d)}
-    for name, shape in shapes.items():
-        fits = tuple(w[name].shape) == shape
-        fits = fits and w[name].dtype in MATRICES
-        expect(fits, _OP, name, f"float32, bfloat16 or float16 {list(shape)}", w[name])
+    fits = w.qkv_bias.numel() == 0 or tuple(w.qkv_bias.shape) == (qkv_size,)
+    expect(fits, _OP, "qkv_bias", f"[{qkv_size}], or empty", w.qkv_bias)
+    inner = sum(part.shape[0] for part in w.gate_up)
+    expect(inner > 0 and inner % 2 == 0, _OP, "gate_up", "an even number of rows", inner)
+    formats = list(w.formats)
+    for name, parts, rows, columns in (
+        ("qkv", w.qkv, qkv_size, d),
+        ("out", (w.out,), d, q_size),
+        ("gate_up", w.gate_up, inner, d),
+        ("down", (w.down,), d, inner // 2),
+    ):
+        expect(1 <= len(parts) <= 3, _OP, name, "1 to 3 matrices", len(parts))
+        expect(len(formats) >= len(parts), _OP, "formats", "one for each matrix", "too few")
+        for part in parts:
+            if (form := formats.pop(0)) >= 0:
+                check_weight(_OP, name, part, None, form, columns)
+                continue
+            fits = part.dim() == 2 and part.shape[1] == columns and part.dtype in MATRICES
+            expect(fits, _OP, name, f"float32, bfloat16 or float16 [rows, {columns}]", part)
+        total = sum(part.shape[0] for part in parts)
+        expect(total == rows, _OP, name, f"{rows} rows", total)
+    expect(not formats, _OP, "formats", "one for each matrix", f"{len(formats)} too many")
 
 
 def _fake(x: Tensor, *_: object) -> Tensor:

@@ -13,12 +13,16 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dynaspec_cli.ops.formats import DENSE
+
 Optional = Tensor | None
 _CUDA_UNION_ROWS = 1 << 20  # bound on rows of a union without a head (csrc/cuda/bindings.cpp)
 _CUDA_BEST = 64  # DYNASPEC_MAX_TOPK (csrc/cuda/launch.h)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Optional, scale: Optional) -> Tensor:
+def _linear(
+    x: Tensor, weight: Tensor, bias: Optional, scale: Optional, format: int = DENSE
+) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[0]), dtype=torch.float32)
 
 
@@ -62,6 +66,8 @@ def _topk(
     blocks: Tensor,
     k: int,
     temperature: float,
+    format: int = DENSE,
+    gather: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check_k(hidden, k)
     return _best(hidden, k)
@@ -74,6 +80,8 @@ def _log_probs(
     row_ids: Tensor,
     blocks: Tensor,
     temperature: float,
+    format: int = DENSE,
+    gather: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     size = torch.library.get_ctx().new_dynamic_size()
     log_q, _, lse = _best(hidden, size)
@@ -105,6 +113,8 @@ def _draft_head(
     budget: int,
     k: int,
     temperature: float,
+    format: int = DENSE,
+    gather: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     blocks, size = _union(
         cluster_scores, cluster_offsets, extra_rows, core_rows, budget, head.shape[0]
@@ -117,6 +127,14 @@ def _router(
     features: Tensor, tokens_embedding: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
 ) -> Tensor:
     return features.new_empty((features.shape[0], w2.shape[0]), dtype=torch.float32)
+
+
+def _embed(weight: Tensor, ids: Tensor, format: int, columns: int) -> Tensor:
+    return weight.new_empty((ids.shape[0], columns), dtype=torch.float32)
+
+
+def _pack(blocks: Tensor, format: int, columns: int, out: Tensor) -> None:
+    return None
 
 
 def on_one_device(name: str, function: Callable[..., object]) -> Callable[..., object]:
@@ -143,6 +161,8 @@ def register() -> None:
     """Registers the fake kernels; the ops must have been loaded."""
     fakes: dict[str, Callable[..., object]] = {
         "linear": _linear,
+        "embed_rows": _embed,
+        "pack_blocks": _pack,
         "shortlist_union": _union,
         "shortlist_topk": _topk,
         "shortlist_log_probs": _log_probs,

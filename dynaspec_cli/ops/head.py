@@ -10,19 +10,38 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynaspec_cli.ops import checks, reference
-from dynaspec_cli.ops.extension import compiled
+from dynaspec_cli.ops import checks, reference, reference_packed
+from dynaspec_cli.ops.extension import EXTENSION, compiled
 from dynaspec_cli.ops.failures import TYPED
+from dynaspec_cli.ops.formats import DENSE
 
 _ops = torch.ops.dynaspec
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, format: int = DENSE
+) -> Tensor:
     """``x @ weight.T (* scale) (+ bias)``, float32 [n, m]; see ``reference.linear``."""
     if compiled(weight):
-        return _ops.linear(x, weight, bias, scale)
-    checks.check_linear("linear", x, weight, bias, scale)
-    return reference.linear(x, weight, bias, scale)
+        return _ops.linear(x, weight, bias, scale, format)
+    checks.check_linear("linear", x, weight, bias, scale, format)
+    return reference.linear(x, weight, bias, scale, format)
+
+
+def embed_rows(weight: Tensor, ids: Tensor, format: int, columns: int) -> Tensor:
+    """Rows ``ids`` int64 [n] of packed rows, float32 [n, columns]."""
+    if compiled(weight):
+        return _ops.embed_rows(weight, ids, format, columns)
+    checks.check_weight("embed_rows", "weight", weight, None, format, columns)
+    return reference_packed.embed_rows(weight, ids, format, columns)
+
+
+def pack_blocks(blocks: Tensor, format: int, columns: int, out: Tensor) -> None:
+    """A GGUF file's blocks uint8 [m, row bytes] -> the same bytes in the kernels' order, in ``out``
+    (memory of its own). Raises ``ValueError`` for a scale that is NaN or infinite."""
+    if EXTENSION.module is None:
+        raise ValueError(f"pack_blocks: only the compiled extension packs: {EXTENSION.reason}")
+    _ops.pack_blocks(blocks, format, columns, out)
 
 
 def shortlist_union(
@@ -48,19 +67,23 @@ def shortlist_topk(
     blocks: Tensor,
     k: int,
     temperature: float = 1.0,
+    format: int = DENSE,
+    gather: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32 [n]), k' = min(k, rows
     selected); see ``reference.shortlist_topk``. One block [0, V) and empty ``row_ids`` give the
     top-k of the whole vocabulary."""
     if compiled(head):
         with TYPED:
-            return _ops.shortlist_topk(hidden, head, head_scale, row_ids, blocks, k, temperature)
+            return _ops.shortlist_topk(
+                hidden, head, head_scale, row_ids, blocks, k, temperature, format, gather
+            )
     op = "shortlist_topk"
-    checks.check_head(op, hidden, head, head_scale, row_ids, temperature)
-    checks.check_blocks(op, blocks, head.shape[0])
+    checks.check_head(op, hidden, head, head_scale, row_ids, temperature, format, gather)
+    checks.check_blocks(op, blocks, (row_ids if gather else head).shape[0])
     checks.expect(k >= 1, op, "k", "at least 1", k)
     log_q, ids, lse = reference.shortlist_topk(
-        hidden, head, head_scale, row_ids, blocks, k, temperature
+        hidden, head, head_scale, row_ids, blocks, k, temperature, format, gather
     )
     checks.check_finite(op, lse)
     return log_q, ids, lse
@@ -74,6 +97,8 @@ def shortlist_log_probs(
     blocks: Tensor,
     temperature: float = 1.0,
     size: int | None = None,
+    format: int = DENSE,
+    gather: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(log_q float32 [n, S], ids int64 [S], logsumexp float32 [n]); see
     ``reference.shortlist_log_probs``. ``size``: S where the caller knows it, which saves CUDA a
@@ -84,12 +109,14 @@ def shortlist_log_probs(
                 hidden, head, head_scale, row_ids, blocks, size, temperature
             )
         with TYPED:
-            return _ops.shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
+            return _ops.shortlist_log_probs(
+                hidden, head, head_scale, row_ids, blocks, temperature, format, gather
+            )
     op = "shortlist_log_probs"
-    checks.check_head(op, hidden, head, head_scale, row_ids, temperature)
-    checks.check_blocks(op, blocks, head.shape[0])
+    checks.check_head(op, hidden, head, head_scale, row_ids, temperature, format, gather)
+    checks.check_blocks(op, blocks, (row_ids if gather else head).shape[0])
     log_q, ids, lse = reference.shortlist_log_probs(
-        hidden, head, head_scale, row_ids, blocks, temperature
+        hidden, head, head_scale, row_ids, blocks, temperature, format, gather
     )
     checks.check_finite(op, lse)
     return log_q, ids, lse
@@ -107,6 +134,8 @@ def draft_head(
     budget: int,
     k: int,
     temperature: float = 1.0,
+    format: int = DENSE,
+    gather: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The draft step in one call: ``shortlist_union`` of the scores, then ``shortlist_topk`` of
     ``hidden`` [n, d] over it.
@@ -118,10 +147,12 @@ def draft_head(
         with TYPED:
             return _ops.draft_head(
                 hidden, head, head_scale, row_ids, cluster_scores, cluster_offsets, extra_rows,
-                core_rows, budget, k, temperature,
+                core_rows, budget, k, temperature, format, gather,
             )  # fmt: skip
     blocks, size = shortlist_union(cluster_scores, cluster_offsets, extra_rows, core_rows, budget)
-    log_q, ids, lse = shortlist_topk(hidden, head, head_scale, row_ids, blocks, k, temperature)
+    log_q, ids, lse = shortlist_topk(
+        hidden, head, head_scale, row_ids, blocks, k, temperature, format, gather
+    )
     return log_q, ids, lse, size, blocks
 
 

@@ -34,15 +34,21 @@ def huge_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return whole[start : start + size].view(dtype).view(shape)
 
 
+def huge_parts(sizes: Sequence[int]) -> list[Tensor]:
+    """Uninitialised uint8 [size] CPU tensors, one after another in one block of huge pages, each at
+    a border of 64 bytes."""
+    starts, end = [], 0
+    for size in sizes:
+        starts.append(end)
+        end += -(-size // _LINE) * _LINE
+    block = huge_empty((end,), torch.uint8)
+    return [block[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
 def on_huge_pages(weights: Sequence[Tensor]) -> list[Tensor]:
     """Contiguous copies of CPU tensors, one after another in one block of huge pages."""
-    starts, end = [], 0
-    for weight in weights:
-        starts.append(end)
-        end += -(-weight.nbytes // _LINE) * _LINE
-    block = huge_empty((end,), torch.uint8)
-    copies = []
-    for weight, start in zip(weights, starts, strict=True):
-        place = block[start : start + weight.nbytes].view(weight.dtype).view(weight.shape)
-        copies.append(place.copy_(weight))
-    return copies
+    places = huge_parts([weight.nbytes for weight in weights])
+    return [
+        place.view(weight.dtype).view(weight.shape).copy_(weight)
+        for weight, place in zip(weights, places, strict=True)
+    ]

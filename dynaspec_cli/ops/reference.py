@@ -5,7 +5,9 @@ Layout shared by all head ops. ``head`` [V, d] holds the LM head's rows in *clus
 cluster is a contiguous range of rows, ``cluster_offsets`` int32 [M+1] their borders. ``row_ids``
 int32 [V] maps a row to its token id (an empty tensor: identity). A selection of rows is a list of
 disjoint, ascending ``blocks`` int32 [b, 2] of half-open row ranges. ``head_scale`` float32 [V] is
-the scale of each int8 row (empty for floating-point heads).
+the scale of each int8 row (empty for floating-point heads). With ``gather`` the head's rows stay in
+their own order and row r of the shortlist is row ``row_ids[r]`` (int32 [R]) of it. ``format`` is a
+packed form's number (``formats.py``), or -1 for heads that their dtype describes.
 
 All reductions are in float32. A row's result does not depend on how many rows are passed with it
 (the compiled kernels guarantee this bit for bit; the references only up to rounding).
@@ -17,6 +19,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from dynaspec_cli.ops import reference_packed
+from dynaspec_cli.ops.formats import DENSE
+from dynaspec_cli.ops.layer import LayerWeights
 
 _ROWS_AT_ONCE = 16384  # weight rows widened to float32 at a time: bounds the temporary copy
 
@@ -36,14 +42,20 @@ def _int8_products(x: Tensor, weight: Tensor) -> Tensor:
     return (q.double() @ weight.double().t()).float() * scale[:, None]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, format: int = DENSE
+) -> Tensor:
     """``x @ weight.T (* scale) (+ bias)``: x [n, k] float32/bf16/fp16, weight [m, k]
     float32/bf16/fp16/int8, scale float32 [m] for int8 weights. Returns float32 [n, m].
 
     A bf16 weight rounds ``x`` to bf16, an int8 weight quantises each row of ``x``
     (``quantize_rows``); otherwise ``x`` is float32. Products accumulate in float32, those of int8
-    exactly.
+    exactly. Packed rows (``format``, uint8 [m, row bytes]) multiply what
+    ``reference_packed.activations`` makes of x.
     """
+    if format != DENSE:
+        y = reference_packed.products(x, weight, format)
+        return y if bias is None else y + bias.float()
     if weight.dtype == torch.bfloat16:
         x = x.to(torch.bfloat16)
     if weight.dtype == torch.int8 and (scale is None or not scale.numel()):
@@ -118,12 +130,16 @@ def shortlist_log_probs(
     row_ids: Tensor,
     blocks: Tensor,
     temperature: float,
+    format: int = DENSE,
+    gather: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Whole distribution over the selection: (log_q float32 [n, S] normalised over it, ids int64
     [S], logsumexp float32 [n] of the tempered logits). ``hidden`` [n, d] is what the LM head reads.
     Ids are in row order."""
     rows = _block_rows(blocks)
-    logits = linear(hidden, head[rows], None, head_scale[rows] if head_scale.numel() else None)
+    stored = row_ids[rows].long() if gather else rows
+    scale = head_scale[stored] if head_scale.numel() else None
+    logits = linear(hidden, head[stored], None, scale, format)
     logits = logits / temperature
     lse = torch.logsumexp(logits, -1)
     ids = row_ids[rows].long() if row_ids.numel() else rows
@@ -138,11 +154,15 @@ def shortlist_topk(
     blocks: Tensor,
     k: int,
     temperature: float,
+    format: int = DENSE,
+    gather: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best k of the selection: (log_q float32 [n, k'], ids int64 [n, k'], logsumexp float32
     [n]), best first, k' = min(k, rows selected); an exact tie of logits goes to the lower row. The
     compiled kernel never writes the [n, S] logits to memory."""
-    log_q, ids, lse = shortlist_log_probs(hidden, head, head_scale, row_ids, blocks, temperature)
+    log_q, ids, lse = shortlist_log_probs(
+        hidden, head, head_scale, row_ids, blocks, temperature, format, gather
+    )
     order = torch.sort(log_q, dim=-1, descending=True, stable=True).indices[:, :k]
     return log_q.gather(1, order), ids[order], lse
 
@@ -175,21 +195,6 @@ class LayerShape(NamedTuple):
     softcap: float = 0.0
 
 
-LAYER_WEIGHTS = (
-    "input_norm",  # [d]; norms are stored float32 with any "+1" already added (Gemma)
-    "qkv",  # [(heads + 2 kv_heads) * head_dim, d]: q, k, v stacked
-    "qkv_bias",  # or empty
-    "q_norm",  # [head_dim] or empty
-    "k_norm",  # [head_dim] or empty
-    "out",  # [d, heads * head_dim]
-    "post_attention_norm",  # [d] or empty: of the attention's output, before the sum (Gemma)
-    "mlp_norm",  # [d]: norm before the MLP
-    "gate_up",  # [2 * intermediate, d]: gate, up stacked
-    "down",  # [d, intermediate]
-    "post_mlp_norm",  # [d] or empty: norm of the MLP's output before the residual sum (Gemma)
-)
-
-
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / rms(x) * weight`` over the last axis in float32."""
     x = x.float()
@@ -219,7 +224,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def decoder_layer(
     x: Tensor,
-    weights: list[Tensor],
+    weights: LayerWeights,
     k_cache: Tensor,
     v_cache: Tensor,
     cos: Tensor,
@@ -238,9 +243,8 @@ def decoder_layer(
 ) -> Tensor:
     """One decoder layer over n rows, writing their keys and values to the cache.
 
-    x float32 [n, d] (residual stream); weights as in ``LAYER_WEIGHTS``; k_cache, v_cache [T,
-    kv_heads, head_dim] (float32 or bf16; keys stored *after* rotation); cos, sin float32 [n,
-    head_dim].
+    x float32 [n, d] (residual stream); k_cache, v_cache [T, kv_heads, head_dim] (float32 or bf16;
+    keys stored *after* rotation); cos, sin float32 [n, head_dim].
 
     The cache holds ``cache_len`` committed rows (row j has position j), then the t rows of a
     tree, of which the last n are this pass's: they are written to cache rows ``cache_len + t - n
@@ -256,10 +260,16 @@ def decoder_layer(
     wherever they are stored, so a row has the same bits in a tree as in plain decoding. Returns
     float32 [n, d].
     """
-    w = dict(zip(LAYER_WEIGHTS, weights, strict=True))
+    w, formats = weights._asdict(), iter(weights.formats)
+
+    def apply(x: Tensor, *parts: Tensor) -> Tensor:
+        return torch.cat([linear(x, part, None, None, next(formats)) for part in parts], 1)
+
     n, q_size, kv_size = x.shape[0], num_heads * head_dim, num_kv_heads * head_dim
     h = rms_norm(x, w["input_norm"], eps)
-    qkv = linear(h, w["qkv"], w["qkv_bias"] if w["qkv_bias"].numel() else None, None)
+    qkv = apply(h, *w["qkv"])
+    if w["qkv_bias"].numel():
+        qkv = qkv + w["qkv_bias"].float()
     q = qkv[:, :q_size].view(n, num_heads, head_dim)
     k = qkv[:, q_size : q_size + kv_size].view(n, num_kv_heads, head_dim)
     v = qkv[:, q_size + kv_size :].view(n, num_kv_heads, head_dim)
@@ -284,17 +294,17 @@ def decoder_layer(
     attended = torch.einsum("hnt,thd->nhd", weight / weight.sum(-1, keepdim=True), values).reshape(
         n, q_size
     )
-    o = linear(attended, w["out"], None, None)
+    o = apply(attended, w["out"])
     if w["post_attention_norm"].numel():
         o = rms_norm(o, w["post_attention_norm"], eps)
     x = x + o
-    gate_up = linear(rms_norm(x, w["mlp_norm"], eps), w["gate_up"], None, None)
+    gate_up = apply(rms_norm(x, w["mlp_norm"], eps), *w["gate_up"])
     gate, up = gate_up.chunk(2, -1)
     if activation == "silu":
         gate = torch.nn.functional.silu(gate)
     else:
         gate = torch.nn.functional.gelu(gate, approximate="tanh")
-    m = linear(gate * up, w["down"], None, None)
+    m = apply(gate * up, w["down"])
     if w["post_mlp_norm"].numel():
         m = rms_norm(m, w["post_mlp_norm"], eps)
     return x + m

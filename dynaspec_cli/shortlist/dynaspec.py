@@ -153,8 +153,8 @@ class DynaSpecShortlist(BlockShortlist):
         try:
             log_q, ids, _, size, blocks = ops.draft_head(
                 hidden,
-                head.weight,
-                head.scale,
+                head.weight.data,
+                head.weight.scale,
                 head.row_ids,
                 scores,
                 self.offsets,
@@ -163,6 +163,8 @@ class DynaSpecShortlist(BlockShortlist):
                 selection.budget,
                 k,
                 temperature,
+                head.weight.code,
+                head.gather,
             )
         except ops.NotFiniteLogits as error:
             raise NotFiniteError.of_drafter() from error

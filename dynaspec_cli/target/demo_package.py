@@ -7,6 +7,7 @@ mapped piece by piece.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -75,8 +76,9 @@ def check_pieces(source: ChunkedFile) -> None:
             while block := piece.read(BLOCK):
                 digest.update(block)
     source.check(digest.hexdigest())
-    make_folder(note.parent)
-    write_text(note, source.sha256 + "\n")
+    with contextlib.suppress(OSError, DynaSpecError):  # else they are read again next time
+        make_folder(note.parent)
+        write_text(note, source.sha256 + "\n")
 
 
 def default_chunks() -> ChunkedFile:

@@ -33,7 +33,7 @@ from dynaspec_cli.target.cache_dir import (
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
 from dynaspec_cli.target.gguf_convert import convert_known, convert_other
-from dynaspec_cli.target.gguf_native import open_checked
+from dynaspec_cli.target.gguf_tokenizer import open_checked
 
 CONVERTER_VERSION = 3
 """Raised whenever the same file would be converted to other bytes."""

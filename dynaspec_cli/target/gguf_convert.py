@@ -26,7 +26,7 @@ from dynaspec_cli.gguf_files.vocabulary import read_vocabulary
 from dynaspec_cli.gguf_files.weights import GgufWeights
 from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
-from dynaspec_cli.target.gguf_native import special_texts, tokenizer_backend
+from dynaspec_cli.target.gguf_tokenizer import special_texts, tokenizer_backend
 from dynaspec_cli.target.quiet import quiet_transformers
 from dynaspec_cli.target.tokenizer import FAST_MARK
 from dynaspec_cli.target.weights import SINGLE

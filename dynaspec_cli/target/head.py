@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dynaspec_cli.errors import NotFiniteError
-from dynaspec_cli.ops import NotFiniteLogits, linear, shortlist_topk
-from dynaspec_cli.ops.extension import EXTENSION
+from dynaspec_cli.ops import NotFiniteLogits, shortlist_topk
+from dynaspec_cli.weights.weight import Weight
 
 PIECE_ELEMENTS = 1 << 24
 """Logits held at a time where the matrix is written (64 MiB in float32)."""
@@ -40,7 +40,7 @@ class LMHead:
     softcap)``, or without the tanh where ``softcap`` is None. ``hidden`` is [n, d] after the final
     norm."""
 
-    weight: Tensor
+    weight: Weight
     bias: Tensor | None = None
     multiplier: float = 1.0
     softcap: float | None = None
@@ -69,28 +69,30 @@ class LMHead:
     def at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Float32 [m]: the logit of token ``ids[i]`` (int64 [m]) for row ``hidden[i]``, up to
         rounding; for what only has to be about right."""
-        logits = (hidden.float() * self.weight[ids].float()).sum(-1)
+        logits = (hidden.float() * self.weight.embed(ids)).sum(-1)
         return self._finish(logits, None if self.bias is None else self.bias[ids])
 
     @property
     def cheap_rows(self) -> int | None:
         """Rows that cost about what one does, the weights' way from memory; None: all."""
-        return CHEAP_ROWS if _compiled(self.weight) else None
+        return CHEAP_ROWS if self.weight.compiled else None
 
     @property
     def _streams(self) -> bool:
         """A cap is left to the written matrix, since its rounding can make ties that decide an
         argmax."""
         plain = self.bias is None and self.softcap is None and self.multiplier > 0
-        return plain and _compiled(self.weight)
+        return plain and self.weight.compiled
 
     def _streamed(self, hidden: Tensor, k: int) -> Tensor:
-        none = torch.empty(0)
-        whole = torch.tensor([[0, self.weight.shape[0]]], dtype=torch.int32)
-        rows = none.to(torch.int32)
+        weight, temperature = self.weight, 1.0 / self.multiplier
+        whole = torch.tensor([[0, weight.rows]], dtype=torch.int32)
+        ids = torch.empty(0, dtype=torch.int32)
         try:
             found = [
-                shortlist_topk(piece, self.weight, none, rows, whole, k, 1.0 / self.multiplier)[1]
+                shortlist_topk(
+                    piece, weight.data, weight.scale, ids, whole, k, temperature, weight.code
+                )[1]
                 for piece in hidden.float().split(PIECE_ROWS)
             ]
         except NotFiniteLogits as error:
@@ -100,18 +102,17 @@ class LMHead:
     def _exact_leaders(self, hidden: Tensor, k: int) -> Tensor:
         """Float32 [n, V] whose k largest of each row are exact; the others may carry a half type's
         rounding."""
-        accumulates = (
-            self.weight.dtype == torch.float32 or self.weight.is_cuda or _compiled(self.weight)
-        )
+        weight = self.weight.data
+        accumulates = weight.dtype == torch.float32 or weight.is_cuda or self.weight.compiled
         if accumulates or self.bias is not None or self.multiplier <= 0:
             return self.logits(hidden)
-        hidden = hidden.to(self.weight.dtype)
-        logits = functional.linear(hidden, self.weight).float()
-        slack = logits.abs() * torch.finfo(self.weight.dtype).eps
+        hidden = hidden.to(weight.dtype)
+        logits = functional.linear(hidden, weight).float()
+        slack = logits.abs() * torch.finfo(weight.dtype).eps
         bar = torch.topk(logits - slack, k, dim=-1).values[:, -1:]
         for row, close in enumerate(logits + slack >= bar):
             ids = close.nonzero().squeeze(1)
-            logits[row, ids] = self.weight[ids].float() @ hidden[row].float()
+            logits[row, ids] = weight[ids].float() @ hidden[row].float()
         return self._finish(logits, self.bias)
 
     def _finish(self, logits: Tensor, bias: Tensor | None) -> Tensor:
@@ -124,7 +125,7 @@ class LMHead:
         return logits
 
     def _pieces(self, hidden: Tensor) -> list[Tensor]:
-        return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.shape[0])))
+        return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.rows)))
 
 
 def _finite(logits: Tensor, best: Tensor) -> Tensor:
@@ -159,14 +160,11 @@ def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values, ids.gather(1, found)
 
 
-def _compiled(weight: Tensor) -> bool:
-    return EXTENSION.module is not None and weight.device.type == "cpu"
-
-
-def _product(hidden: Tensor, weight: Tensor) -> Tensor:
+def _product(hidden: Tensor, head: Weight) -> Tensor:
     """``hidden @ weight.T`` with float32 accumulation and a float32 result."""
-    if _compiled(weight):
-        return linear(hidden.float(), weight, None, None)
+    if head.compiled:
+        return head.linear(hidden.float())
+    weight = head.data
     if weight.dtype == torch.float32:
         return functional.linear(hidden.float(), weight)
     hidden = hidden.to(weight.dtype)

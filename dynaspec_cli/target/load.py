@@ -10,18 +10,21 @@ import torch
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.ops.extension import EXTENSION
 from dynaspec_cli.protocols import Target
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
 from dynaspec_cli.target.gguf_cache import converted, known_head_hash
 from dynaspec_cli.target.gguf_native import open_native
+from dynaspec_cli.target.gguf_tokenizer import begun_tokenizer
 from dynaspec_cli.target.native_spec import native_spec, read_config
-from dynaspec_cli.target.native_target import load_native
+from dynaspec_cli.target.native_target import load_native, load_packed
 from dynaspec_cli.target.quiet import quiet_transformers
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
+PACKED = "packed"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -38,16 +41,32 @@ def load(
     ``UsageError`` for options.
     """
     place = choose_device(device)
-    kind = choose_dtype(dtype, place)
+    kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
     if threads is not None:
         if threads < 1:
             raise UsageError(f"--threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
-    source = resolve_model(model)
+    return load_source(resolve_model(model), dtype, kind, place, progress)
+
+
+def load_source(
+    source: ModelSource,
+    dtype: str,
+    kind: torch.dtype,
+    place: torch.device,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Any, TextTokenizer]:
+    """A model that was found, and its tokenizer. ``dtype`` as the option gives it, ``kind`` that of
+    what is not packed."""
+    packed = takes_packed(dtype, source, place)
     if source.gguf is not None and place.type == "cpu":
-        found = load_gguf(source.gguf, source.name, kind, progress)
+        found = load_gguf(source.gguf, source.name, kind, packed, progress)
         if found is not None:
             return found
+        if dtype == PACKED:
+            raise DynaSpecError(
+                f"{source.name}: --dtype packed: no native layers for this model; take --dtype auto"
+            )
     folder = model_folder(source, kind, progress)
     progress(LoadProgress("loading weights"))
     target = load_target(folder, source.name, kind, place)
@@ -55,20 +74,42 @@ def load(
     return target, load_tokenizer(folder)
 
 
+def takes_packed(dtype: str, source: ModelSource, device: torch.device) -> bool:
+    """Does the target multiply its file's own blocks? A GGUF file does on a CPU, unless a dtype is
+    asked for. Raises ``UsageError`` where it is asked for and cannot be."""
+    able = source.gguf is not None and device.type == "cpu" and EXTENSION.module is not None
+    if dtype == PACKED and not able:
+        lacks = (
+            "a GGUF file"
+            if source.gguf is None
+            else "--device cpu"
+            if device.type != "cpu"
+            else f"the compiled extension ({EXTENSION.reason})"
+        )
+        raise UsageError(f"--dtype packed: needs {lacks}; take --dtype auto")
+    return able and dtype in (PACKED, "auto")
+
+
 def load_gguf(
-    source: Path | ChunkedFile, name: str, dtype: torch.dtype, progress: ProgressCallback
+    source: Path | ChunkedFile,
+    name: str,
+    dtype: torch.dtype,
+    packed: bool,
+    progress: ProgressCallback,
 ) -> tuple[Target, TextTokenizer] | None:
-    """A GGUF file of a family that we read ourselves as a native target; None for other files."""
+    """A GGUF file of a family that we read ourselves as a native target; None for other files.
+    ``packed``: on the file's own blocks."""
     progress(LoadProgress("reading the file's header"))
     found = open_native(source)
     if found is None:
         return None
     # Beside the weights: building a tokenizer leaves the second core to them.
     with ThreadPoolExecutor(1) as other:
-        tokenizer = other.submit(found.tokenizer)
+        tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
         found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
         known = found.weights.head_hash()
-        target = load_native(found.weights, name, found.spec, dtype, known)
+        build = load_packed if packed else load_native
+        target = build(found.weights, name, found.spec, dtype, known)
         progress(LoadProgress("loading the tokenizer"))
         return target, tokenizer.result()
 

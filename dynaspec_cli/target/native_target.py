@@ -7,6 +7,7 @@ emits what plain decoding would, in bf16 too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,11 +16,12 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.ops import backend, decoder_layer, kv_commit, rms_norm, tree_mask
 from dynaspec_cli.ops.extension import compiled
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import DraftTree, KeptRows
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.native_weights import NativeWeights, Tensors, read_weights
 from dynaspec_cli.target.output import HeadOutput
+from dynaspec_cli.target.packed_weights import BlockTensors, read_packed
 from dynaspec_cli.target.rope import rotary_tables
 from dynaspec_cli.target.state import (
     TREE_ROWS,
@@ -27,10 +29,13 @@ from dynaspec_cli.target.state import (
     causal_rows,
     check_append,
     check_max_length,
+    check_rewind,
     check_rows,
+    check_start,
     check_taps,
     grown,
 )
+from dynaspec_cli.weights.weight import Weight
 
 PREFILL_ROWS = 128
 """Prompt tokens a pass."""
@@ -54,12 +59,13 @@ class NativeTarget:
         name: str,
         spec: NativeSpec,
         weights: NativeWeights,
+        dtype: torch.dtype,
         kernels: str = "native",
         known_hash: str | None = None,
     ) -> None:
         self.name = name
         self.kernels = kernels
-        self.dtype = weights.head.dtype
+        self.dtype = dtype
         self.hidden_size, self.vocab_size, self.max_context = (
             spec.hidden_size,
             spec.vocab_size,
@@ -72,28 +78,32 @@ class NativeTarget:
         self._cache_dtype = torch.float32 if self.dtype == torch.float16 else self.dtype
         self._head = LMHead(weights.head, softcap=spec.softcap)
         self._hash = known_hash
-        # transformers rounds the scale to the model's dtype, and the product with it.
-        self._embed_scale = (
-            None if spec.embed_scale is None else torch.tensor(spec.embed_scale, dtype=self.dtype)
-        )
 
     @property
     def bit_exact(self) -> bool:
-        return compiled(self._head.weight)
+        return compiled(self._head.weight.data)
 
-    def head_weight(self) -> Tensor:
+    @property
+    def head(self) -> LMHead:
+        return self._head
+
+    def head_weight(self) -> Weight:
         return self._head.weight
 
     def head_hash(self) -> str:
         if self._hash is None:
-            self._hash = head_hash(self._head.weight)
+            self._hash = head_hash(self._head.weight.float())
         return self._hash
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
         """Float32 [n, d]."""
-        rows = self._weights.embedding[token_ids]
-        return (rows if self._embed_scale is None else rows * self._embed_scale).float()
+        return self._weights.embedding.embed(token_ids, self._spec.embed_scale)
+
+    @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        """Float32 [n, d]."""
+        return self._weights.embedding.embed(token_ids)
 
     @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
@@ -122,10 +132,11 @@ class NativeTarget:
         return self._output(state, torch.cat(passes))
 
     @torch.inference_mode()
-    def verify(self, state: NativeState, tree: DraftTree) -> HeadOutput:
+    def verify(self, state: NativeState, tree: DraftTree, start: int = 0) -> HeadOutput:
+        check_start(state, tree, start)
         mask, depth = tree_mask(tree.parents)
+        x = self._forward(state, tree.tokens[start:], mask[start:], depth + state.length)
         state.pending = tree.tokens.numel()
-        x = self._forward(state, tree.tokens, mask, depth + state.length)
         return self._output(state, x)
 
     @torch.inference_mode()
@@ -136,6 +147,17 @@ class NativeTarget:
             kv_commit(state.values, state.length, rows)
         state.length += rows.numel()
         state.pending = 0
+
+    def rewind(self, state: NativeState, length: int, max_length: int) -> None:
+        check_max_length(max_length, self.max_context, self.name)
+        check_rewind(state, length)
+        state.length, state.pending, state.max_length = length, 0, max_length
+
+    @torch.inference_mode()
+    def recall(self, kept: Sequence[KeptRows]) -> HeadOutput:
+        rows = KeptRows.joined(kept)
+        hidden = rms_norm(rows.features, self._weights.norm, self._spec.eps)
+        return HeadOutput(rows.features, hidden, self._head, rows.taps, rows.leaders)
 
     def _output(self, state: NativeState, passed: Tensor) -> HeadOutput:
         """From what ``_forward`` yields: taps, then features, side by side."""
@@ -148,12 +170,15 @@ class NativeTarget:
     def _forward(
         self, state: NativeState, tokens: Tensor, mask: Tensor, positions: Tensor
     ) -> Tensor:
-        """Residual streams float32 [n, (A + 1) * d]: those of ``state.taps``, then the one after
-        the last layer; keys and values go behind the committed rows."""
-        self._make_room(state, tokens.numel())
+        """Residual streams float32 [n, (A + 1) * d] of ``tokens`` int64 [n]: those of
+        ``state.taps``, then the one after the last layer. ``positions`` int64 [t] and ``mask`` bool
+        [n, t]: of all rows behind the committed ones, of which these are the last; keys and values
+        go there."""
+        self._make_room(state, positions.numel())
         x = self.embed(tokens)
         streams = {0: x}
-        turns = {name: table.rows(positions) for name, table in self._tables.items()}
+        own = positions[-tokens.numel() :]
+        turns = {name: table.rows(own) for name, table in self._tables.items()}
         layers = zip(
             self._spec.shapes,
             self._spec.rope,
@@ -175,14 +200,25 @@ class NativeTarget:
         have, needed = state.keys[0].shape[0], state.length + rows
         if needed > have:
             size = max(needed, have + have // 4)
-            state.keys = [grown(cache, 0, state.length, size) for cache in state.keys]
-            state.values = [grown(cache, 0, state.length, size) for cache in state.values]
+            kept = state.length + state.pending
+            state.keys = [grown(cache, 0, kept, size) for cache in state.keys]
+            state.values = [grown(cache, 0, kept, size) for cache in state.values]
 
 
 def load_native(
     files: Tensors, name: str, spec: NativeSpec, dtype: torch.dtype, known_hash: str
 ) -> NativeTarget:
-    """The model whose tensors ``files`` holds as a ``NativeTarget``; ``known_hash``: of its head as
-    it is stored."""
+    """The model whose tensors ``files`` holds, its matrices in ``dtype``; ``known_hash``: of its
+    head as it is stored."""
     weights = read_weights(files, spec, dtype)
-    return NativeTarget(name, spec, weights, f"native ({backend()})", known_hash)
+    return NativeTarget(name, spec, weights, dtype, f"native ({backend()})", known_hash)
+
+
+def load_packed(
+    files: BlockTensors, name: str, spec: NativeSpec, dtype: torch.dtype, known_hash: str
+) -> NativeTarget:
+    """The model of a GGUF file on the file's own blocks; KV cache, drafter and what has no packed
+    form in ``dtype``."""
+    weights = read_packed(files, spec, dtype)
+    kernels = f"native ({backend()}, {weights.form})"
+    return NativeTarget(name, spec, weights, dtype, kernels, known_hash)

@@ -82,7 +82,7 @@ def from_target(config: DrafterConfig, target: Any) -> DrafterModule:
 
 
 def _copy_layer(ours: Any, theirs: Any, config: DrafterConfig) -> None:
-    """The tensors of ops.reference.LAYER_WEIGHTS from a ``transformers`` decoder layer."""
+    """The tensors of ops.layer.LAYER_WEIGHTS from a ``transformers`` decoder layer."""
     attention, mlp = theirs.self_attn, theirs.mlp
     projections = (attention.q_proj, attention.k_proj, attention.v_proj)
     ours.input_norm.copy_(norm_weight(theirs.input_layernorm))

@@ -49,7 +49,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 class DrafterLayer(nn.Module):
-    """A pre-norm decoder layer with the tensors of ops.reference.LAYER_WEIGHTS."""
+    """A pre-norm decoder layer with the tensors of ops.layer.LAYER_WEIGHTS."""
 
     def __init__(self, config: DrafterConfig) -> None:
         super().__init__()

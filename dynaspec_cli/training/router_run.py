@@ -15,10 +15,13 @@ from dynaspec_cli.target.tokenizer import load_tokenizer
 from dynaspec_cli.training.router_build import BuildConfig, BuildResult, Progress, build
 
 
-def _predictor(drafter: Drafter | None) -> EagleDrafter | None:
-    """The drafter whose hidden rows the router will read."""
+def _predictor(value: str, drafter: Drafter | None) -> EagleDrafter | None:
+    """The drafter whose hidden rows the router will read; None where ``value`` leaves the choice
+    open and none ships."""
     if drafter is None or isinstance(drafter, EagleDrafter):
         return drafter
+    if value == "auto":
+        return None
     raise DynaSpecError(
         f"--drafter {drafter.name}: a router learns from what a drafter of train-drafter predicts, "
         "not from this kind; leave --drafter out, or give such a folder"
@@ -54,7 +57,7 @@ def run(
         target,
         tokenizer.encode,
         progress,
-        _predictor(load_drafter(drafter, target)),
+        _predictor(drafter, load_drafter(drafter, target, tokenizer)),
         tokenizer.eos_ids,
         tokenizer.bos_id,
     )

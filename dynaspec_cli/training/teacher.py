@@ -92,7 +92,7 @@ class Teacher:
         kinds: list[str] = getattr(config, "layer_types", None) or []
         self._mask: Any = dict.fromkeys(kinds) if "sliding_attention" in kinds else None
         self.max_length = int(config.max_position_embeddings)
-        self.head = target.head_weight()
+        self.head = target.head_weight().data
 
     def _pass(self, tokens: Tensor, cache: BatchCache) -> tuple[Tensor, Tensor]:
         """(features [B, n, d], normed [B, n, d]) of new tokens [B, n]."""

@@ -20,10 +20,9 @@ ROOT = 0
 
 @dataclass
 class GrowingTree:
-    """A tree under way. Per node: ``tokens``, ``parents``, ``scores`` (the
-    estimated probability that the path down to the node is accepted, or its log: the policy's
-    choice) and ``rows``, its temporary row in the
-    drafter's cache (-1: not stepped, and the root).
+    """A tree under way. Per node: ``tokens``, ``parents``, ``scores`` (the estimated probability
+    that the path down to the node is accepted, or its log: the policy's choice) and ``rows``, its
+    temporary row in the drafter's cache (-1: not stepped, and the root).
 
     ``frontier`` holds the nodes whose children the next candidates are, in row order; ``level`` the
     levels grown so far; ``best`` the nodes that would be verified now, as sorted (-priority, node).

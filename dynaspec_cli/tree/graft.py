@@ -13,7 +13,9 @@ from dataclasses import replace
 import torch
 
 from dynaspec_cli.protocols import DraftTree
-from dynaspec_cli.sampling.verify import NO_DRAWS, SampledDrafts
+from dynaspec_cli.sampling.verify import NodeDraft, SampledDrafts
+
+NO_DRAWS = NodeDraft(torch.empty(0, dtype=torch.int64), torch.empty(0), ())
 
 
 def graft(tree: DraftTree, tokens: Sequence[int], parents: Sequence[int]) -> DraftTree:

@@ -189,7 +189,7 @@ def altered(source: Path, folder: Path, **changes: Any) -> Path:
         ({"hidden_size": 64}, "hidden size"),
         ({"vocab_size": 401}, "vocabulary"),
         ({"head_hash": "0" * 64}, "hash"),
-        ({"format": "other"}, "none of the kinds"),
+        ({"format": "other"}, "no kind that is known"),
     ],
 )
 def test_drafter_of_another_target(
@@ -301,7 +301,7 @@ def test_pickle_is_never_executed(
     assert not (tmp_path / "executed").exists()
 
 
-def test_gguf_and_a_full_disk(
+def test_gguf_needs_no_room_on_the_disk(
     tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("gguf")
@@ -310,26 +310,15 @@ def test_gguf_and_a_full_disk(
     path = tmp_path / "tiny.gguf"
     write_tiny_gguf(path)
     usage = shutil.disk_usage(tmp_path)
+    (tmp_path / "file").write_text("no folder", encoding="utf-8")
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
-        one_line(tiny("generate", PROMPT, model=path), 1, "No space left", "DYNASPEC_CACHE_DIR")
-    result = tiny("generate", "abc", "--max-new-tokens", "4", "--json", model=path)
+        patch.setenv("DYNASPEC_CACHE_DIR", str(tmp_path / "file" / "cache"))
+        result = tiny("generate", "abc", "--max-new-tokens", "4", "--json", model=path)
     assert result.exit_code == 0, result.stderr
     assert json.loads(result.stdout)["new_tokens"] <= 4
     path.write_bytes(path.read_bytes()[:-1000])
     one_line(tiny("generate", PROMPT, model=path), 1, "truncated")
-
-
-def test_cache_folder_that_cannot_be_made(
-    tiny: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("gguf")
-    from target.tiny_gguf import write_tiny_gguf
-
-    write_tiny_gguf(tmp_path / "tiny.gguf")
-    (tmp_path / "file").write_text("no folder", encoding="utf-8")
-    monkeypatch.setenv("DYNASPEC_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    one_line(tiny("generate", PROMPT, model=tmp_path / "tiny.gguf"), 1, "DYNASPEC_CACHE_DIR")
 
 
 def test_a_program_of_its_own(
@@ -399,11 +388,11 @@ def test_doctor_json(
 def test_doctor_judges_a_drafter_that_it_cannot_load(
     tiny: Callable[..., Any], tiny_drafter_dir: Path, tmp_path: Path
 ) -> None:
-    folder = altered(tiny_drafter_dir, tmp_path, format="other", draft_vocab_size=30)
+    folder = altered(tiny_drafter_dir, tmp_path, head_hash="0" * 64)
     result = tiny("doctor", "--drafter", folder, "--json")
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
-    assert data["drafter"]["can_raise_coverage"] is False
+    assert data["drafter"]["can_raise_coverage"] is True
     assert "not timed" in data["note"]
     assert data["head_share"]["draft_body_source"].startswith("one target layer")
 

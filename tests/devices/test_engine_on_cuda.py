@@ -67,7 +67,7 @@ class _Moved(TransformersTarget):
         return None
 
     def head_hash(self) -> str:
-        return head_hash(to_host(self.head_weight()))
+        return head_hash(to_host(self.head_weight().data))
 
 
 def _parts(folder: Any, device: torch.device, dtype: torch.dtype) -> Parts:

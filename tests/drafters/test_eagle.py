@@ -174,7 +174,9 @@ def test_bad_files(tmp_path):
         load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(DynaSpecError, match=r"pytorch_model\.bin is a pickle and is not read"):
+    with pytest.raises(
+        DynaSpecError, match=r"pytorch_model\.bin: refused, it is no pickle of named tensors"
+    ):
         load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(DynaSpecError, match="not a readable safetensors"):
@@ -205,5 +207,5 @@ def test_room_for_temporary_rows_grows(monkeypatch):
         return torch.cat(found)
 
     roomy = rounds()
-    monkeypatch.setattr("dynaspec_cli.drafters.eagle.MAX_TREE_ROWS", 6)
+    monkeypatch.setattr("dynaspec_cli.drafters.pairs.MAX_TREE_ROWS", 6)
     assert torch.equal(rounds(), roomy)

@@ -12,7 +12,7 @@ from torch import Tensor
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.session import decode
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import Committed, DraftHeadOutput, DraftTree, Frontier
 
 
 class ToyOutput:
@@ -66,9 +66,9 @@ class ToyTarget:
         state.context = start + tokens
         return ToyOutput(self.model, [start + tokens[: i + 1] for i in range(len(tokens))])
 
-    def verify(self, state: ToyState, tree: DraftTree) -> ToyOutput:
+    def verify(self, state: ToyState, tree: DraftTree, start: int = 0) -> ToyOutput:
         state.rows = node_contexts(tree, (*state.context, int(tree.tokens[0])))
-        return ToyOutput(self.model, state.rows)
+        return ToyOutput(self.model, state.rows[start:])
 
     def commit(self, state: ToyState, rows: Tensor) -> None:
         state.context = state.rows[int(rows[-1])]
@@ -100,3 +100,31 @@ def decoded_law(
         law[tokens] = law.get(tokens, 0.0) + probability
         drafts += probability * accepted
     return law, drafts
+
+
+class ToyDrafter:
+    """The toy model's drafter, which scores its own tokens."""
+
+    name, folder, head, taps = "toy", None, None, ()
+
+    def __init__(self, model: ToyModel, width: int) -> None:
+        self.model, self.width = model, width
+
+    def describe(self) -> dict[str, Any]:
+        return {"drafter_kind": "toy"}
+
+    def begin(self, prompt: Tensor, max_length: int) -> dict[str, Any]:
+        return {"context": (int(prompt[0]),)}
+
+    def extend(self, state: dict[str, Any], committed: Committed) -> DraftHeadOutput:
+        state["context"] += tuple(committed.tokens.tolist())
+        state["last"] = [state["context"]]
+        return self.model.candidates(state["last"], self.width)
+
+    def step(self, state: dict[str, Any], frontier: Frontier) -> DraftHeadOutput:
+        pairs = zip(frontier.source.tolist(), frontier.tokens.tolist(), strict=True)
+        state["last"] = [(*state["last"][source], token) for source, token in pairs]
+        return self.model.candidates(state["last"], self.width)
+
+    def observe(self, state: dict[str, Any], tree: DraftTree, path: Tensor) -> None:
+        pass

@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynaspec_cli.ops import compiled, decoder_layer, kv_commit, reference, tree_mask
+from dynaspec_cli.ops import (
+    LayerWeights,
+    compiled,
+    decoder_layer,
+    dense_layer,
+    kv_commit,
+    reference,
+    tree_mask,
+)
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -38,7 +46,7 @@ class Shape:
         return (*sizes, 1e-6, scale, self.window, self.activation, self.softcap)
 
 
-def make_weights(s: Shape, generator: torch.Generator) -> list[Tensor]:
+def make_weights(s: Shape, generator: torch.Generator) -> LayerWeights:
     def matrix(rows: int, k: int) -> Tensor:
         return (torch.randn(rows, k, generator=generator) * k**-0.5).to(s.dtype)
 
@@ -48,19 +56,21 @@ def make_weights(s: Shape, generator: torch.Generator) -> list[Tensor]:
         return 1 + 0.2 * torch.randn(size, generator=generator)
 
     qkv = (s.heads + 2 * s.kv_heads) * s.head_dim
-    return [
-        norm(s.d),
-        matrix(qkv, s.d),
-        torch.randn(qkv, generator=generator) if s.bias else torch.empty(0),
-        norm(s.head_dim, s.head_norms),
-        norm(s.head_dim, s.head_norms),
-        matrix(s.d, s.heads * s.head_dim),
-        norm(s.d, s.post_norms),
-        norm(s.d),
-        matrix(2 * s.ffn, s.d),
-        matrix(s.d, s.ffn),
-        norm(s.d, s.post_norms),
-    ]
+    return dense_layer(
+        [
+            norm(s.d),
+            matrix(qkv, s.d),
+            torch.randn(qkv, generator=generator) if s.bias else torch.empty(0),
+            norm(s.head_dim, s.head_norms),
+            norm(s.head_dim, s.head_norms),
+            matrix(s.d, s.heads * s.head_dim),
+            norm(s.d, s.post_norms),
+            norm(s.d),
+            matrix(2 * s.ffn, s.d),
+            matrix(s.d, s.ffn),
+            norm(s.d, s.post_norms),
+        ]
+    )
 
 
 class Model:
@@ -329,9 +339,9 @@ def layer_arguments(s: Shape, n: int = 3, committed: int = 4) -> dict[str, objec
     }
 
 
-def replaced(weights: object, index: int, tensor: Tensor) -> list[Tensor]:
-    assert isinstance(weights, list)
-    return [*weights[:index], tensor, *weights[index + 1 :]]
+def replaced(weights: object, **changed: object) -> LayerWeights:
+    assert isinstance(weights, LayerWeights)
+    return weights._replace(**changed)
 
 
 BAD = {
@@ -354,25 +364,39 @@ BAD = {
     "softcap": ("softcap", lambda a: -1.0, r"softcap: expected .* got -1"),
     "scale": ("scale", lambda a: float("nan"), r"scale: expected .* got nan"),
     "activation": ("activation", lambda a: "relu", r"activation: expected .* got relu"),
-    "weights": ("weights", lambda a: a["weights"][:5], r"weights: expected 11 tensors, got 5"),
+    "too few formats": (
+        "weights",
+        lambda a: replaced(a["weights"], formats=(-1, -1, -1)),
+        r"formats: expected one for each matrix",
+    ),
+    "too many formats": (
+        "weights",
+        lambda a: replaced(a["weights"], formats=(-1,) * 5),
+        r"formats: expected one for each matrix, got 1 too many",
+    ),
+    "no gate": (
+        "weights",
+        lambda a: replaced(a["weights"], gate_up=()),
+        r"gate_up: expected an even number of rows, got 0",
+    ),
     "qkv": (
         "weights",
-        lambda a: replaced(a["weights"], 1, torch.zeros(4, 4)),
+        lambda a: replaced(a["weights"], qkv=(torch.zeros(4, 4),)),
         r"qkv: expected .* got",
     ),
     "norm": (
         "weights",
-        lambda a: replaced(a["weights"], 0, torch.zeros(48).half()),
+        lambda a: replaced(a["weights"], input_norm=torch.zeros(48).half()),
         r"input_norm: expected",
     ),
     "one norm": (
         "weights",
-        lambda a: replaced(a["weights"], 4, torch.empty(0)),
+        lambda a: replaced(a["weights"], k_norm=torch.empty(0)),
         r"k_norm: expected .* both",
     ),
     "bias": (
         "weights",
-        lambda a: replaced(a["weights"], 2, torch.zeros(3)),
+        lambda a: replaced(a["weights"], qkv_bias=torch.zeros(3)),
         r"qkv_bias: expected .* got",
     ),
 }
@@ -389,8 +413,8 @@ def test_bad_input(case: str) -> None:
 
 @needs_kernels
 def test_opcheck() -> None:
-    arguments = tuple(layer_arguments(replace(Shape(), dtype=BF16, cache_dtype=BF16)).values())
-    torch.library.opcheck(torch.ops.dynaspec.decoder_layer.default, arguments)
+    x, weights, *rest = layer_arguments(replace(Shape(), dtype=BF16, cache_dtype=BF16)).values()
+    torch.library.opcheck(torch.ops.dynaspec.decoder_layer.default, (x, *weights, *rest))
 
 
 def test_no_rows() -> None:

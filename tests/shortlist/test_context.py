@@ -7,6 +7,7 @@ import torch
 
 from dynaspec_cli.shortlist.context import ContextTokens
 from dynaspec_cli.shortlist.head import build_head
+from dynaspec_cli.weights.weight import dense
 
 
 @pytest.mark.parametrize("capacity", [0, 1, 3, 10, 40, 60])
@@ -14,7 +15,7 @@ from dynaspec_cli.shortlist.head import build_head
 def test_keeps_the_most_recently_seen(capacity, permuted):
     g = torch.Generator().manual_seed(capacity)
     order = torch.randperm(50, generator=g)[:40] if permuted else None
-    head = build_head(torch.randn(50, 4, generator=g), order)
+    head = build_head(dense(torch.randn(50, 4, generator=g)), order)
     context = ContextTokens(head, capacity)
     held = min(capacity, head.num_rows)
     recent: list[int] = []
@@ -35,7 +36,7 @@ def test_keeps_the_most_recently_seen(capacity, permuted):
 
 
 def test_one_batch_larger_than_the_capacity_keeps_its_end():
-    context = ContextTokens(build_head(torch.randn(100, 4)), 10)
+    context = ContextTokens(build_head(dense(torch.randn(100, 4))), 10)
     context.add(torch.arange(100))
     assert sorted(context.rows().tolist()) == list(range(90, 100))
     context.add(torch.tensor([5, 5, 95]))

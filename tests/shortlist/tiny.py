@@ -11,6 +11,7 @@ from dynaspec_cli.checkpoints.bundle import BundleConfig, ShortlistBundle
 from dynaspec_cli.config import ShortlistConfig
 from dynaspec_cli.protocols import DraftTree, Shortlist, Target
 from dynaspec_cli.shortlist import names, registry
+from dynaspec_cli.weights.weight import Weight, dense
 
 POLICIES = names.NAMES
 
@@ -51,8 +52,8 @@ class TinyTarget:
         self.head = torch.randn(vocab_size, hidden_size, generator=g)
         self.hash = f"tiny-{vocab_size}-{hidden_size}-{seed}"
 
-    def head_weight(self) -> Tensor:
-        return self.head
+    def head_weight(self) -> Weight:
+        return dense(self.head)
 
     def head_hash(self) -> str:
         return self.hash

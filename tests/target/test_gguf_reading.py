@@ -189,7 +189,7 @@ def test_a_stored_head_goes_before_the_embeddings(tmp_path: Path) -> None:
         arrays["output.weight"] = stored
 
     target = load(write_gguf(tmp_path / "m.gguf", model, edit))
-    assert torch.equal(target.head_weight(), torch.from_numpy(stored))
+    assert torch.equal(target.head_weight().data, torch.from_numpy(stored))
     assert target.head_hash() == head_hash(torch.from_numpy(stored))
 
 
@@ -271,4 +271,41 @@ def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:
     model = llama()
     path = write_gguf(tmp_path / "m.gguf", model)
     embeddings = model.get_input_embeddings().weight.detach()
-    assert torch.equal(load(path, torch.bfloat16).head_weight(), embeddings.bfloat16())
+    assert torch.equal(load(path, torch.bfloat16).head_weight().data, embeddings.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["gemma3", "gemma2", "mistral", "factors", "biases"])
+def test_conversions_are_models_of_transformers(
+    name: str, hf_model: Callable[[str], Any], tmp_path: Path, cache_dir: Path
+) -> None:
+    """What CUDA, training and the peers load."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from dynaspec_cli.target.events import ignore_progress
+    from dynaspec_cli.target.gguf_cache import converted
+    from dynaspec_cli.target.load import stored_head_hash
+    from dynaspec_cli.target.tokenizer import load_tokenizer
+
+    def edit(keys: dict[str, Any], arrays: Arrays) -> None:
+        keys.update(EXTRA.get(name, {}))
+        if name == "factors":
+            scaled = model.model.rotary_emb.inv_freq.numpy()
+            plain = 1.0 / 10000.0 ** (np.arange(0, 16, 2, dtype=np.float32) / 16)
+            arrays["rope_freqs.weight"] = plain / scaled
+        for bias in [n for n in arrays if n.endswith("attn_output.bias")]:
+            del arrays[bias]
+
+    if name == "biases":
+        model = llama(attention_bias=True)
+        for layer in model.model.layers:
+            torch.nn.init.zeros_(layer.self_attn.o_proj.bias)
+    else:
+        model = hf_model("llama3" if name == "factors" else name)
+    path = write_gguf(tmp_path / "m.gguf", model, edit)
+    folder = converted(path, "tiny", torch.float32, ignore_progress)
+    again = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    torch.testing.assert_close(expected(again), expected(model), rtol=1e-4, atol=1e-4)
+    assert stored_head_hash(folder) == load(path).head_hash()
+    theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(folder)
+    assert theirs("abcab")["input_ids"] == ours.encode("abcab")
+    assert (ours.eos_ids, ours.bos_id) == ((1,), 0)

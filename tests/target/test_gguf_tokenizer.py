@@ -4,6 +4,8 @@ of the model that a pre-tokenizer is named after, and sentencepiece's algorithm 
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ from gguf_writing import write_raw
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.gguf_files.model import open_gguf
 from dynaspec_cli.gguf_files.pretokenizers import PRE_TOKENIZERS
-from dynaspec_cli.target.gguf_native import gguf_tokenizer
+from dynaspec_cli.target import gguf_tokenizer as module
+from dynaspec_cli.target.gguf_tokenizer import gguf_tokenizer
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
 TEXTS = (
@@ -271,13 +274,11 @@ def test_gemma_agrees_with_transformers(tmp_path: Path, cache_dir: Path) -> None
 def test_derived_merges_are_kept(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dynaspec_cli.target import gguf_native
-
     first = tokenizer(tmp_path / "m.gguf", pieces_keys())
     (kept,) = (cache_dir / "tokenizers").iterdir()
-    real = gguf_native.build_tokenizer
+    real = module.build_tokenizer
     calls: list[int] = []
-    monkeypatch.setattr(gguf_native, "build_tokenizer", lambda v: calls.append(1) or real(v))
+    monkeypatch.setattr(module, "build_tokenizer", lambda v: calls.append(1) or real(v))
     again = tokenizer(tmp_path / "m.gguf", pieces_keys())
     assert not calls
     assert again.encode("the thing 東") == first.encode("the thing 東")
@@ -349,6 +350,33 @@ def test_more_tokens_than_embeddings(tmp_path: Path) -> None:
     write_raw(path, "llama", byte_level("gpt-2"), {"token_embd.weight": np.zeros((9, 4))})
     with pytest.raises(DynaSpecError, match=r"ggml\.tokens has \d+ entries, but the .* 9 rows"):
         gguf_tokenizer(open_gguf((path,)))
+
+
+def test_a_tokenizer_begun_early_is_handed_out_once(
+    tiny_gguf: Path, tmp_path: Path, cache_dir: Path
+) -> None:
+    from dynaspec_cli.target.load import load
+
+    module.begin_tokenizer(str(tiny_gguf))
+    begun = module._begun[tiny_gguf]
+    _, ours = load(str(tiny_gguf), "float32", "cpu")
+    assert ours is begun.result()
+    assert module.begun_tokenizer(tiny_gguf) is None
+    for nothing in ("no/such-model", str(tmp_path), str(tmp_path / "none.gguf"), " "):
+        module.begin_tokenizer(nothing)  # left to load, which says what is wrong
+    assert not module._begun
+    bad = tmp_path / "bad.gguf"
+    write_raw(bad, "llama", byte_level("nobody-knows"), {"x": np.zeros(4)})
+    module.begin_tokenizer(str(bad))
+    future = module.begun_tokenizer(bad)
+    assert future is not None
+    with pytest.raises(DynaSpecError, match="nobody-knows"):
+        future.result()
+
+
+def test_the_tokenizer_needs_no_torch() -> None:
+    code = "import sys, dynaspec_cli.target.gguf_tokenizer; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_chat_template_of_a_file(tmp_path: Path) -> None:

@@ -10,12 +10,13 @@ from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target import head as head_module
 from dynaspec_cli.target.head import LMHead, leaders
+from dynaspec_cli.weights.weight import Weight, dense
 
 
 @pytest.fixture(params=[True, False], ids=["ops", "torch"])
 def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
     if not request.param:
-        monkeypatch.setattr(head_module, "_compiled", lambda weight: False)
+        monkeypatch.setattr(Weight, "compiled", False)
     return bool(request.param)
 
 
@@ -31,10 +32,10 @@ def test_head(shape: str, dtype: torch.dtype, compiled: bool) -> None:
     weight, hidden = made(dtype)
     bias = torch.randn(1003, generator=torch.Generator().manual_seed(6)) * 3
     head = {
-        "plain": LMHead(weight),
-        "bias": LMHead(weight, bias=bias),
-        "scaled": LMHead(weight, multiplier=0.25),
-        "capped": LMHead(weight, multiplier=2.0, softcap=6.0),
+        "plain": LMHead(dense(weight)),
+        "bias": LMHead(dense(weight), bias=bias),
+        "scaled": LMHead(dense(weight), multiplier=0.25),
+        "capped": LMHead(dense(weight), multiplier=2.0, softcap=6.0),
     }[shape]
     exact = hidden.double() @ weight.double().T
     if shape == "bias":
@@ -51,12 +52,12 @@ def test_head(shape: str, dtype: torch.dtype, compiled: bool) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_exact_ties_go_to_the_lowest_id(dtype: torch.dtype, compiled: bool) -> None:
     weight, hidden = made(dtype, rows=3)
-    best = LMHead(weight).argmax(hidden)
+    best = LMHead(dense(weight)).argmax(hidden)
     for row in range(3):
         copies = torch.tensor([1002, 500, int(best[row])])
         tied = weight.clone()
         tied[copies] = weight[best[row]]
-        head = LMHead(tied)
+        head = LMHead(dense(tied))
         low = int(copies.min())
         assert int(head.argmax(hidden[row : row + 1])) == low
         assert head.leaders(hidden[row : row + 1], 3)[0].tolist() == sorted(copies.tolist())
@@ -67,7 +68,7 @@ def test_near_ties_below_the_half_types_grid(compiled: bool) -> None:
     weight = torch.zeros(64, 2, dtype=torch.bfloat16)
     weight[10] = torch.tensor([16.0, 0.0])
     weight[40] = torch.tensor([16.0, 0.01])
-    head = LMHead(weight)
+    head = LMHead(dense(weight))
     hidden = torch.tensor([[1.0, 1.0]])
     assert head.argmax(hidden).tolist() == [40]
     assert head.leaders(hidden, 2).tolist() == [[40, 10]]
@@ -78,7 +79,7 @@ def test_many_rows_in_pieces(compiled: bool, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(head_module, "PIECE_ROWS", 3)
     weight, hidden = made(torch.float32, rows=11)
     exact = hidden @ weight.T
-    head = LMHead(weight)
+    head = LMHead(dense(weight))
     assert torch.equal(head.argmax(hidden), exact.argmax(-1))
     assert torch.equal(head.leaders(hidden, 2), exact.topk(2, -1).indices)
 
@@ -117,7 +118,7 @@ def test_leaders_by_stripes_are_those_of_a_whole_sort(vocab: int) -> None:
 def test_logits_that_are_no_numbers_have_no_best_token(extra) -> None:
     weight = torch.randn(40, 8)
     weight[7, 3] = float("nan")
-    head = LMHead(weight, **extra)
+    head = LMHead(dense(weight), **extra)
     hidden = torch.randn(2, 8)
     for best in (lambda: head.argmax(hidden), lambda: head.leaders(hidden, 3)):
         with pytest.raises(DynaSpecError, match="hold NaN or infinite values"):

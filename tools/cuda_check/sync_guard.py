@@ -36,7 +36,7 @@ NAMED_SYNCS = {
         "add",
     ): "the context set is kept on the host: the target's runners-up, once a verification",
     ("shortlist/dynaspec.py", "__init__"): "which row of the head a token is, at load",
-    ("engine/session.py", "covered"): "the coverage statistic: one flag a verification",
+    ("engine/draft.py", "observe"): "the coverage statistic: one flag a verification",
     ("shortlist/base.py", "observe"): "the running estimate of a shortlist's mass counts hits; off "
     "by default",
 }

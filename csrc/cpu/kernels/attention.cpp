@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "cpu/kernels/decoder_kernels.h"
+#include "cpu/kernels/formats.h"
 
 namespace dynaspec::cpu {
 namespace {
@@ -47,7 +48,7 @@ Attention::Attention(const LayerShape& shape, const KvCache& cache, const TreeRo
   }
   block_rows_ = (rows.n + blocks_ - 1) / blocks_;
   padded_ = round_up(rows.committed + rows.t, kLanes) + kLanes;
-  query_stride_ = kernels().packed_stride(cache.type, shape.head_dim);
+  query_stride_ = kernels().of(cache.format).packed_stride(shape.head_dim);
 }
 
 int64_t Attention::shared_bytes() const {
@@ -132,10 +133,13 @@ void Attention::fill(int64_t i, int64_t begin, int64_t end, const Block& block) 
 void Attention::scores(const Block& block, int64_t q0, int64_t nq, const char* queries,
                        int64_t begin, int64_t end) const {
   if (begin >= end) return;
-  const Weight all_keys{cache_.keys, cache_.type, shape_.head_dim, nullptr, nullptr};
+  const Weight all_keys{cache_.keys, cache_.format, shape_.head_dim,
+                        info(cache_.format).row_bytes(shape_.head_dim)};
   const RowSet chosen{block.list + (begin - block.base), 0, end - begin};
-  kernels().dot_rows(all_keys, chosen, {queries, query_stride_, nq},
-                     block.scores + q0 * padded_ + (begin - block.base), padded_);
+  kernels()
+      .of(cache_.format)
+      .dot_rows(all_keys, chosen, {queries, query_stride_, nq},
+                block.scores + q0 * padded_ + (begin - block.base), padded_);
 }
 
 void Attention::run(int64_t task, char* worker, float* out) const {
@@ -146,7 +150,7 @@ void Attention::run(int64_t task, char* worker, float* out) const {
   const int64_t nq = shape_.group() / splits_;  // queries a row
   const int64_t head0 = kv_head * shape_.group() + split * nq;
   const int64_t head_dim = shape_.head_dim, queries = (i1 - i0) * nq;
-  const bool bf16 = cache_.type == WeightType::kBFloat16;
+  const bool bf16 = cache_.format == Format::kBFloat16;
 
   int64_t begin = keys(i0).begin, end = keys(i0).end;
   for (int64_t i = i0 + 1; i < i1; ++i) {

@@ -35,33 +35,90 @@ enum Phase {
   kAddMlp,
 };
 
-// A linear map cut into blocks of weight rows.
-struct Blocks {
-  Blocks(const Weight& weight, int64_t m)
-      : weight(weight),
-        m(m),
-        rows(round_up(std::max<int64_t>(kBlockBytes / weight.row_bytes(), 1), 16)),
-        count((m + rows - 1) / rows) {}
+// A stack of linear maps cut into blocks of weight rows, and its rows of x: packed once for all
+// maps that read the same form.
+class Blocks {
+ public:
+  Blocks(const Stack& stack, int64_t n) : parts_(stack.count), n_(n), m_(stack.total()) {
+    int64_t row = 0;
+    for (int p = 0; p < parts_; ++p) {
+      const Weight& weight = stack.part[p];
+      Part& part = part_[p];
+      part.weight = weight;
+      part.table = &kernels().of(weight.format);
+      part.stride = part.table->packed_stride(weight.k);
+      part.x = packed_bytes_;
+      part.first_row = row;
+      part.m = stack.rows[p];
+      part.rows = round_up(std::max<int64_t>(kBlockBytes / weight.row_bytes, 1), 16);
+      part.first_task = tasks_;
+      tasks_ += (part.m + part.rows - 1) / part.rows;
+      row += part.m;
+      part.packs = true;
+      for (int other = 0; other < p; ++other) {
+        if (part_[other].table->pack_row == part.table->pack_row) {
+          part.packs = false;
+          part.x = part_[other].x;
+        }
+      }
+      if (part.packs) packed_bytes_ += n * part.stride;
+    }
+  }
 
-  void run(int64_t task, const PackedRows& x, float* out) const {
-    const int64_t first = task * rows, here = std::min(rows, m - first);
-    const RowSet rest{nullptr, first + here, m - first - here};
+  int64_t tasks() const { return tasks_; }
+  int64_t packed_bytes() const { return packed_bytes_; }
+
+  // Packs row i of x into `packed`.
+  void pack(int64_t i, const float* x, char* packed) const {
+    for (int p = 0; p < parts_; ++p) {
+      const Part& part = part_[p];
+      if (part.packs) part.table->pack_row(x, part.weight.k, packed + part.x + i * part.stride);
+    }
+  }
+
+  void run(int64_t task, const char* packed, float* out) const {
+    const Part& part = of(task);
+    const int64_t first = (task - part.first_task) * part.rows,
+                  here = std::min(part.rows, part.m - first);
+    const RowSet rest{nullptr, first + here, part.m - first - here};
     const RowSet chosen{nullptr, first, here, &rest};
-    for (int64_t i = 0; i < x.n; i += kRowsInCache) {
-      const PackedRows part{x.data + i * x.stride, x.stride, std::min(kRowsInCache, x.n - i)};
-      kernels().dot_rows(weight, chosen, part, out + i * m + first, m);
+    const char* const x = packed + part.x;
+    for (int64_t i = 0; i < n_; i += kRowsInCache) {
+      part.table->dot_rows(part.weight, chosen,
+                           {x + i * part.stride, part.stride, std::min(kRowsInCache, n_ - i)},
+                           out + i * m_ + part.first_row + first, m_);
     }
   }
 
   // Fetches the first rows of a task before it may begin.
   void prefetch(int64_t task) const {
-    const int64_t first = task * rows * weight.row_bytes();
-    const int64_t end = std::min(first + kWarmBytes, m * weight.row_bytes());
-    for (int64_t at = first; at < end; at += kLine) __builtin_prefetch(weight.data + at, 0, 2);
+    task = std::min(task, tasks_ - 1);
+    const Part& part = of(task);
+    const int64_t first = (task - part.first_task) * part.rows * part.weight.row_bytes;
+    const int64_t end = std::min(first + kWarmBytes, part.m * part.weight.row_bytes);
+    for (int64_t at = first; at < end; at += kLine) __builtin_prefetch(part.weight.data + at, 0, 2);
   }
 
-  const Weight weight;
-  const int64_t m, rows, count;
+ private:
+  struct Part {
+    Weight weight;
+    const FormatKernels* table;
+    int64_t first_row, m;      // its results
+    int64_t first_task, rows;  // rows a task
+    int64_t x, stride;         // its rows of x
+    bool packs;                // or shares another part's
+  };
+
+  const Part& of(int64_t task) const {
+    int p = parts_ - 1;
+    while (task < part_[p].first_task) --p;
+    return part_[p];
+  }
+
+  const int parts_;
+  const int64_t n_, m_;
+  int64_t tasks_ = 0, packed_bytes_ = 0;
+  Part part_[Stack::kMost];
 };
 
 }  // namespace
@@ -76,26 +133,24 @@ struct LayerPass::Impl {
         x(x),
         y(y),
         threads(threads),
-        table(kernels()),
         layer(*kernels().layer),
         attention(shape, cache, rows, threads),
-        in(weights.qkv, shape.qkv_size()),
-        out(weights.out, shape.hidden),
-        expand(weights.gate_up, 2 * shape.intermediate),
-        contract(weights.down, shape.hidden),
+        in(weights.qkv, rows.n),
+        out(weights.out, rows.n),
+        expand(weights.gate_up, rows.n),
+        contract(weights.down, rows.n),
         phases(threads) {
     const int64_t n = rows.n;
-    for (const int64_t tasks :
-         {n, in.count, n, attention.tasks(), n, out.count, n, expand.count, n, contract.count, n}) {
+    for (const int64_t tasks : {n, in.tasks(), n, attention.tasks(), n, out.tasks(), n,
+                                expand.tasks(), n, contract.tasks(), n}) {
       phases.add(tasks);
     }
-    packed_bytes = n * std::max({stride(w.qkv), stride(w.out), stride(w.gate_up), stride(w.down)});
+    packed_bytes = std::max(
+        {in.packed_bytes(), out.packed_bytes(), expand.packed_bytes(), contract.packed_bytes()});
     row_bytes =
         round_up(std::max({s.hidden, s.intermediate, s.head_dim}) * 2 * sizeof(float), kLine);
     worker_bytes = row_bytes + attention.worker_bytes();
   }
-
-  int64_t stride(const Weight& weight) const { return table.packed_stride(weight.type, weight.k); }
 
   int64_t layout(char* base) {
     int64_t at = 0;
@@ -114,14 +169,8 @@ struct LayerPass::Impl {
     return at;
   }
 
-  PackedRows input(const Weight& weight) const { return {packed, stride(weight), rows.n}; }
-
-  void pack(const Weight& weight, int64_t i, const float* values) {
-    table.pack_row(weight.type, values, weight.k, packed + i * stride(weight));
-  }
-
   void store(const float* values, char* to) {
-    if (cache.type == WeightType::kBFloat16) {
+    if (cache.format == Format::kBFloat16) {
       layer.store_bf16(values, s.head_dim, reinterpret_cast<uint16_t*>(to));
     } else {
       std::memcpy(to, values, s.head_dim * sizeof(float));
@@ -133,7 +182,7 @@ struct LayerPass::Impl {
     float* const turned = row + s.head_dim;
     const float* const cos = rows.cos + i * s.head_dim;
     const float* const sin = rows.sin + i * s.head_dim;
-    const int64_t item = cache.type == WeightType::kBFloat16 ? 2 : 4;
+    const int64_t item = cache.format == Format::kBFloat16 ? 2 : 4;
     const int64_t cache_row = (rows.committed + rows.t - rows.n + i) * s.kv_heads;
     const float* const heads = wide + i * s.qkv_size();
     for (int64_t head = 0; head < s.heads + s.kv_heads; ++head) {
@@ -146,7 +195,7 @@ struct LayerPass::Impl {
       }
       layer.rotate(from, cos, sin, s.head_dim, turned);
       if (is_query) {
-        table.pack_row(cache.type, turned, s.head_dim, attention.query(i, head));
+        kernels().of(cache.format).pack_row(turned, s.head_dim, attention.query(i, head));
       } else {
         store(turned, cache.keys + (cache_row + head - s.heads) * s.head_dim * item);
       }
@@ -172,11 +221,11 @@ struct LayerPass::Impl {
     switch (phase) {
       case kNormInput:
         layer.rms_norm(x + task * s.hidden, w.input_norm, s.hidden, s.eps, row);
-        pack(w.qkv, task, row);
+        in.pack(task, row, packed);
         attention.find_keys(task);
         break;
       case kProjectIn:
-        in.run(task, input(w.qkv), wide);
+        in.run(task, packed, wide);
         break;
       case kPlaceHeads:
         place_heads(task, row);
@@ -185,27 +234,27 @@ struct LayerPass::Impl {
         attention.run(task, worker + row_bytes, narrow);
         break;
       case kPackAttended:
-        pack(w.out, task, narrow + task * s.q_size());
+        out.pack(task, narrow + task * s.q_size(), packed);
         break;
       case kProjectOut:
-        out.run(task, input(w.out), narrow);
+        out.run(task, packed, narrow);
         break;
       case kAddAttention:
         add(task, x, w.post_attention_norm, row);
         layer.rms_norm(y + task * s.hidden, w.mlp_norm, s.hidden, s.eps, row);
-        pack(w.gate_up, task, row);
+        expand.pack(task, row, packed);
         break;
       case kExpand:
-        expand.run(task, input(w.gate_up), wide);
+        expand.run(task, packed, wide);
         break;
       case kGate: {
         const float* const gates = wide + task * 2 * s.intermediate;
         layer.gate(gates, gates + s.intermediate, s.intermediate, s.gelu, row);
-        pack(w.down, task, row);
+        contract.pack(task, row, packed);
         break;
       }
       case kContract:
-        contract.run(task, input(w.down), narrow);
+        contract.run(task, packed, narrow);
         break;
       case kAddMlp:
         add(task, y, w.post_mlp_norm, row);
@@ -222,7 +271,7 @@ struct LayerPass::Impl {
                                                         : nullptr;
     if (next != nullptr) {
       const int linear = phase == kPlaceHeads ? kProjectOut : phase + 1;
-      next->prefetch(std::min(phases.first(linear, worker), next->count - 1));
+      next->prefetch(phases.first(linear, worker));
     }
   }
 
@@ -233,7 +282,6 @@ struct LayerPass::Impl {
   const float* const x;
   float* const y;
   const int threads;
-  const Kernels& table;
   const LayerKernels& layer;
   Attention attention;
   Blocks in, out, expand, contract;

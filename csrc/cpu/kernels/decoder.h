@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "cpu/kernels/kernels.h"
+#include "cpu/kernels/linear.h"
 
 namespace dynaspec::cpu {
 
@@ -23,14 +23,14 @@ struct LayerShape {
 // Norms that a family lacks are nullptr.
 struct LayerWeights {
   const float *input_norm, *q_norm, *k_norm, *post_attention_norm, *mlp_norm, *post_mlp_norm;
-  Weight qkv, out, gate_up, down;
+  Stack qkv, out, gate_up, down;
 };
 
 // Keys (after rotation) and values [rows, kv_heads, head_dim], float32 or bf16.
 struct KvCache {
   char* keys;
   char* values;
-  WeightType type;
+  Format format;
 };
 
 // The cache holds `committed` rows, whose positions are their indices, and after them t tree rows;

@@ -205,7 +205,7 @@ struct Order {
 
 template <class P>
 Order order_of(const Weight& weight, const PackedRows& x, int64_t tiles) {
-  const int64_t row_bytes = weight.row_bytes();
+  const int64_t row_bytes = weight.row_bytes;
   // Many rows are bound by arithmetic: a tile of x stays, and the block comes from the L2 cache.
   if (tiles > 2) return {row_bytes <= 1280 ? kMaxBlock : 2 * kTileRows, 1, false};
   const int64_t x_bytes = weight.k / P::kStep * P::kXBytes;
@@ -220,7 +220,7 @@ Order order_of(const Weight& weight, const PackedRows& x, int64_t tiles) {
 
 template <class P>
 void dot_rows_of(const Weight& weight, RowSet rows, const PackedRows& x, float* out, int64_t ldo) {
-  const int64_t row_bytes = weight.row_bytes();
+  const int64_t row_bytes = weight.row_bytes;
   const int64_t tiles = (x.n + P::kTile - 1) / P::kTile;
   const int64_t per_tile = tiles > 0 ? x.n / tiles : 0, longer = x.n - per_tile * tiles;
   const int64_t steps = weight.k / P::kStep;
@@ -276,19 +276,6 @@ void dot_rows_of(const Weight& weight, RowSet rows, const PackedRows& x, float* 
         }
       }
     }
-  }
-}
-
-void dot_rows(const Weight& weight, RowSet rows, const PackedRows& x, float* out, int64_t ldo) {
-  switch (weight.type) {
-    case WeightType::kFloat32:
-      return dot_rows_of<FloatPath<F32>>(weight, rows, x, out, ldo);
-    case WeightType::kBFloat16:
-      return dot_rows_of<BF16Path>(weight, rows, x, out, ldo);
-    case WeightType::kFloat16:
-      return dot_rows_of<FloatPath<F16>>(weight, rows, x, out, ldo);
-    case WeightType::kInt8:
-      return dot_rows_of<I8Path>(weight, rows, x, out, ldo);
   }
 }
 

@@ -24,8 +24,7 @@ float log_sum_exp(const SoftmaxPart* parts, int64_t chunks) {
 }
 
 int64_t slots_for(const Selection& selection, const Weight& weight) {
-  return selection.size() * weight.row_bytes() < kSerialBytes ? 1
-                                                              : thread_slots(selection.chunks());
+  return selection.size() * weight.row_bytes < kSerialBytes ? 1 : thread_slots(selection.chunks());
 }
 
 }  // namespace
@@ -34,6 +33,7 @@ int64_t head_topk(const Head& head, const PackedRows& x, const Selection& select
                   float temperature, float* log_q, int64_t* ids, float* lse) {
   const int64_t n = x.n, chunks = selection.chunks();
   const Kernels& table = kernels();
+  const FormatKernels& products = table.of(head.weight.format);
   static thread_local Scratch slot_scratch;
   const int64_t slots = slots_for(selection, head.weight);
   std::vector<SoftmaxPart> parts;
@@ -55,12 +55,13 @@ int64_t head_topk(const Head& head, const PackedRows& x, const Selection& select
     }
     parts.resize(part.n * chunks);
     for_chunks_ahead(chunks, slots, [&](int64_t c, int64_t slot, int64_t after) {
-      int32_t list[kChunk], list_after[kChunk];
-      const RowSet next = selection.rows(after, list_after);
-      RowSet rows = selection.rows(c, list);
-      rows.next = &next;
+      int32_t list[kChunk], stored[kChunk], list_after[kChunk], stored_after[kChunk];
+      const RowSet rows = selection.rows(c, list);
+      const RowSet next = head.stored(selection.rows(after, list_after), stored_after);
+      RowSet here = head.stored(rows, stored);
+      here.next = &next;
       float* logits = memory + slot * slot_floats;
-      table.dot_rows(head.weight, rows, part, logits, kChunk);
+      products.dot_rows(head.weight, here, part, logits, kChunk);
       for (int64_t i = 0; i < part.n; ++i) {
         const SoftmaxPart stats = table.softmax_part(logits + i * kChunk, rows.count, temperature);
         parts[i * chunks + c] = stats;
@@ -92,20 +93,22 @@ int64_t head_log_probs(const Head& head, const PackedRows& x, const Selection& s
                        float temperature, float* log_q, int64_t* ids, float* lse) {
   const int64_t n = x.n, size = selection.size(), chunks = selection.chunks();
   const Kernels& table = kernels();
+  const FormatKernels& products = table.of(head.weight.format);
   const int64_t slots = slots_for(selection, head.weight);
   std::vector<SoftmaxPart> parts(n * chunks);
   for (int64_t i0 = 0; i0 < std::max<int64_t>(n, 1); i0 += kXBlock) {
     const PackedRows part{x.data + i0 * x.stride, x.stride, std::min(kXBlock, n - i0)};
     for_chunks_ahead(chunks, slots, [&](int64_t c, int64_t, int64_t after) {
-      int32_t list[kChunk], list_after[kChunk];
-      const RowSet next = selection.rows(after, list_after);
-      RowSet rows = selection.rows(c, list);
-      rows.next = &next;
+      int32_t list[kChunk], stored[kChunk], list_after[kChunk], stored_after[kChunk];
+      const RowSet rows = selection.rows(c, list);
+      const RowSet next = head.stored(selection.rows(after, list_after), stored_after);
+      RowSet here = head.stored(rows, stored);
+      here.next = &next;
       const int64_t at = c * kChunk;
       if (i0 == 0) {
         for (int64_t j = 0; j < rows.count; ++j) ids[at + j] = head.id(rows[j]);
       }
-      table.dot_rows(head.weight, rows, part, log_q + i0 * size + at, size);
+      products.dot_rows(head.weight, here, part, log_q + i0 * size + at, size);
       for (int64_t i = i0; i < i0 + part.n; ++i) {
         parts[i * chunks + c] = table.softmax_part(log_q + i * size + at, rows.count, temperature);
       }

@@ -14,12 +14,21 @@
 
 namespace dynaspec::cpu {
 
+// Row r is row r of the weight, or with `gather` row row_ids[r].
 struct Head {
-  Weight weight;  // [rows, k]
+  Weight weight;
   int64_t rows;
   const int32_t* row_ids;  // token id of a row; nullptr: identity
+  bool gather = false;
 
   int64_t id(int64_t row) const { return row_ids == nullptr ? row : row_ids[row]; }
+
+  // Rows of the weight: in `list` (room for all of them) where they are gathered.
+  RowSet stored(const RowSet& rows, int32_t* list) const {
+    if (!gather) return {rows.list, rows.first, rows.count};
+    for (int64_t j = 0; j < rows.count; ++j) list[j] = row_ids[rows[j]];
+    return {list, 0, rows.count};
+  }
 };
 
 // The selected rows as a sequence.

@@ -7,26 +7,38 @@
 
 namespace dynaspec::cpu {
 
-enum class WeightType : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2, kInt8 = 3 };
+// Forms of a weight's rows: formats.h says what each is.
+enum class Format : int {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kInt8,
+  kQ8_0,
+  kQ4_0,
+  kQ4_1,
+  kQ5_0,
+  kQ5_1,
+  kQ4_K,
+  kQ5_K,
+  kQ6_K,
+};
+constexpr int kNumFormats = 12;
 
-constexpr int kWeightBytes[] = {4, 2, 2, 1};
-
-// Rows of x in the form that one level reads for one weight type: see Kernels::pack_row.
+// Rows of x in the form that one level reads for one format: see FormatKernels::pack_row.
 struct PackedRows {
   const char* data;  // row i at data + i * stride; 64-byte aligned, zero padded
   int64_t stride;    // bytes
   int64_t n;
 };
 
-// A weight matrix [*, k], row-major and contiguous.
+// A weight matrix [*, k], rows one after another.
 struct Weight {
   const char* data;
-  WeightType type;
+  Format format;
   int64_t k;
-  const float* scale;  // of each row (int8), or nullptr
-  const float* bias;   // of each row, or nullptr
-
-  int64_t row_bytes() const { return k * kWeightBytes[static_cast<int>(type)]; }
+  int64_t row_bytes;
+  const float* scale = nullptr;  // of each row (int8)
+  const float* bias = nullptr;   // of each row
 };
 
 // Which rows of the weight to multiply: `list[0..count)`, or `first .. first + count` where list is
@@ -57,15 +69,20 @@ struct SoftmaxPart {
 
 struct LayerKernels;  // decoder_kernels.h
 
-struct Kernels {
-  const char* name;
-  // Bytes of one packed row of length k (a multiple of 64).
-  int64_t (*packed_stride)(WeightType type, int64_t k);
-  // x float32 [k] -> packed row (bf16: rounded; int8: quantised with the row's own scale).
-  void (*pack_row)(WeightType type, const float* x, int64_t k, char* packed);
+// What one level does with one format. Formats that read x in the same form have the same pack_row.
+struct FormatKernels {
+  // Bytes of one packed row of x of length k (a multiple of 64).
+  int64_t (*packed_stride)(int64_t k);
+  // x float32 [k] -> packed row (bf16: rounded; int8 and blocks: quantised).
+  void (*pack_row)(const float* x, int64_t k, char* packed);
   // out[i * ldo + j] = <x_i, weight[rows[j]]> (* scale[rows[j]]) (+ bias[rows[j]]). The sum of an
   // output has one fixed order, whatever n, count and ldo are.
   void (*dot_rows)(const Weight& weight, RowSet rows, const PackedRows& x, float* out, int64_t ldo);
+};
+
+struct Kernels {
+  const char* name;
+  FormatKernels formats[kNumFormats];
   // Divides logits[0..count) by temperature in place and returns their softmax statistics.
   SoftmaxPart (*softmax_part)(float* logits, int64_t count, float temperature);
   // x[i] = exp(x[i] - max) * factor in place, for x up to max.
@@ -73,6 +90,8 @@ struct Kernels {
   // Offers logits[j] of row rows[j], in ascending order of rows.
   void (*offer)(const float* logits, RowSet rows, float part_max, TopK* top);
   const LayerKernels* layer;
+
+  const FormatKernels& of(Format format) const { return formats[static_cast<int>(format)]; }
 };
 
 // The table of the level in use (isa.h).

@@ -9,6 +9,7 @@
 
 #include "cpu/kernels/decoder_kernels.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/packed_layout.h"
 
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx2,fma,f16c"))), apply_to = function)
@@ -24,6 +25,9 @@
 #include "cpu/kernels/dot_rows_impl.h"
 #include "cpu/kernels/kernels_impl.h"
 #include "cpu/kernels/decoder_impl.h"
+#include "cpu/kernels/packed_x.h"
+#include "cpu/kernels/packed_avx2.h"
+#include "cpu/kernels/packed_impl.h"
 #include "cpu/kernels/table_impl.h"
 // clang-format on
 

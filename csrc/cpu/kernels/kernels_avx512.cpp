@@ -9,6 +9,7 @@
 
 #include "cpu/kernels/decoder_kernels.h"
 #include "cpu/kernels/kernels.h"
+#include "cpu/kernels/packed_layout.h"
 
 #ifdef __clang__
 #pragma clang attribute push(                                                    \
@@ -26,6 +27,9 @@
 #include "cpu/kernels/dot_rows_impl.h"
 #include "cpu/kernels/kernels_impl.h"
 #include "cpu/kernels/decoder_impl.h"
+#include "cpu/kernels/packed_x.h"
+#include "cpu/kernels/packed_avx512.h"
+#include "cpu/kernels/packed_impl.h"
 #include "cpu/kernels/table_impl.h"
 // clang-format on
 

@@ -2,26 +2,18 @@
 namespace dynaspec::cpu::DYNASPEC_LEVEL {
 namespace {
 
-#ifdef DYNASPEC_BF16_DOT
-constexpr bool kPackBF16 = true;
-#else
-constexpr bool kPackBF16 = false;  // x is rounded to bf16, and kept in float32
-#endif
-
 // A tile reads the same place of all its rows of x, and these must not share a set of the L1 cache
 // (8 ways of 64 lines: at a stride of 4 KB 8 rows of x and 4 of the weight would). So rows lie an
 // odd number of lines apart. Long rows that are read in spans lie a span and a line apart, modulo
 // two spans: then the spans of all rows fill the sets evenly.
-int64_t packed_stride(WeightType type, int64_t k) {
-  const bool whole = type == WeightType::kInt8;
-  const int64_t item = whole ? 1 : type == WeightType::kBFloat16 && kPackBF16 ? 2 : 4;
-  const int64_t lines = round_up(k * item, kLine) / kLine + (whole ? 1 : 0);  // int8: the trailer
+inline int64_t stride_of(int64_t lines, bool spans) {
   constexpr int64_t span = kSpanBytes / kLine;
-  const bool spans =
-      lines >= 3 * span && ((type == WeightType::kFloat32 && FloatPath<F32>::kSpans) ||
-                            (type == WeightType::kBFloat16 && BF16Path::kSpans));
-  return (spans ? round_up(lines - span - 1, 2 * span) + span + 1 : lines | 1) * kLine;
+  return (spans && lines >= 3 * span ? round_up(lines - span - 1, 2 * span) + span + 1
+                                     : lines | 1) *
+         kLine;
 }
+
+inline int64_t lines_of(int64_t bytes) { return round_up(bytes, kLine) / kLine; }
 
 // Nearest bf16, halves to even; NaN stays NaN.
 inline uint32_t bf16_bits(float x) {
@@ -31,7 +23,46 @@ inline uint32_t bf16_bits(float x) {
   return x != x ? (bits >> 16) | 0x40u : rounded;
 }
 
-void pack_int8(const float* x, int64_t k, char* packed) {
+// x for weights of the dense formats. Half types are converted and multiply float32 x.
+template <bool kSpans>
+struct FloatX {
+  static int64_t stride(int64_t k) { return stride_of(lines_of(4 * k), kSpans); }
+
+  static void pack(const float* x, int64_t k, char* packed) {
+    if (k > 0) std::memcpy(packed, x, 4 * k);  // x of no values may be null
+    std::memset(packed + 4 * k, 0, stride(k) - 4 * k);
+  }
+};
+
+#ifdef DYNASPEC_BF16_DOT
+struct BF16X {
+  static int64_t stride(int64_t k) { return stride_of(lines_of(2 * k), true); }
+
+  static void pack(const float* x, int64_t k, char* packed) {
+    uint16_t* out = reinterpret_cast<uint16_t*>(packed);
+    for (int64_t i = 0; i < k; ++i) out[i] = static_cast<uint16_t>(bf16_bits(x[i]));
+    std::memset(packed + 2 * k, 0, stride(k) - 2 * k);
+  }
+};
+#else
+struct BF16X {  // rounded to bf16, and kept in float32
+  static int64_t stride(int64_t k) { return stride_of(lines_of(4 * k), BF16Path::kSpans); }
+
+  static void pack(const float* x, int64_t k, char* packed) {
+    uint32_t* out = reinterpret_cast<uint32_t*>(packed);
+    for (int64_t i = 0; i < k; ++i) out[i] = bf16_bits(x[i]) << 16;
+    std::memset(packed + 4 * k, 0, stride(k) - 4 * k);
+  }
+};
+#endif
+
+struct I8X {
+  static int64_t stride(int64_t k) { return stride_of(lines_of(k) + 1, false); }  // the trailer
+
+  static void pack(const float* x, int64_t k, char* packed);
+};
+
+void I8X::pack(const float* x, int64_t k, char* packed) {
   int8_t* q = reinterpret_cast<int8_t*>(packed);
   float top = 0.0f;
   float poison = 0.0f;  // NaN if any x is infinite or NaN
@@ -67,23 +98,6 @@ void pack_int8(const float* x, int64_t k, char* packed) {
   const int64_t end = round_up(k, kLine);
   std::memset(packed + k, 0, end + kLine - k);
   std::memcpy(packed + end, &trailer, sizeof(trailer));
-}
-
-void pack_row(WeightType type, const float* x, int64_t k, char* packed) {
-  if (type == WeightType::kInt8) return pack_int8(x, k, packed);
-  const int64_t stride = packed_stride(type, k);
-  if (type == WeightType::kBFloat16 && kPackBF16) {
-    uint16_t* out = reinterpret_cast<uint16_t*>(packed);
-    for (int64_t i = 0; i < k; ++i) out[i] = static_cast<uint16_t>(bf16_bits(x[i]));
-    std::memset(packed + 2 * k, 0, stride - 2 * k);
-  } else if (type == WeightType::kBFloat16) {
-    uint32_t* out = reinterpret_cast<uint32_t*>(packed);
-    for (int64_t i = 0; i < k; ++i) out[i] = bf16_bits(x[i]) << 16;
-    std::memset(packed + 4 * k, 0, stride - 4 * k);
-  } else {
-    if (k > 0) std::memcpy(packed, x, 4 * k);  // x of no values may be null
-    std::memset(packed + 4 * k, 0, stride - 4 * k);
-  }
 }
 
 // e^x for x <= 0; e^-87 below -87 (Cephes' polynomial on [-ln 2 / 2, ln 2 / 2], relative error

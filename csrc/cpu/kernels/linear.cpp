@@ -15,19 +15,19 @@ constexpr int64_t kMinBytesPerThread = 32 << 10;
 
 }  // namespace
 
-PackedRows pack(const float* x, int64_t n, int64_t k, WeightType type, Scratch& scratch) {
-  const Kernels& table = kernels();
-  const int64_t stride = table.packed_stride(type, k);
+PackedRows pack(const float* x, int64_t n, int64_t k, Format format, Scratch& scratch) {
+  const FormatKernels& table = kernels().of(format);
+  const int64_t stride = table.packed_stride(k);
   char* data = scratch.bytes(std::max<int64_t>(stride * n, 1));
   const int64_t slots = n * k < (1 << 16) ? 1 : thread_slots(n);
   for_chunks(n, slots,
-             [&](int64_t i, int64_t) { table.pack_row(type, x + i * k, k, data + i * stride); });
+             [&](int64_t i, int64_t) { table.pack_row(x + i * k, k, data + i * stride); });
   return {data, stride, n};
 }
 
 void linear(const PackedRows& x, const Weight& weight, int64_t m, float* out, int64_t ldo) {
-  const Kernels& table = kernels();
-  const int64_t row_bytes = std::max<int64_t>(weight.row_bytes(), 1);
+  const FormatKernels& table = kernels().of(weight.format);
+  const int64_t row_bytes = std::max<int64_t>(weight.row_bytes, 1);
   const int64_t useful = std::max<int64_t>(1, m * row_bytes / kMinBytesPerThread);
   const int64_t slots = std::min(useful, thread_slots(m));
   // Several chunks a thread, so that they end together; chunks of at least 16 rows, so that each
@@ -53,7 +53,7 @@ void linear(const PackedRows& x, const Weight& weight, int64_t m, float* out, in
 
 void linear(const float* x, int64_t n, const Weight& weight, int64_t m, float* out, int64_t ldo) {
   static thread_local Scratch scratch;
-  linear(pack(x, n, weight.k, weight.type, scratch), weight, m, out, ldo);
+  linear(pack(x, n, weight.k, weight.format, scratch), weight, m, out, ldo);
 }
 
 }  // namespace dynaspec::cpu

@@ -36,13 +36,31 @@ class Scratch {
   size_t size_ = 0;
 };
 
-// Packs contiguous float32 rows [n, k] for weights of a type.
-PackedRows pack(const float* x, int64_t n, int64_t k, WeightType type, Scratch& scratch);
+// Packs contiguous float32 rows [n, k] for weights of a format.
+PackedRows pack(const float* x, int64_t n, int64_t k, Format format, Scratch& scratch);
 
 // out[i * ldo + j] = <x_i, weight row j> (* scale) (+ bias) for all `m` rows of the weight and
 // float32 x [n, k] (row-major), on all threads. A row's result depends neither on n nor on the
 // number of threads.
 void linear(const float* x, int64_t n, const Weight& weight, int64_t m, float* out, int64_t ldo);
 void linear(const PackedRows& x, const Weight& weight, int64_t m, float* out, int64_t ldo);
+
+// Linear maps of the same x whose results follow each other, each in a format of its own.
+struct Stack {
+  static constexpr int kMost = 3;
+  int count = 0;
+  Weight part[kMost];
+  int64_t rows[kMost];
+
+  void add(const Weight& weight, int64_t m) {
+    part[count] = weight;
+    rows[count++] = m;
+  }
+  int64_t total() const {
+    int64_t sum = 0;
+    for (int p = 0; p < count; ++p) sum += rows[p];
+    return sum;
+  }
+};
 
 }  // namespace dynaspec::cpu

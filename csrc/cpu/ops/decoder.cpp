@@ -28,10 +28,28 @@ const float* norm(const char* name, const Tensor& t, int64_t size, bool optional
   return data<float>(t);
 }
 
-Weight matrix(const char* name, const Tensor& t, int64_t rows, int64_t k) {
-  DYNASPEC_EXPECT(t.dim() == 2 && t.size(0) == rows && t.size(1) == k && !is(t, Dtype::kInt8), kOp,
-                  name, "float32, bfloat16 or float16 " + shape_text({rows, k}), t);
-  return describe_weight(kOp, name, t);
+// Matrices [rows, k] that follow each other, and their formats: taken off the front of `formats`.
+Stack stack(const char* name, const std::vector<Tensor>& parts, const int64_t*& formats,
+            const int64_t* last, int64_t rows, int64_t k) {
+  const int64_t count = static_cast<int64_t>(parts.size());
+  DYNASPEC_CHECK(count >= 1 && count <= Stack::kMost, kOp, ": ", name, ": expected 1 to ",
+                 Stack::kMost, " matrices, got ", count);
+  DYNASPEC_CHECK(last - formats >= count, kOp,
+                 ": formats: expected one for each matrix, got too few");
+  Stack all;
+  for (const Tensor& t : parts) {
+    const int64_t format = *formats++;
+    if (format >= 0) {
+      all.add(describe_packed(kOp, name, t, format, k), t.size(0));
+      continue;
+    }
+    DYNASPEC_EXPECT(t.dim() == 2 && t.size(1) == k && t.size(0) > 0 && !is(t, Dtype::kInt8), kOp,
+                    name, "float32, bfloat16 or float16 " + shape_text({-1, k}), t);
+    all.add(describe_weight(kOp, name, t), t.size(0));
+  }
+  DYNASPEC_CHECK(all.total() == rows, kOp, ": ", name, ": expected ", rows, " rows, got ",
+                 all.total());
+  return all;
 }
 
 KvCache describe_cache(const Tensor& k, const Tensor& v, const LayerShape& s, int64_t end) {
@@ -49,7 +67,7 @@ KvCache describe_cache(const Tensor& k, const Tensor& v, const LayerShape& s, in
   DYNASPEC_CHECK(k.size(0) * s.kv_heads < (int64_t{1} << 31), kOp,
                  ": k_cache: expected fewer than 2^31 rows x heads, got ", shape_text(k.sizes()));
   return {mutable_data<char>(k), mutable_data<char>(v),
-          is(k, Dtype::kFloat32) ? WeightType::kFloat32 : WeightType::kBFloat16};
+          is(k, Dtype::kFloat32) ? Format::kFloat32 : Format::kBFloat16};
 }
 
 TreeRows describe_rows(const Tensor& positions, const Tensor& mask, const Tensor& cos,
@@ -79,15 +97,18 @@ TreeRows describe_rows(const Tensor& positions, const Tensor& mask, const Tensor
   return {n, t, cache_len, position, seen, data<float>(cos), data<float>(sin)};
 }
 
-Tensor decoder_layer(const Tensor& x, const std::vector<Tensor>& weights, Tensor& k_cache,
-                     Tensor& v_cache, const Tensor& cos, const Tensor& sin, const Tensor& positions,
-                     const Tensor& mask, int64_t cache_len, int64_t num_heads, int64_t num_kv_heads,
-                     int64_t head_dim, double eps, double scale, int64_t window,
-                     const std::string& activation, double softcap) {
+Tensor decoder_layer(const Tensor& x, const Tensor& input_norm, const std::vector<Tensor>& qkv,
+                     const Tensor& qkv_bias, const Tensor& q_norm, const Tensor& k_norm,
+                     const Tensor& out, const Tensor& post_attention_norm, const Tensor& mlp_norm,
+                     const std::vector<Tensor>& gate_up, const Tensor& down,
+                     const Tensor& post_mlp_norm, const std::vector<int64_t>& formats,
+                     Tensor& k_cache, Tensor& v_cache, const Tensor& cos, const Tensor& sin,
+                     const Tensor& positions, const Tensor& mask, int64_t cache_len,
+                     int64_t num_heads, int64_t num_kv_heads, int64_t head_dim, double eps,
+                     double scale, int64_t window, const std::string& activation, double softcap) {
   DYNASPEC_EXPECT(
       x.dim() == 2 && x.size(1) > 0 && is(x, Dtype::kFloat32) && x.is_contiguous() && x.is_cpu(),
       kOp, "x", "contiguous float32 [n, d] on the CPU", x);
-  DYNASPEC_CHECK(weights.size() == 11, kOp, ": weights: expected 11 tensors, got ", weights.size());
   DYNASPEC_CHECK(num_heads > 0 && num_kv_heads > 0 && num_heads % num_kv_heads == 0, kOp,
                  ": num_heads: expected a positive multiple of num_kv_heads = ", num_kv_heads,
                  ", got ", num_heads);
@@ -106,35 +127,41 @@ Tensor decoder_layer(const Tensor& x, const std::vector<Tensor>& weights, Tensor
                  ": activation: expected silu or gelu_tanh, got ", activation);
 
   const int64_t n = x.size(0), d = x.size(1);
-  const Tensor& down = weights[9];
-  DYNASPEC_EXPECT(down.dim() == 2 && down.size(0) == d && down.size(1) > 0, kOp, "down",
-                  "[" + std::to_string(d) + ", intermediate]", down);
+  int64_t inner = 0;  // gate and up
+  for (const Tensor& part : gate_up) inner += part.dim() == 2 ? part.size(0) : 0;
+  DYNASPEC_CHECK(inner > 0 && inner % 2 == 0, kOp,
+                 ": gate_up: expected an even number of rows, got ", inner);
   const LayerShape s{d,
                      num_heads,
                      num_kv_heads,
                      head_dim,
-                     down.size(1),
+                     inner / 2,
                      static_cast<float>(eps),
                      static_cast<float>(scale),
                      window,
                      gelu,
                      static_cast<float>(softcap)};
-  LayerWeights w{norm("input_norm", weights[0], d, false),
-                 norm("q_norm", weights[3], head_dim, true),
-                 norm("k_norm", weights[4], head_dim, true),
-                 norm("post_attention_norm", weights[6], d, true),
-                 norm("mlp_norm", weights[7], d, false),
-                 norm("post_mlp_norm", weights[10], d, true),
-                 matrix("qkv", weights[1], s.qkv_size(), d),
-                 matrix("out", weights[5], d, s.q_size()),
-                 matrix("gate_up", weights[8], 2 * s.intermediate, d),
-                 matrix("down", down, d, s.intermediate)};
+  const int64_t* next = formats.data();
+  const int64_t* const last = next + formats.size();
+  LayerWeights w{norm("input_norm", input_norm, d, false),
+                 norm("q_norm", q_norm, head_dim, true),
+                 norm("k_norm", k_norm, head_dim, true),
+                 norm("post_attention_norm", post_attention_norm, d, true),
+                 norm("mlp_norm", mlp_norm, d, false),
+                 norm("post_mlp_norm", post_mlp_norm, d, true),
+                 stack("qkv", qkv, next, last, s.qkv_size(), d),
+                 stack("out", {out}, next, last, d, s.q_size()),
+                 stack("gate_up", gate_up, next, last, 2 * s.intermediate, d),
+                 stack("down", {down}, next, last, d, s.intermediate)};
+  DYNASPEC_CHECK(next == last, kOp, ": formats: expected one for each matrix, got ", last - next,
+                 " too many");
   DYNASPEC_CHECK((w.q_norm == nullptr) == (w.k_norm == nullptr), kOp,
                  ": k_norm: expected q_norm and k_norm both or neither, got one");
   std::optional<Tensor> bias;
-  if (!is_empty(weights[2])) {
-    bias = wide_bias(kOp, "qkv_bias", weights[2], s.qkv_size());
-    w.qkv.bias = data<float>(*bias);
+  if (!is_empty(qkv_bias)) {
+    bias = wide_bias(kOp, "qkv_bias", qkv_bias, s.qkv_size());
+    const float* rest = data<float>(*bias);
+    for (int p = 0; p < w.qkv.count; rest += w.qkv.rows[p++]) w.qkv.part[p].bias = rest;
   }
   const TreeRows rows = describe_rows(positions, mask, cos, sin, n, cache_len, s);
   DYNASPEC_CHECK(cache_len < (int64_t{1} << 31), kOp, ": cache_len: expected less than 2^31, got ",

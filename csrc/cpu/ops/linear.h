@@ -12,10 +12,20 @@ namespace dynaspec::cpu {
 Weight describe_weight(const char* op, const char* name, const Tensor& weight,
                        const Tensor* scale = nullptr);
 
+// The same of `format` < 0; else packed rows of as many values as x has columns (uint8 [m, row
+// bytes], see cpu/kernels/formats.h).
+Weight describe_weight(const char* op, const char* name, const Tensor& weight, const Tensor* scale,
+                       int64_t format, const Tensor& x);
+Weight describe_packed(const char* op, const char* name, const Tensor& weight, int64_t format,
+                       int64_t columns);
+
+// ValueError for a number that names no packed format.
+Format packed_format(const char* op, int64_t format);
+
 // Checks a bias [size] of a floating-point dtype; returned contiguous in float32.
 Tensor wide_bias(const char* op, const char* name, const Tensor& bias, int64_t size);
 
-// Packs rows [n, k] of any activation dtype for weights of a type.
-PackedRows pack(const Tensor& x, WeightType type, Scratch& scratch);
+// Packs rows [n, k] of any activation dtype for weights of a format.
+PackedRows pack(const Tensor& x, Format format, Scratch& scratch);
 
 }  // namespace dynaspec::cpu

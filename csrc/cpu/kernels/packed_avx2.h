@@ -1,0 +1,266 @@
+// Products of packed groups in 8 lanes (no include guard: included once, inside its target region).
+// See packed_layout.h for the groups and packed_impl.h for who calls.
+namespace dynaspec::cpu::DYNASPEC_LEVEL {
+namespace {
+
+constexpr int kPackedRows = 1;  // weight rows multiplied together: one fills the registers
+
+inline __m256i dot_pairs(__m256i acc, __m256i w, __m256i x) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+}
+
+inline __m256i load_bytes(const void* p) {
+  return _mm256_loadu_si256(static_cast<const __m256i*>(p));
+}
+
+// The scales of g blocks, one a lane.
+template <int G>
+inline __m256 pair_scales(const char* p) {
+  if constexpr (G == 8) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  } else {
+    uint64_t bits = 0;
+    std::memcpy(&bits, p, 2 * G);
+    const __m256 few = _mm256_cvtph_ps(_mm_cvtsi64_si128(static_cast<int64_t>(bits)));
+    constexpr int a = G == 1 ? 0 : 1;
+    const __m256i block = G == 4 ? _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)
+                                 : _mm256_setr_epi32(0, 0, 0, 0, a, a, a, a);
+    return _mm256_permutevar8x32_ps(few, block);
+  }
+}
+
+// Bit of the fifth-bit words that vector c of a group needs in each of its 16 places.
+template <int G>
+struct FifthBit {
+  alignas(32) uint16_t of[2 * G][16];
+  constexpr FifthBit() : of{} {
+    for (int c = 0; c < 2 * G; ++c) {
+      for (int q = 0; q < 16; ++q) of[c][q] = static_cast<uint16_t>(1u << fifth_bit(G, 16 * c + q));
+    }
+  }
+};
+template <int G>
+constexpr FifthBit<G> kFifthBit;
+
+// Vectors of a group that are in registers at a time.
+template <int G>
+constexpr int kPart = 2 * G < 8 ? 2 * G : 8;
+
+// Vectors [8 z, 8 z + kPart) of the codes of g blocks as int16, in the order of the places.
+template <int G, int kBits>
+inline void pair_codes(const char* p, int z, __m256i* q) {
+  if constexpr (kBits == 8) {
+    // Words of two bytes: the low ones are the first half of the places.
+#pragma GCC unroll 4
+    for (int w = 0; w < kPart<G> / 2; ++w) {
+      const __m256i words = load_bytes(p + 128 * z + 32 * w);
+      q[w] = _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
+      q[kPart<G> / 2 + w] = _mm256_srai_epi16(words, 8);
+    }
+    return;
+  }
+  const __m256i low = _mm256_set1_epi16(15);
+  if constexpr (G >= 4) {
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m256i words = load_bytes(p + 64 * z + 32 * h);
+      q[h] = _mm256_and_si256(words, low);
+      q[2 + h] = _mm256_and_si256(_mm256_srli_epi16(words, 4), low);
+      q[4 + h] = _mm256_and_si256(_mm256_srli_epi16(words, 8), low);
+      q[6 + h] = _mm256_srli_epi16(words, 12);
+    }
+  } else if constexpr (G == 2) {
+    const __m256i words = load_bytes(p);
+    q[0] = _mm256_and_si256(words, low);
+    q[1] = _mm256_and_si256(_mm256_srli_epi16(words, 4), low);
+    q[2] = _mm256_and_si256(_mm256_srli_epi16(words, 8), low);
+    q[3] = _mm256_srli_epi16(words, 12);
+  } else {
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    q[0] = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(words, 4), words), low);
+    q[1] = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(words, 12), _mm_srli_epi16(words, 8)),
+                            low);
+  }
+  if constexpr (kBits == 5) {
+    const char* const h = p + 16 * G;
+    __m256i bits;
+    if constexpr (G == 8) {
+      bits = load_bytes(h);
+    } else if constexpr (G == 4) {
+      bits = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h)));
+    } else {
+      int64_t word = 0;
+      std::memcpy(&word, h, 4 * G);
+      bits = G == 2 ? _mm256_set1_epi64x(word) : _mm256_set1_epi32(static_cast<int32_t>(word));
+    }
+#pragma GCC unroll 8
+    for (int c = 0; c < kPart<G>; ++c) {
+      const __m256i bit = load_bytes(kFifthBit<G>.of[8 * z + c]);
+      const __m256i set = _mm256_cmpeq_epi16(_mm256_and_si256(bits, bit), bit);
+      q[c] = _mm256_or_si256(q[c], _mm256_and_si256(set, _mm256_set1_epi16(16)));
+    }
+  }
+}
+
+// acc[r][i] += <group of weight row r, group of x row i>, a lane each.
+template <int kBits, bool kMin>
+struct PairProducts {
+  template <int G, int R>
+  static void multiply(const char* const* w, const GroupOfX& x, Vf* const* acc) {
+    static_assert(R == 1);
+    constexpr bool kOffset = kBits != 8;  // codes are unsigned
+    Vf* const sums = acc[0];
+    const Vf scale = pair_scales<G>(w[0]);
+    Vf offset;
+    if constexpr (kMin) {
+      offset = pair_scales<G>(w[0] + 2 * G);
+    } else {
+      offset = vmul(scale, vset(-static_cast<float>(1 << (kBits - 1))));
+    }
+    for (int z = 0; z < (G == 8 ? 2 : 1); ++z) {
+      __m256i q[kPart<G>];
+      pair_codes<G, kBits>(w[0] + (kMin ? 4 : 2) * G, z, q);
+      for (int64_t i = 0; i < x.n; ++i) {
+        const __m256i* const xi = reinterpret_cast<const __m256i*>(x.codes + i * x.stride) + 8 * z;
+        __m256i sum = _mm256_madd_epi16(q[0], xi[0]);
+#pragma GCC unroll 8
+        for (int c = 1; c < kPart<G>; ++c) sum = dot_pairs(sum, q[c], xi[c]);
+        Vf a = vfma(_mm256_cvtepi32_ps(sum), scale, z == 0 ? x.begun(sums + i) : sums[i]);
+        if (kOffset && z == 0) {
+          a = vfma(vload(reinterpret_cast<const float*>(x.sums + i * x.stride)), offset, a);
+        }
+        sums[i] = a;
+      }
+    }
+  }
+};
+
+inline float half_at(const char* p) {
+  uint16_t h;
+  std::memcpy(&h, p, sizeof(h));
+  return _cvtsh_ss(h);
+}
+
+// Floats of 8 bytes.
+inline __m256 wide8(uint64_t bytes) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(static_cast<int64_t>(bytes))));
+}
+
+// Nibbles of a quads group as bytes.
+inline void quad_nibbles(const char* p, __m256i* q) {
+  const __m256i low = _mm256_set1_epi8(15);
+#pragma GCC unroll 4
+  for (int y = 0; y < 4; ++y) {
+    const __m256i bytes = load_bytes(p + 32 * y);
+    q[y] = _mm256_and_si256(bytes, low);
+    q[y + 4] = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), low);
+  }
+}
+
+// Sums of quads of uint8 x int8, a lane each; int16 sums of `kFit` vectors do not overflow.
+template <int kFit, int kStep, int kFrom>
+inline __m256i dot_quads(const __m256i* q, const __m256i* x) {
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i total = _mm256_setzero_si256();
+#pragma GCC unroll 8
+  for (int y = kFrom; y < 8; y += kFit * kStep) {
+    __m256i part = _mm256_maddubs_epi16(q[y], x[y]);
+#pragma GCC unroll 8
+    for (int t = 1; t < kFit; ++t) {
+      part = _mm256_add_epi16(part, _mm256_maddubs_epi16(q[y + t * kStep], x[y + t * kStep]));
+    }
+    const __m256i whole = _mm256_madd_epi16(part, ones);
+    total = y == kFrom ? whole : _mm256_add_epi32(total, whole);
+  }
+  return total;
+}
+
+// Scales and minima of q4_k and q5_k.
+template <int kBits>
+struct QuadMin {
+  static void multiply(const char* w, const GroupOfX& x, Vf* acc) {
+    uint64_t s;
+    uint32_t m;
+    std::memcpy(&s, w + 4, sizeof(s));
+    std::memcpy(&m, w + 12, sizeof(m));
+    const uint64_t high = (m & 0x0f0f0f0fu) | static_cast<uint64_t>(m >> 4 & 0x0f0f0f0fu) << 32;
+    const uint64_t low = s >> 6 & 0x0303030303030303u;
+    const Vf scale = vmul(wide8(s & 0x3f3f3f3f3f3f3f3fu), vset(half_at(w)));
+    const Vf offset = vmul(wide8(low | high << 2), vset(-half_at(w + 2)));
+    __m256i q[8];
+    quad_nibbles(w + (kBits == 5 ? 48 : 16), q);
+    if constexpr (kBits == 5) {
+      const __m256i bits = load_bytes(w + 16), place = _mm256_set1_epi8(16);
+#pragma GCC unroll 8
+      for (int y = 0; y < 8; ++y) {
+        const __m256i moved = y < 4   ? _mm256_slli_epi16(bits, 4 - y)
+                              : y > 4 ? _mm256_srli_epi16(bits, y - 4)
+                                      : bits;
+        q[y] = _mm256_or_si256(q[y], _mm256_and_si256(moved, place));
+      }
+    }
+    for (int64_t i = 0; i < x.n; ++i) {
+      const __m256i* const xi = reinterpret_cast<const __m256i*>(x.codes + i * x.stride);
+      const float* const sums = reinterpret_cast<const float*>(x.sums + i * x.stride) + 16;
+      const __m256i sum = dot_quads<kBits == 5 ? 4 : 8, 1, 0>(q, xi);
+      const Vf whole = vmul(_mm256_cvtepi32_ps(sum), vset(x.scale(i)));
+      acc[i] = vfma(vload(sums), offset, vfma(whole, scale, x.begun(acc + i)));
+    }
+  }
+};
+
+struct Q4_K : QuadMin<4> {
+  static constexpr int64_t kBytes = kBlockQ4_K.bytes;
+};
+struct Q5_K : QuadMin<5> {
+  static constexpr int64_t kBytes = kBlockQ5_K.bytes;
+};
+
+struct Q6_K {
+  static constexpr int64_t kBytes = kBlockQ6_K.bytes;
+
+  static void multiply(const char* w, const GroupOfX& x, Vf* acc) {
+    const Vf d = vset(half_at(w));
+    Vf scale[2];
+#pragma GCC unroll 2
+    for (int s = 0; s < 2; ++s) {
+      scale[s] = vmul(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(
+                             _mm_loadl_epi64(reinterpret_cast<const __m128i*>(w + 2 + 8 * s)))));
+    }
+    __m256i q[8];
+    quad_nibbles(w + 18, q);
+    const __m256i mask = _mm256_set1_epi8(0x30);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; ++h) {
+      const __m256i high = load_bytes(w + 146 + 32 * h);
+      q[h] = _mm256_or_si256(q[h], _mm256_and_si256(_mm256_slli_epi16(high, 4), mask));
+      q[2 + h] = _mm256_or_si256(q[2 + h], _mm256_and_si256(_mm256_slli_epi16(high, 2), mask));
+      q[4 + h] = _mm256_or_si256(q[4 + h], _mm256_and_si256(high, mask));
+      q[6 + h] = _mm256_or_si256(q[6 + h], _mm256_and_si256(_mm256_srli_epi16(high, 2), mask));
+    }
+    const Vf centre = vset(-32.0f);
+    for (int64_t i = 0; i < x.n; ++i) {
+      const __m256i* const xi = reinterpret_cast<const __m256i*>(x.codes + i * x.stride);
+      const float* const sums = reinterpret_cast<const float*>(x.sums + i * x.stride);
+      const Vf unit = vset(x.scale(i));
+      // Sums of codes - 32: those of codes, less 32 times x's own, which carry the unit already.
+      const Vf even =
+          vfma(vload(sums), centre, vmul(_mm256_cvtepi32_ps(dot_quads<2, 2, 0>(q, xi)), unit));
+      const Vf odd =
+          vfma(vload(sums + 8), centre, vmul(_mm256_cvtepi32_ps(dot_quads<2, 2, 1>(q, xi)), unit));
+      acc[i] = vfma(odd, scale[1], vfma(even, scale[0], x.begun(acc + i)));
+    }
+  }
+};
+
+template <class F>
+struct QuadProducts {
+  template <int G, int R>
+  static void multiply(const char* const* w, const GroupOfX& x, Vf* const* acc) {
+    static_assert(R == 1);
+    F::multiply(w[0], x, acc[0]);
+  }
+};
+
+}  // namespace
+}  // namespace dynaspec::cpu::DYNASPEC_LEVEL

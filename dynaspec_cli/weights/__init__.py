@@ -1,0 +1,1 @@
+"""Weights: data, scales and a format, whatever form they are stored in."""

@@ -1,0 +1,49 @@
+"""A GGUF file's blocks -> packed weights in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli import ops
+from dynaspec_cli.ops.formats import PACKED, PackedFormat
+from dynaspec_cli.ops.pages import huge_parts
+from dynaspec_cli.weights.weight import Weight
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """``rows``: pieces uint8 [m, row bytes] of a file, which follow each other in the weight."""
+
+    rows: tuple[Tensor, ...]
+    form: PackedFormat
+    columns: int
+
+
+def packs(block_type: str, columns: int) -> PackedFormat | None:
+    """The packed form of a file's block type ("Q4_K"); None where there is none, or where rows of
+    ``columns`` values are no whole blocks."""
+    form = PACKED.get(block_type.lower())
+    return form if form is not None and form.fits(columns) else None
+
+
+def pack(matrices: Sequence[Blocks]) -> list[Weight]:
+    """Packed weights, one after another on huge pages.
+
+    Raises ``ValueError`` for a scale that is NaN or infinite.
+    """
+    empty = torch.empty(0)
+    sizes = [sum(part.nbytes for part in blocks.rows) for blocks in matrices]
+    weights = []
+    for blocks, place in zip(matrices, huge_parts(sizes), strict=True):
+        data = place.view(-1, blocks.form.row_bytes(blocks.columns))
+        at = 0
+        for part in blocks.rows:
+            end = at + part.shape[0]
+            ops.pack_blocks(part, blocks.form.code, blocks.columns, data[at:end])
+            at = end
+        weights.append(Weight(data, blocks.columns, blocks.form, empty))
+    return weights
