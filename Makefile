@@ -5,22 +5,30 @@ CPP_FILES := $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cu
 ASAN := $(foreach lib,libasan.so libstdc++.so.6,$(shell $(CXX) -print-file-name=$(lib) 2>/dev/null))
 FUZZ_SECONDS ?= 600
 
-.PHONY: build style check test fuzz sanitize
+.PHONY: build style check test docs fuzz sanitize
 
 build:  ## compile the extension in place
 	$(PYTHON) setup.py build_ext --inplace
 
 style:  ## format everything
-	ruff check --fix dynaspec_cli tests benchmarks examples setup.py
+	ruff check --fix .
+	ruff format .
+	$(PYTHON) tools/wrap_docs.py
 	clang-format -i $(CPP_FILES)
 
 check:  ## what continuous integration checks
-	ruff check dynaspec_cli tests benchmarks examples setup.py
+	ruff check .
+	ruff format --check .
 	mypy
+	$(PYTHON) tools/wrap_docs.py --check
 	clang-format --dry-run --Werror $(CPP_FILES)
 
 test:
 	$(PYTHON) -m pytest
+
+docs:  ## write the pages that are made from the code
+	$(PYTHON) -m tests.cli.help_text
+	$(PYTHON) -m tests.docs.python_reference
 
 fuzz:  ## random shapes, budgets, offsets and ids against the references for FUZZ_SECONDS
 	DYNASPEC_FUZZ_SECONDS=$(FUZZ_SECONDS) $(PYTHON) -m pytest -q -m slow tests/kernels/test_fuzz.py

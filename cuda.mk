@@ -1,4 +1,4 @@
-# Proofs of the CUDA path on a machine without a GPU (docs/cuda.md). Included by the Makefile.
+# Proofs of the CUDA path on a machine without a GPU (docs/internals/cuda.md). Included by the Makefile.
 #
 # cuda-check       every kernel file by nvcc alone for six targets, resource report checked; then the full check where
 #                  DYNASPEC_CUDA_VENV names an environment (made there if missing, 5 GB)

@@ -158,11 +158,8 @@ def mark(name):
     stages[name], at = now - at, now
 import torch; mark("import torch")
 from dynaspec_cli.target import load as l
-from dynaspec_cli.target.events import ignore_progress; mark("import dynaspec_cli.target")
-source = l.resolve_model(MODEL); kind = l.choose_dtype(DTYPE, torch.device("cpu"))
-folder = l.model_folder(source, kind, ignore_progress); mark("find the converted model")
-target = l.load_target(folder, source.name, kind, torch.device("cpu")); mark("weights")
-tokenizer = l.load_tokenizer(folder); mark("tokenizer")
+mark("import dynaspec_cli.target")
+target, tokenizer = l.load(MODEL, DTYPE, "cpu"); mark("weights and tokenizer")
 ids = tokenizer.encode("The capital of France is")
 output = target.prefill(target.begin(300), torch.tensor(ids)); mark("prefill")
 token = int(output.logits(torch.tensor([-1])).argmax()); mark("LM head")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 
 class DynaSpecError(Exception):
     """A failure the user can act on; the command line prints ``Error: <message>``, exit code 1."""
@@ -11,35 +9,27 @@ class DynaSpecError(Exception):
     exit_code = 1
 
 
-def not_finite(name: str) -> DynaSpecError:
-    """The error of logits, called ``name``, that are no numbers."""
-    return DynaSpecError(
-        f"{name} hold NaN or infinite values: the weights may be damaged, or the dtype overflows; "
-        "check the model's files, or try --dtype float32"
-    )
+class NotFiniteError(DynaSpecError):
+    """Logits, probabilities or scores that must be numbers hold NaN or infinity."""
+
+    @classmethod
+    def of_target(cls, name: str = "the target's logits") -> NotFiniteError:
+        """``name``: what is no number, in the plural."""
+        return cls(
+            f"{name} hold NaN or infinite values: the weights may be damaged, or the dtype "
+            "overflows; check the model's files, or try --dtype float32"
+        )
+
+    @classmethod
+    def of_drafter(cls) -> NotFiniteError:
+        return cls(
+            "the drafter's scores hold NaN: its weights may be damaged, or its dtype overflows; "
+            "check the drafter's folder, or try --dtype float32"
+        )
 
 
-def bad_score() -> DynaSpecError:
-    """The error of drafter scores that are no numbers."""
-    return DynaSpecError(
-        "the drafter's scores hold NaN: its weights may be damaged, or its dtype overflows; check "
-        "the drafter's folder, or try --dtype float32"
-    )
-
-
-class FiniteLogits:
-    """Within it the ``ValueError`` of a head's op for logits that are no numbers becomes
-    ``error()``. A class, since it is entered in every draft step."""
-
-    def __init__(self, error: Callable[[], DynaSpecError]) -> None:
-        self._error = error
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, ValueError) and "expected finite logits" in str(error):
-            raise self._error() from error
+TEXT_ENCODING = "utf-8-sig"
+"""Of text files that people write: UTF-8, and a byte order mark at its beginning is no text."""
 
 
 def is_utf8(text: str) -> bool:

@@ -16,6 +16,9 @@ import click
 from dynaspec_cli import __version__
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.settings_file import FILE_KEY, FileOptions
+from dynaspec_cli.ui.console import show_every_character
+from dynaspec_cli.ui.interrupt import leave_at_once, terminate_as_ctrl_c
 
 INTERRUPTED = 130
 
@@ -24,6 +27,7 @@ class LazyGroup(click.Group):
     """Imports a subcommand when it is called, and turns every failure into one line."""
 
     _debug = False
+    _file: FileOptions | None = None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -46,6 +50,7 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         finally:
             self._debug = bool(ctx.meta.get(DEBUG_KEY, False))
+            self._file = ctx.meta.get(FILE_KEY)
 
     def main(
         self,
@@ -60,7 +65,7 @@ class LazyGroup(click.Group):
         )
         if not standalone_mode:
             return run()
-        self._debug = False
+        self._debug, self._file = False, None
         try:
             code = run()
             sys.stdout.flush()
@@ -81,6 +86,8 @@ class LazyGroup(click.Group):
         if self._debug:
             traceback.print_exception(error, file=sys.stderr)
         message, code = describe(error)
+        if self._file is not None and (origin := self._file.origin(error, message)):
+            message = f"{message} (from {origin})"
         click.echo(f"Error: {' '.join(message.split())}", err=True)
         sys.exit(code)
 
@@ -165,5 +172,14 @@ def main() -> NoReturn:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", message="dynaspec")
         warnings.showwarning = _show_warning
-    cli.main(prog_name="dynaspec")
-    raise SystemExit(0)
+    terminate_as_ctrl_c()
+    show_every_character()
+    code: Any = INTERRUPTED
+    try:
+        cli.main(prog_name="dynaspec")
+    except SystemExit as left:
+        code = left.code if isinstance(left.code, int) else 0
+    except KeyboardInterrupt:  # another one, while the first was met
+        pass
+    leave_at_once(code)
+    sys.exit(code)

@@ -4,18 +4,25 @@ A model object holds weights and no state; what belongs to a request lives in th
 that ``begin`` returns. The decode loop (engine/session.py) knows these protocols and nothing behind
 them. In formulas p is the target's distribution, q the drafter's.
 
+A drafter comes in two kinds. One yields hidden rows and names the LM head that reads them, its own
+or the target's (``DrafterHead``); a shortlist chooses among that head's rows and scores them. The
+other has no head and yields scored tokens itself.
+
 Row convention of a draft tree: row 0 is the *root*, the last committed token whose KV row does not
 exist yet; rows 1..n are drafted nodes in an order in which a parent precedes its children.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from dynaspec_cli.checkpoints.vocab_map import VocabMap
 from dynaspec_cli.weights.weight import Weight
 
 
@@ -36,11 +43,52 @@ class DraftTree:
         return int(self.tokens.numel()) - 1
 
 
+@dataclass(frozen=True)
+class KeptRows:
+    """What is kept of m rows of a target pass when its output is let go: ``features`` [m, d] and
+    ``taps`` [m, A * d] as in ``TargetOutput``, and ``leaders``, by row the best tokens int64 [k]
+    where they are known. No logits: they can be formed again."""
+
+    features: Tensor
+    taps: Tensor | None
+    leaders: Mapping[int, Tensor]
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+    def first(self, count: int) -> KeptRows:
+        """The first ``count`` rows, in memory of their own."""
+        return KeptRows(
+            self.features[:count].clone(),
+            None if self.taps is None else self.taps[:count].clone(),
+            {row: best for row, best in self.leaders.items() if row < count},
+        )
+
+    @staticmethod
+    def joined(pieces: Sequence[KeptRows]) -> KeptRows:
+        """The rows of all pieces, one after the other."""
+        leaders: dict[int, Tensor] = {}
+        start = 0
+        for piece in pieces:
+            leaders.update({start + row: best for row, best in piece.leaders.items()})
+            start += len(piece)
+        taps = [piece.taps for piece in pieces if piece.taps is not None]
+        return KeptRows(
+            torch.cat([piece.features for piece in pieces]),
+            torch.cat(taps) if taps else None,
+            leaders,
+        )
+
+
 class TargetOutput(Protocol):
     """What a target pass yields for n rows. Logits are only computed when asked for."""
 
     features: Tensor
     """[n, d]: the residual stream *before* the final norm; what an EAGLE drafter reads."""
+
+    taps: Tensor | None
+    """[n, A * d]: the residual streams that ``Target.begin`` was asked for, in its order; None
+    where it was asked for none."""
 
     cheap_rows: int | None
     """Rows whose logits cost about what one row's do; None: any number."""
@@ -66,6 +114,10 @@ class TargetOutput(Protocol):
         """int64 [n, k] (or of the given rows): the k most probable tokens, best first."""
         ...
 
+    def keep(self, rows: Tensor) -> KeptRows:
+        """What outlives this output of the given rows (int64 [m])."""
+        ...
+
 
 class Target(Protocol):
     """The model whose output is preserved."""
@@ -73,9 +125,17 @@ class Target(Protocol):
     name: str
     vocab_size: int
     hidden_size: int
+    num_layers: int
     max_context: int
     dtype: torch.dtype
     device: torch.device
+    kernels: str
+    """What runs its layers, as reports say it, and why where it is not the native path."""
+
+    @property
+    def bit_exact(self) -> bool:
+        """Has a row the same bits in a tree as in plain decoding?"""
+        ...
 
     def head_weight(self) -> Weight:
         """LM head rows [V, d] in token-id order, on the target's device."""
@@ -89,21 +149,30 @@ class Target(Protocol):
         """Token embeddings as the first layer sees them, [n, d]."""
         ...
 
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        """Rows of the embedding table as they are stored, [n, d]: without the factor that some
+        families (Gemma) apply in ``embed``."""
+        ...
+
     def norm(self, features: Tensor) -> Tensor:
         """The final norm: features [n, d] -> what the LM head reads [n, d]."""
         ...
 
-    def begin(self, max_length: int) -> Any:
-        """Request state with a KV cache for ``max_length`` tokens plus one tree."""
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> Any:
+        """Request state with a KV cache for ``max_length`` tokens plus one tree. ``taps``: the
+        residual streams that the request's outputs carry, each as the number k of the decoder layer
+        that it enters (0: the embeddings; ``num_layers``: what leaves the last layer, before the
+        final norm). Raises DynaSpecError for a number outside the target."""
         ...
 
     def prefill(self, state: Any, token_ids: Tensor) -> TargetOutput:
         """Append int64 [m] tokens to the cache; output for all m rows."""
         ...
 
-    def verify(self, state: Any, tree: DraftTree) -> TargetOutput:
+    def verify(self, state: Any, tree: DraftTree, start: int = 0) -> TargetOutput:
         """One pass over root and nodes with the tree mask; output for n+1 rows. Nothing is
-        committed."""
+        committed. With ``start`` the tree has grown since it was last verified: its first ``start``
+        rows were verified then, and the pass and its output are of the rows behind them."""
         ...
 
     def commit(self, state: Any, rows: Tensor) -> None:
@@ -111,15 +180,64 @@ class Target(Protocol):
         the rest."""
         ...
 
+    def rewind(self, state: Any, length: int, max_length: int) -> None:
+        """Make ``state`` that of another request whose first ``length`` tokens are the same: drop
+        committed rows beyond them, and have room for ``max_length`` tokens plus one tree. What an
+        interrupted pass left behind is dropped too. Raises DynaSpecError where fewer tokens are
+        committed, or ``max_length`` does not fit the model's context."""
+        ...
+
+    def recall(self, kept: Sequence[KeptRows]) -> TargetOutput:
+        """The output of kept rows, as if one pass had yielded them all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Committed:
+    """What a prefill or a verification settled: ``rows`` int64 [m] of the target's ``output``, a
+    path in order, and ``tokens`` int64 [m] on the host, the token that follows each."""
+
+    output: TargetOutput
+    rows: Tensor
+    tokens: Tensor
+
+
+@dataclass(frozen=True)
+class DrafterHead:
+    """An LM head that draft candidates are scored with. ``weight`` [R, d]; ``vocab``: the target's
+    token of each row, None where row i is token i and R the target's vocabulary; ``own``: the rows
+    are the drafter's, not the target's, so that what was trained on the target's hidden rows (a
+    router) says nothing about these."""
+
+    weight: Weight
+    vocab: VocabMap | None
+    vocab_size: int
+    own: bool
+
+    def describe(self) -> str:
+        """In a few words, for reports."""
+        whose = "own" if self.own else "the target's"
+        return f"{whose}, {self.weight.rows:,} of {self.vocab_size:,} tokens"
+
+
+@dataclass(frozen=True)
+class DraftRows:
+    """What a drafter's pass yields for w nodes. ``hidden`` [w, d]: what its head reads, norm
+    applied. ``features`` [w, d] float32: the residual streams of the target that the pass began
+    from, as predicted, which an early router reads; None where the drafter has no such thing."""
+
+    hidden: Tensor
+    features: Tensor | None = None
+
 
 @dataclass(frozen=True)
 class ShortlistQuery:
-    """One frontier: ``depth`` of the nodes to be proposed (1 = children of the root), the inputs
-    that exist before the drafter's layer runs: ``features`` [w, d] of the parents, ``tokens`` int64
-    [w]."""
+    """One frontier: ``depth`` of the nodes to be proposed (1 = children of the root), ``tokens``
+    int64 [w] of the frontier, and the features [w, d] that the drafter's pass began from
+    (``DraftRows.features``)."""
 
     depth: int
-    features: Tensor
+    features: Tensor | None
     tokens: Tensor
 
 
@@ -156,8 +274,7 @@ class Shortlist(Protocol):
         ...
 
     def select(self, state: Any, query: ShortlistQuery) -> Any:
-        """Choose the shortlist of this frontier (an opaque selection); may run beside the drafter's
-        layer."""
+        """Choose the shortlist of this frontier (an opaque selection)."""
         ...
 
     def score(
@@ -186,35 +303,66 @@ class Shortlist(Protocol):
         ...
 
 
-class Drafter(Protocol):
-    """An EAGLE-style drafter: predicts the next feature from features and token embeddings."""
-
-    def begin(self, max_length: int, first_token: int) -> Any:
-        """Request state with the drafter's own KV cache. ``first_token``: the text's first token,
-        to which the first pair's feature belongs."""
-        ...
-
-    def extend(self, state: Any, features: Tensor, tokens: Tensor) -> Tensor:
-        """Consume committed pairs (feature_t [m, d], token_{t+1} int64 [m]); returns the predicted
-        feature [1, d] of the last pair. Temporary tree rows are dropped first."""
-        ...
-
-    def step(self, state: Any, features: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
-        """One draft step over a frontier: parents' predicted features [w, d], drafted tokens int64
-        [w] and, for each, the temporary row of its parent (-1: child of the root; otherwise an
-        index into all rows that earlier ``step`` calls of this round appended, in order). Returns
-        predicted features [w, d]."""
-        ...
-
-
 @dataclass(frozen=True)
 class Frontier:
-    """Nodes to expand next. ``tokens`` int64 [w]; ``parents`` int64 [w] as in ``Drafter.step``;
-    ``source`` int64 [w]: row of the previous head output each node was proposed by."""
+    """Nodes to expand next. ``tokens`` int64 [w]; ``parents`` int64 [w]: for each the temporary
+    row of its parent (-1: child of the root; otherwise an index into all rows of earlier frontiers
+    of this round, in order); ``source`` int64 [w]: row of the previous output each node was
+    proposed by."""
 
     tokens: Tensor
     parents: Tensor
     source: Tensor
+
+
+class Drafter(Protocol):
+    """Proposes what the target may say next. A drafter object holds no state of a request."""
+
+    name: str
+    """What reports call it: "packaged", a folder, a hub name."""
+
+    folder: Path | None
+    """Where its files are, or its only one, for provenance; None where there are none."""
+
+    @property
+    def head(self) -> DrafterHead | None:
+        """The LM head that reads its rows; None: it scores tokens itself, without a shortlist."""
+        ...
+
+    taps: tuple[int, ...]
+    """Residual streams of the target that it reads (``Target.begin``)."""
+
+    def describe(self) -> dict[str, Any]:
+        """What settings and reports say about it: "drafter_kind" and facts of that kind, as JSON
+        values. "drafter_notes", where it is there, is a list of sentences that the user is told:
+        what was chosen where the drafter's files could mean more than one thing."""
+        ...
+
+    def begin(self, prompt: Tensor, max_length: int) -> Any:
+        """Request state with the drafter's own caches. prompt int64 [m]; what the target made of it
+        comes with the first ``extend``."""
+        ...
+
+    def extend(self, state: Any, committed: Committed) -> DraftRows | DraftHeadOutput:
+        """Consume what was settled; one row (or its candidates) for the children of the root, the
+        last settled token. Temporary tree rows are dropped first."""
+        ...
+
+    def step(self, state: Any, frontier: Frontier) -> DraftRows | DraftHeadOutput:
+        """One draft step over a frontier: rows (or candidates) for the children of its nodes."""
+        ...
+
+    def observe(self, state: Any, tree: DraftTree, path: Tensor) -> None:
+        """Learn from a verification: the tree and its accepted rows, root first. Most have nothing
+        to learn."""
+        ...
+
+    def rewind(self, state: Any, prompt: Tensor, max_length: int) -> int:
+        """Make ``state`` that of another request whose first tokens are ``prompt`` int64 [m], as
+        if it had read them and nothing else, and had learned nothing; it has read tokens that begin
+        so, or some of them. Returns how many of them it knows now (m at most): what follows comes
+        with the next ``extend``. 0: it cannot, and the request needs a state of its own."""
+        ...
 
 
 class TreePolicy(Protocol):

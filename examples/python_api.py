@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import sys
 
-from dynaspec_cli.config import GenerationConfig, ShortlistConfig, TreeConfig
-from dynaspec_cli.engine.api import Engine
-from dynaspec_cli.engine.events import DoneEvent, NoticeEvent, TokensEvent
+from dynaspec_cli import (
+    DoneEvent,
+    DynaSpecError,
+    Engine,
+    GenerationConfig,
+    NoticeEvent,
+    SamplingConfig,
+    ShortlistConfig,
+    TokensEvent,
+    TreeConfig,
+)
 
 
 def main(model: str | None, drafter: str) -> None:
     engine = Engine.load(model, drafter=drafter)
-    settings = GenerationConfig(
+    config = GenerationConfig(
         max_new_tokens=32,
+        sampling=SamplingConfig(temperature=0.0),
         tree=TreeConfig(policy="eagle2", size=16, depth=6, width=4),
         shortlist=ShortlistConfig("nanospec"),
     )
-    for event in engine.generate("The capital of France is", settings):
+    for event in engine.generate("The capital of France is", config):
         if isinstance(event, TokensEvent):
             print(event.text, end="", flush=True)
         elif isinstance(event, NoticeEvent):
@@ -27,4 +36,7 @@ def main(model: str | None, drafter: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else None, sys.argv[2] if len(sys.argv) > 2 else "auto")
+    try:
+        main(*(sys.argv[1:3] if len(sys.argv) == 3 else (None, "auto")))
+    except DynaSpecError as error:
+        sys.exit(f"Error: {error}")

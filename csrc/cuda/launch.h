@@ -1,17 +1,14 @@
 // Launchers of the CUDA kernels: plain pointers and sizes, no PyTorch.
 //
 // Rules that every launcher keeps, so that all of them can be captured in a CUDA graph:
-//   - all pointers are device pointers; nothing is allocated, nothing is copied to or from the
-//   host, no
-//     stream is waited for;
-//   - sizes that depend on data stay on the device: the caller gives buffers of a fixed capacity,
-//   unused
-//     entries are padding (an empty block, id -1, log-probability -inf, row -1);
-//   - launch shapes depend on host arguments only;
-//   - workspaces come from the caller; the *_workspace functions give their bytes. Their content
-//   before
-//     the call does not matter, and nothing is kept in them between calls. A base of 256 bytes'
-//     alignment is expected, as allocators give.
+//   - All pointers are device pointers.
+//   - Nothing is allocated or copied to or from the host, and no stream is waited for.
+//   - Sizes that depend on data stay on the device: the caller gives buffers of a fixed capacity.
+//   - Their unused entries are padding: an empty block, id -1, log-probability -inf, row -1.
+//   - Launch shapes depend on host arguments only.
+//   - Workspaces come from the caller; the *_workspace functions give their bytes.
+//   - What is in them before a call does not matter, and nothing is kept in them between calls.
+//   - Their base is aligned to 256 bytes, as allocators give it.
 // A launcher returns 0 or the cudaError_t of a refused launch.
 #pragma once
 

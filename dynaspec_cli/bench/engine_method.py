@@ -12,7 +12,6 @@ from dynaspec_cli.bench.method import TurnTrace
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.engine.api import Engine
-from dynaspec_cli.engine.stats import bit_exact
 from dynaspec_cli.errors import DynaSpecError
 
 
@@ -40,7 +39,8 @@ class EngineMethod:
         self._config = GenerationConfig(sampling=sampling, tree=shape, shortlist=shortlist)
 
     def prepare(self) -> None:
-        if self._speculative:
+        drafter = self._engine.drafter
+        if self._speculative and drafter is not None and drafter.head is not None:
             self._engine.shortlist(self._config.shortlist, self._config.tree.depth)
 
     def run(self, prompt_ids: Sequence[int], max_new_tokens: int, seed: int) -> TurnTrace:
@@ -86,7 +86,7 @@ class EngineReference:
     def __init__(self, engine: Engine):
         self._target = engine.target
         self.dtype = str(engine.target.dtype).removeprefix("torch.")
-        self.bit_exact = bit_exact(engine.target)
+        self.bit_exact = engine.target.bit_exact
         self.eos_ids = frozenset(engine.tokenizer.eos_ids)
 
     def gaps(self, context: Sequence[int], candidates: Sequence[int]) -> tuple[float, list[float]]:
@@ -110,7 +110,7 @@ def engine_facts(engine: Engine) -> dict[str, Any]:
         "device": str(engine.target.device),
         "threads": torch.get_num_threads(),
         "kernels": ops.backend(engine.target.device),
-        "bit_exact": bit_exact(engine.target),
-        "target_kernels": getattr(engine.target, "kernels", "transformers"),
-        "drafter_trained_tokens": None if drafter is None else drafter.config.trained_tokens,
+        "bit_exact": engine.target.bit_exact,
+        "target_kernels": engine.target.kernels,
+        **({} if drafter is None else drafter.describe()),
     }

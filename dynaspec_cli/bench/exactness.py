@@ -6,8 +6,8 @@ lie within ``bound`` of the largest logit. Then the order of summation (one row 
 may decide, and the difference is a *tie*; everything after it follows from another prefix and is
 not compared. Any other difference is a *mismatch*: a bug. Where the target gives a row the same
 bits in every pass, our own arms have nothing to tie over, and every difference is one; a peer
-computes in a numerics of its own. A gap between the two ids says less
-than this: two wrong ids can be close to each other.
+computes in a numerics of its own. A gap between the two ids says less than this: two wrong ids can
+be close to each other.
 """
 
 from __future__ import annotations

@@ -15,14 +15,16 @@ from dynaspec_cli.bench.engine_method import (
 )
 from dynaspec_cli.bench.execute import Lab
 from dynaspec_cli.bench.method import Method
-from dynaspec_cli.bench.peers import PeerSetting, TransformersModel, make_peer
+from dynaspec_cli.bench.peers.make import make_peer
+from dynaspec_cli.bench.peers.setting import PeerSetting
+from dynaspec_cli.bench.peers.transformers import TransformersModel
 from dynaspec_cli.bench.provenance import file_hashes, folder_hashes
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import SamplingConfig, TreeConfig
-from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.drafters.load import beside, load_drafter
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.shortlist import factory
-from dynaspec_cli.shortlist.registry import NAMES
+from dynaspec_cli.shortlist.names import NAMES
 from dynaspec_cli.target.cache_dir import source_hash
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
@@ -38,6 +40,8 @@ _TREE = TreeConfig().policy
 
 def default_methods(engine: Engine) -> tuple[list[str], str | None]:
     """The specs of a run that names none, and a notice where some had to be left out."""
+    if engine.drafter is not None and engine.drafter.head is None:
+        return ["ar", f"{engine.drafter.name}:full+{_TREE}"], None
     if factory.packaged_bundle(engine.target) is None:
         names, notice = (
             _WITHOUT_BUNDLE,
@@ -80,8 +84,11 @@ def build_lab(
             methods.append(make_peer(str(spec.peer), setting, shared))
             continue
         if spec.drafter not in engines:
-            found = load_drafter(str(spec.drafter), engine.target)
-            engines[spec.drafter] = Engine(engine.target, engine.tokenizer, found, engine.load_s)
+            name, lookup = beside(str(spec.drafter))
+            found = load_drafter(name, engine.target, engine.tokenizer)
+            engines[spec.drafter] = Engine(
+                engine.target, engine.tokenizer, found, engine.load_s, lookup=lookup
+            )
         methods.append(EngineMethod(spec, engines[spec.drafter], sampling, tree))
     return Lab(
         methods=methods,

@@ -6,6 +6,7 @@ recovery) are paired: both arms are pooled over the prompts that both have.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -180,6 +181,8 @@ def _row(
         "draft_acceptance_rate": None,
         "num_spec_steps": None if spec.kind == "peer" else 0,
         "num_draft_tokens": None if spec.kind == "peer" else 0,
+        "num_drawn": None if spec.kind == "peer" else 0,
+        "num_distinct": None if spec.kind == "peer" else 0,
         "num_accepted_draft_tokens": None if spec.kind == "peer" else 0,
         "phase_ms": stats.phase_ms(steps) if steps else None,
     }
@@ -197,6 +200,8 @@ def _row(
             "draft_acceptance_rate": stats.draft_acceptance_rate(steps),
             "num_spec_steps": len(steps),
             "num_draft_tokens": stats.num_draft_tokens(steps),
+            "num_drawn": stats.num_drawn(steps),
+            "num_distinct": stats.num_distinct(steps),
             "num_accepted_draft_tokens": stats.num_accepted_draft_tokens(steps),
         }
     if checked:
@@ -274,22 +279,31 @@ def _pairs(
     if len(names) > MAX_PAIRED_METHODS:
         return []
     kinds = {str(s): s.kind for s in specs}
-    pairs: list[dict[str, Any]] = []
-    for name in names:
-        for over in names:
-            if name == over or kinds[name] == "ar":
-                continue
-            speed, speed_ci = _speed_ratio(arms[name], arms[over], seed)
-            both = kinds[name] == kinds[over] == "speculative"
-            tau, tau_ci = _tau_ratio(arms[name], arms[over], seed) if both else (None, None)
-            pairs.append(
-                {
-                    "method": name,
-                    "over": over,
-                    "speed_ratio": speed,
-                    "speed_ratio_ci95": speed_ci,
-                    "acceptance_length_ratio": tau,
-                    "acceptance_length_ratio_ci95": tau_ci,
-                }
-            )
-    return pairs
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, over in itertools.combinations(names, 2):
+        speed, speed_ci = _speed_ratio(arms[name], arms[over], seed)
+        both = kinds[name] == kinds[over] == "speculative"
+        tau, tau_ci = _tau_ratio(arms[name], arms[over], seed) if both else (None, None)
+        pair = {
+            "method": name,
+            "over": over,
+            "speed_ratio": speed,
+            "speed_ratio_ci95": speed_ci,
+            "acceptance_length_ratio": tau,
+            "acceptance_length_ratio_ci95": tau_ci,
+        }
+        found[name, over], found[over, name] = pair, _turned(pair)
+    order = itertools.permutations(names, 2)
+    return [found[pair] for pair in order if kinds[pair[0]] != "ar"]
+
+
+def _turned(pair: Mapping[str, Any]) -> dict[str, Any]:
+    """The other way round. BCa intervals follow a monotone map, so their ends are inverted too."""
+
+    def inverse(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inverse(x) for x in reversed(value)]
+        return 1 / value if value else None
+
+    turned = {key: inverse(value) for key, value in pair.items() if key not in ("method", "over")}
+    return {"method": pair["over"], "over": pair["method"]} | turned

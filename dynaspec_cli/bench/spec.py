@@ -10,12 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dynaspec_cli.errors import UsageError
-from dynaspec_cli.shortlist.registry import NAMES as SHORTLISTS
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.shortlist.names import NAMES as SHORTLISTS
+from dynaspec_cli.tree.registry import TREES
 
-TREES = tree_names()
-ASSISTED = "transformers-assisted"
-PEERS = ("transformers", "transformers-lookup", ASSISTED, "llama.cpp")
+PEERS = (
+    "transformers",
+    "transformers-lookup",
+    "transformers-assisted",
+    "llama.cpp",
+    "llama.cpp-lookup",
+    "llama.cpp-draft",
+)
+ASSISTED = ("transformers-assisted", "llama.cpp-draft")
+"""Peers that draft with the model of ``--assistant``."""
 
 _HELP = (
     f"ar, SHORTLIST[@SIZE]+TREE[@NODES] (as in dynaspec@4096+eagle2@16) or one of "
@@ -81,8 +88,7 @@ def parse_spec(text: str) -> MethodSpec:
     if not plus:
         raise UsageError(f"--method {spec}: expected {_HELP}")
     tree, at, nodes_text = right.partition("@")
-    if tree not in TREES:
-        raise UsageError(f"--method {spec}: expected a tree of {', '.join(TREES)}, got '{tree}'")
+    TREES.check(tree, f"--method {spec}")
     nodes = _count(nodes_text, spec, "tree nodes") if at else None
     # A drafter may be a path or a hub name; the shortlist is what follows the last colon.
     drafter_text, colon, head = left.rpartition(":")

@@ -28,6 +28,22 @@ def write_atomic(path: Path, text: str) -> None:
         raise DynaSpecError(f"--out: cannot write {path}: {error.strerror}") from error
 
 
+def read_samples(path: Path, option: str) -> list[Sample]:
+    """The rows of a samples.jsonl, without a last line that a kill tore. ``option`` is named in the
+    error of a line that is no row."""
+    rows: list[Sample] = []
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        if not line.strip():
+            continue
+        try:
+            rows.append(Sample.from_json(json.loads(line)))
+        except ValueError as error:
+            raise DynaSpecError(
+                f"{option}: {path} holds a line that is no JSON object; use another folder"
+            ) from error
+    return rows
+
+
 class SampleStore:
     """The samples of a run; ``folder`` None keeps them in memory only."""
 
@@ -41,17 +57,7 @@ class SampleStore:
         again."""
         if self._path is None or not self._path.exists():
             return
-        raw = self._path.read_bytes()
-        rows: list[Sample] = []
-        for line in raw.split(b"\n")[:-1]:
-            if not line.strip():
-                continue
-            try:
-                rows.append(Sample.from_json(json.loads(line)))
-            except ValueError as error:
-                raise DynaSpecError(
-                    f"--resume: {self._path} holds a line that is no JSON object; use another --out"
-                ) from error
+        rows = read_samples(self._path, "--resume")
         done = self._complete(rows, methods)
         self.samples = [s for s in rows if (s.suite, s.id, s.repeat) in done]
         write_atomic(self._path, "".join(_line(s) for s in self.samples))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 
-from dynaspec_cli.errors import DynaSpecError, UsageError, is_utf8
+from dynaspec_cli.errors import TEXT_ENCODING, DynaSpecError, UsageError, is_utf8
 
 BUILT_IN = ("smoke",)
 NAMED = ("spec-bench", "human-eval", "gsm8k", "c4", "openwebtext", "cnn-dailymail", "rare-tokens")
@@ -89,7 +89,7 @@ def _find(name: str, data_dir: Path | None) -> Path:
 def parse_suite(name: str, raw: bytes, source: str) -> Suite:
     """Read JSON lines; a line that does not fit is an error with its number, never skipped."""
     try:
-        text = raw.decode("utf-8")
+        text = raw.decode(TEXT_ENCODING)
     except UnicodeDecodeError as error:
         raise DynaSpecError(
             f"{source}: expected UTF-8, got an undecodable byte at offset {error.start}"

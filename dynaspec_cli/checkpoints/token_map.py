@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import TEXT_ENCODING, DynaSpecError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 SUFFIXES = (*TORCH_SUFFIXES, ".json", ".txt")
@@ -94,7 +94,7 @@ def _read_torch(path: Path) -> Any:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding=TEXT_ENCODING))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DynaSpecError(f"token map {path}: not valid JSON ({error})") from error
 
@@ -102,7 +102,7 @@ def _read_json(path: Path) -> Any:
 def _read_text(path: Path) -> list[int]:
     ids = []
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(path.read_text(encoding=TEXT_ENCODING).splitlines(), 1):
             if not line.strip():
                 continue
             try:

@@ -43,6 +43,47 @@ class VocabMap:
         return cls(offsets + torch.arange(offsets.numel()), vocab_size, source)
 
     @classmethod
+    def from_head(
+        cls, d2t: Tensor, t2d: Tensor | None, rows: int, vocab_size: int, source: str = "d2t"
+    ) -> VocabMap:
+        """The vocabulary of a published head of ``rows`` rows: ``d2t`` integer [rows] of offsets
+        and, where the file has it, ``t2d`` [V], true for the tokens that the head has; both must
+        say the same. A file whose map was never filled in (zeros) is refused."""
+        if d2t.dim() != 1 or d2t.numel() != rows:
+            raise DynaSpecError(
+                f"{source}: expected one entry for each of the head's {rows} rows, got shape "
+                f"{list(d2t.shape)}"
+            )
+        agreed = None
+        if t2d is not None:
+            if tuple(t2d.shape) != (vocab_size,):
+                raise DynaSpecError(
+                    f"{source}: t2d has shape {list(t2d.shape)}, expected one entry for each of "
+                    f"the target's {vocab_size} tokens"
+                )
+            agreed = t2d.bool().cpu()
+        zeros = rows < vocab_size and not bool(d2t.any())
+        if zeros and (agreed is None or not bool(agreed[:rows].all())):
+            raise DynaSpecError(
+                f"{source}: all zeros, so it would say that the head knows the first {rows} "
+                "tokens; the map was never filled in, ask the head's author for a complete file"
+            )
+        vocab = cls.from_offsets(d2t, vocab_size, source)
+        if agreed is not None and not vocab.mask().equal(agreed):
+            at = int((vocab.mask() != agreed).nonzero()[0])
+            raise DynaSpecError(
+                f"{source}: disagrees with t2d about token {at}; the file is damaged, or its "
+                "offsets are absolute ids"
+            )
+        return vocab
+
+    @property
+    def is_identity(self) -> bool:
+        """Is draft id i token i, for the whole vocabulary?"""
+        whole = self.ids.numel() == self.vocab_size
+        return whole and bool(self.ids.equal(torch.arange(self.vocab_size)))
+
+    @classmethod
     def from_unknown(
         cls, d2t: Tensor, vocab_size: int, t2d: Tensor | None = None, source: str = "d2t"
     ) -> VocabMap:
@@ -75,6 +116,12 @@ class VocabMap:
     def mask(self) -> Tensor:
         """t2d bool [V]: true for the target ids that the draft vocabulary holds."""
         return _mask_of(self.ids, self.vocab_size)
+
+    def rows(self) -> Tensor:
+        """int64 [V]: the row of each target token, -1 where there is none."""
+        rows = torch.full((self.vocab_size,), -1, dtype=torch.int64)
+        rows[self.ids] = torch.arange(self.ids.numel())
+        return rows
 
     def ascending(self) -> tuple[VocabMap, Tensor]:
         """The same set in ascending order, as EAGLE-3 files need it, and the permutation int64 [R]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from dynaspec_cli.commands.options import CommonOptions, common_options
+from dynaspec_cli.commands.options import DRAFTER_OPTION, CommonOptions, common_options
 from dynaspec_cli.errors import UsageError
 
 DEFAULT_CONTEXT = 4096
@@ -24,6 +24,7 @@ Examples:
     default="auto",
     help="Drafter to inspect; auto: the one shipped for the model.",
 )
+@DRAFTER_OPTION
 @click.option(
     "--context",
     type=int,
@@ -37,12 +38,19 @@ Examples:
     help="Load the model and time the LM head and the drafter.",
 )
 @common_options
-def doctor(common: CommonOptions, drafter: str, context: int, measure: bool) -> None:
+def doctor(
+    common: CommonOptions,
+    drafter: str,
+    drafter_option: tuple[str, ...],
+    context: int,
+    measure: bool,
+) -> None:
     """Say what runs where on this machine and why, what memory a model needs, which share of a
     draft step its LM head takes here, and what a dynamic shortlist can do for a drafter."""
     if context < 1:
         raise UsageError(f"--context: expected at least 1 token, got {context}")
     from dynaspec_cli.doctor.report import examine
+    from dynaspec_cli.drafters.options import parse_options
     from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.progress import LoadBar
 
@@ -56,6 +64,7 @@ def doctor(common: CommonOptions, drafter: str, context: int, measure: bool) -> 
             context=context,
             measure=measure,
             progress=bar,
+            drafter_options=parse_options(drafter_option),
         )
     if common.json:
         print_json(facts)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynaspec_cli.commands.batch import is_batch, run_batch
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
+    ChatArgument,
     CommonOptions,
     TextType,
     common_options,
@@ -21,9 +24,8 @@ from dynaspec_cli.commands.options import (
 )
 from dynaspec_cli.commands.prompt import read_prompt, utf8_argument
 from dynaspec_cli.config import GenerationConfig
-from dynaspec_cli.engine.events import DoneEvent, GenerationResult, NoticeEvent
+from dynaspec_cli.engine.events import DoneEvent, GenerationResult
 from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError
-from dynaspec_cli.shortlist import registry as shortlists
 
 if TYPE_CHECKING:
     from dynaspec_cli.engine.api import Engine
@@ -39,7 +41,6 @@ class Show:
     stream: bool
     compare: bool
     speculative: bool
-    notices: tuple[str, ...]
     settings: Mapping[str, Any]
 
 
@@ -50,6 +51,7 @@ Examples:
   dynaspec generate --model FOLDER --chat "Write a haiku about trees"
   dynaspec generate --max-new-tokens 64 --compare --json "1, 1, 2, 3, 5,"
   dynaspec generate --temperature 0.8 --top-p 0.95 --stop "###" < prompt.txt
+  dynaspec generate --prompt-file prompts.jsonl --out answers.jsonl --workers 2
 
 \b
 Without PROMPT (or with -) the prompt comes from standard input. The text goes
@@ -61,13 +63,19 @@ is kept and the exit code is 130.
 @click.option(
     "--prompt-file",
     metavar="FILE|-",
-    help="Read the prompt from a file or standard input, without a line break at its end.",
+    help="Read the prompt from a file or standard input, without a line break at its end.  "
+    "[default: PROMPT]",
 )
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
-@click.option("--system", metavar="TEXT", help="System message; needs --chat.")
+@click.option("--system", metavar="TEXT", help="System message; needs --chat.  [default: none]")
 @click.option(
-    "--max-new-tokens", type=int, metavar="N", default=256, help="Length limit of the text."
+    "--chat-arg",
+    type=ChatArgument(),
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A variable of the chat template, as enable_thinking=false; needs --chat; repeatable.",
 )
+@click.option("--max-new-tokens", type=int, metavar="N", default=256, help="New tokens at most.")
 @click.option(
     "--stop",
     type=TextType(),
@@ -81,6 +89,16 @@ is kept and the exit code is 130.
     is_flag=True,
     help="Also decode autoregressively: speedup, and whether the tokens are identical.",
 )
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.jsonl",
+    help="A JSON line a prompt of --prompt-file FILE.jsonl; goes on where an earlier run stopped.",
+)
+@click.option("--workers", type=int, metavar="N", help="Engines side by side; needs --out.")
+@click.option(
+    "--ray", metavar="ADDRESS", help="Run them on this Ray cluster (or auto, local); needs --out."
+)
 @sampling_options
 @drafting_options
 @common_options
@@ -90,18 +108,23 @@ def generate(
     prompt_file: str | None,
     chat: bool,
     system: str | None,
+    chat_arg: Sequence[tuple[str, Any]],
     max_new_tokens: int,
     stop: Sequence[str],
     stream: bool,
     compare: bool,
+    out: Path | None,
+    workers: int | None,
+    ray: str | None,
     drafter: str,
+    drafter_option: Sequence[str],
     shortlist: str | None,
     shortlist_size: int | None,
     tree: str,
     tree_size: int,
     tree_depth: int,
     tree_width: int,
-    tree_threshold: float | None,
+    filling: dict[str, Any],
     temperature: float,
     top_k: int,
     top_p: float,
@@ -111,6 +134,8 @@ def generate(
     all of it: the text is the one that the model alone would generate."""
     if system is not None and not chat:
         raise UsageError("--system: needs --chat")
+    if chat_arg and not chat:
+        raise UsageError("--chat-arg: needs --chat")
     if compare and drafter == "none":
         raise UsageError("--compare: needs a drafter, got --drafter none")
     if system is not None:
@@ -119,39 +144,52 @@ def generate(
         max_new_tokens,
         tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
-        tree_config(tree, tree_size, tree_depth, tree_width, tree_threshold),
-        shortlist_config(shortlist or shortlists.DEFAULT, shortlist_size),
+        tree_config(tree, tree_size, tree_depth, tree_width, filling),
+        shortlist_config(shortlist or "auto", shortlist_size),
     )
+    if is_batch(prompt_file, out, workers, ray):
+        if compare or prompt is not None:
+            raise UsageError(f"{'--compare' if compare else 'PROMPT'}: goes with one prompt only")
+        assert prompt_file is not None
+        assert out is not None
+        run_batch(
+            common,
+            config,
+            prompt_file=prompt_file,
+            out=out,
+            chat=chat,
+            system=system,
+            drafter=drafter,
+            workers=workers,
+            ray=ray,
+        )
+        return
     text = read_prompt(prompt, prompt_file)
-    engine = load_engine(common, drafter)
+    engine = load_engine(common, drafter, drafter_option)
     if compare and engine.drafter is None:
         raise DynaSpecError(
             f"--compare: there is no drafter for {engine.target.name} to compare; "
             "train one with dynaspec train-drafter, then --drafter FOLDER"
         )
-    ids = _encode(engine, text, chat, system)
-    notices = []
-    if shortlist is None and engine.drafter is not None:
-        method = shortlists.default_for(engine.target)
-        config = replace(config, shortlist=shortlist_config(method, shortlist_size))
-        if method != shortlists.DEFAULT:
-            notices.append(
-                f"no shortlist bundle for {engine.target.name} is shipped, so --shortlist {method} "
-                "is used; dynaspec build-clusters makes one"
-            )
-    seen = {"chat": chat, "system": system, "stream": stream, "compare": compare}
-    show = Show(stream, compare, drafter != "none", tuple(notices), seen)
+    arguments = dict(chat_arg)
+    ids = _encode(engine, text, chat, system, arguments)
+    seen: dict[str, Any] = {"chat": chat, "system": system, "stream": stream, "compare": compare}
+    if arguments:
+        seen["chat_arguments"] = arguments
+    show = Show(stream, compare, drafter != "none", seen)
     result, interrupted = _run(engine, ids, config, common, show)
     if interrupted:
         click.get_current_context().exit(INTERRUPTED)
     _check_comparison(result, config)
 
 
-def _encode(engine: Engine, text: str, chat: bool, system: str | None) -> list[int]:
+def _encode(
+    engine: Engine, text: str, chat: bool, system: str | None, arguments: Mapping[str, Any]
+) -> list[int]:
     if not chat:
         return engine.encode(text)
     messages = [{"role": "system", "content": system}] if system is not None else []
-    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}])
+    return engine.tokenizer.chat([*messages, {"role": "user", "content": text}], **arguments)
 
 
 def _run(
@@ -168,8 +206,6 @@ def _run(
 
     result: GenerationResult | None = None
     with GenerationView(stream=show.stream, text=not common.json, quiet=common.quiet) as view:
-        for notice in show.notices:
-            view.show(NoticeEvent(notice))
         view.note("reading the prompt")
         with Interruption() as interruption:
             for event in engine.generate(

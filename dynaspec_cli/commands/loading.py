@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dynaspec_cli.commands.options import CommonOptions
@@ -10,8 +11,12 @@ if TYPE_CHECKING:
     from dynaspec_cli.engine.api import Engine
 
 
-def load_engine(common: CommonOptions, drafter: str) -> Engine:
-    """The engine of ``--model`` and ``--drafter``."""
+def load_engine(common: CommonOptions, drafter: str, drafter_option: Sequence[str] = ()) -> Engine:
+    """The engine of ``--model`` and ``--drafter`` with its ``--drafter-option``s."""
+    from dynaspec_cli.target.gguf_tokenizer import begin_tokenizer
+
+    begin_tokenizer(common.model)  # while torch is imported
+    from dynaspec_cli.drafters.options import parse_options
     from dynaspec_cli.engine.api import Engine
     from dynaspec_cli.ui.progress import LoadBar
 
@@ -23,4 +28,5 @@ def load_engine(common: CommonOptions, drafter: str) -> Engine:
             threads=common.threads,
             drafter=drafter,
             progress=bar,
+            drafter_options=parse_options(drafter_option),
         )

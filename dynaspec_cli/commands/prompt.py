@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from dynaspec_cli.errors import UsageError, is_utf8
+from dynaspec_cli.errors import TEXT_ENCODING, UsageError, is_utf8
 
 STDIN = "-"
 
@@ -60,7 +60,7 @@ def _read(path: Path) -> bytes:
 
 def _decode(data: bytes, source: str) -> str:
     try:
-        text = data.decode("utf-8")
+        text = data.decode(TEXT_ENCODING)
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{source}: expected UTF-8 text, byte {error.start} is none ({error.reason})"

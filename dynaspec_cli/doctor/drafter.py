@@ -9,72 +9,70 @@ step cheaper, never better covered.
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dynaspec_cli.doctor.memory import safetensors_shapes
-from dynaspec_cli.drafters.config import FORMAT
+from dynaspec_cli.doctor.memory import ModelSizes, folder_sizes, gguf_sizes
+from dynaspec_cli.drafters.files import CONFIG_FILE, DrafterFiles
+from dynaspec_cli.drafters.kind import HeadFacts
+from dynaspec_cli.drafters.language_model import KIND
+from dynaspec_cli.drafters.load import beside
+from dynaspec_cli.drafters.options import check_known
+from dynaspec_cli.drafters.registry import KINDS, kind_of
 from dynaspec_cli.errors import DynaSpecError
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-HEAD_NAMES = ("lm_head.weight", "head.weight")
+NAMES = ("auto", "none", "packaged", "lookup")
+"""Values of ``--drafter`` that are no folder and no file."""
 
 
-def inspect_drafter(folder: Path) -> dict[str, Any]:
-    """Format, head rows, target vocabulary and verdict of a drafter folder; weights are not read.
+def drafter_path(value: str) -> Path | None:
+    """The folder or GGUF file of a ``--drafter`` value; None for a name."""
+    name, _ = beside(value)
+    return None if name in NAMES else Path(name).expanduser()
 
-    Raises ``DynaSpecError`` where the folder holds no drafter.
+
+def language_model_sizes(path: Path) -> ModelSizes | None:
+    """Of a GGUF file or a folder with a language model; None for other drafters."""
+    if path.is_file():
+        sizes = gguf_sizes(path)
+        if isinstance(sizes, int):
+            raise DynaSpecError(f"--drafter {path}: the file does not tell its shape")
+        return sizes
+    if not (path / CONFIG_FILE).is_file():
+        return None
+    return folder_sizes(path) if kind_of(DrafterFiles(path, str(path)))[0] == KIND else None
+
+
+def inspect_drafter(folder: Path, options: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Kind, head rows, target vocabulary and verdict of a drafter folder, read with its
+    ``--drafter-option``s; of safetensors weights the headers alone are read.
+
+    Raises ``DynaSpecError`` where the folder holds no drafter of a kind that is known. A GGUF file
+    holds a language model.
     """
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DynaSpecError(f"--drafter {folder}: no config.json there") from error
-    except ValueError as error:
-        raise DynaSpecError(f"--drafter {folder}: config.json is no JSON ({error})") from error
-    shapes = safetensors_shapes(folder)
-    if not shapes:
-        pickles = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        found = f"; {pickles[0]} is a pickle and is not read" if pickles else ""
-        raise DynaSpecError(f"--drafter {folder}: expected model.safetensors{found}")
-    vocabulary = _vocabulary(config)
-    rows = _head_rows(config, shapes)
-    whole = rows is None or vocabulary is None or rows >= vocabulary
+    sizes = language_model_sizes(folder) if folder.is_file() else None
+    if sizes is not None:
+        check_known(options or {}, {}, KIND)
+        name, head = KIND, HeadFacts(sizes.vocab_size, sizes.vocab_size)
+    else:
+        files = DrafterFiles(folder, str(folder), options)
+        name, kind = kind_of(files)
+        check_known(files.options, kind.options, name)
+        head = kind.inspect(files)
+    whole = head.rows is None or head.rows >= head.vocab_size
     return {
         "folder": str(folder),
-        "format": _format(config),
-        "target_vocab_size": vocabulary,
-        "head_rows": rows,
+        "format": name,
+        "description": KINDS[name].description,
+        "target_vocab_size": head.vocab_size,
+        "head_rows": head.rows,
         "can_raise_coverage": whole,
-        "verdict": _verdict(rows, vocabulary, whole),
+        "verdict": _verdict(head.rows, head.vocab_size, whole),
     }
 
 
-def _format(config: dict[str, Any]) -> str:
-    if config.get("format") == FORMAT:
-        return FORMAT
-    if "speculators_model_type" in config:
-        return f"speculators {config['speculators_model_type']}"
-    architectures = config.get("architectures") or ["unknown"]
-    return str(architectures[0])
-
-
-def _vocabulary(config: dict[str, Any]) -> int | None:
-    inner = config.get("transformer_layer_config") or {}
-    value = config.get("vocab_size") or inner.get("vocab_size")
-    return int(value) if value else None
-
-
-def _head_rows(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> int | None:
-    """Rows of the drafter's own head; None: it uses the target's."""
-    if "d2t" in shapes:
-        return shapes["d2t"][0]
-    if config.get("draft_vocab_size"):
-        return int(config["draft_vocab_size"])
-    return next((shapes[name][0] for name in HEAD_NAMES if name in shapes), None)
-
-
-def _verdict(rows: int | None, vocabulary: int | None, whole: bool) -> str:
+def _verdict(rows: int | None, vocabulary: int, whole: bool) -> str:
     if rows is None:
         return (
             "the drafter reads the target's LM head, so a dynamic shortlist chooses among all of "

@@ -89,7 +89,7 @@ def _target_pass_ms(target: Target) -> float:
 
 def _drafter_ms(target: Target, drafter: Any) -> float:
     """One draft step over a frontier of ``ROWS`` nodes, without the head."""
-    state = drafter.begin(16, 0)
+    state = drafter.begin(torch.zeros(1, dtype=torch.int64), 16)
     device = target.device
     features = torch.zeros(1, target.hidden_size, device=device)
     tokens = torch.zeros(ROWS, dtype=torch.int64)
@@ -97,12 +97,12 @@ def _drafter_ms(target: Target, drafter: Any) -> float:
     roots = torch.full((ROWS,), -1, dtype=torch.int64)
 
     def step() -> None:
-        drafter.extend(state, features, tokens[:1])
-        drafter.step(state, frontier, tokens, roots)
+        drafter.read(state, features, tokens[:1])
+        drafter.expand(state, frontier, tokens, roots)
         state.length = 0
 
     def root() -> None:
-        drafter.extend(state, features, tokens[:1])
+        drafter.read(state, features, tokens[:1])
         state.length = 0
 
     return max(median_ms(step, device) - median_ms(root, device), 0.0)

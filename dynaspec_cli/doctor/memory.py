@@ -13,7 +13,7 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.gguf_files.model import open_gguf
 from dynaspec_cli.gguf_files.summary import summarise
 from dynaspec_cli.target.demo_package import ChunkedFile
-from dynaspec_cli.target.gguf_native import file_pieces
+from dynaspec_cli.target.gguf_tokenizer import file_pieces
 from dynaspec_cli.target.weights import weight_files
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}

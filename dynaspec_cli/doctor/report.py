@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dynaspec_cli.doctor import head_share, memory
-from dynaspec_cli.doctor.drafter import inspect_drafter
+from dynaspec_cli.doctor.drafter import drafter_path, inspect_drafter
 from dynaspec_cli.doctor.needs import Needs, StoredHead
 from dynaspec_cli.doctor.system import available_memory, system_facts
 from dynaspec_cli.engine.events import SCHEMA
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.shortlist.registry import DEFAULT, DEFAULT_SIZES
+from dynaspec_cli.shortlist.names import DEFAULT, DEFAULT_SIZES
 from dynaspec_cli.target import gguf_cache
 from dynaspec_cli.target.gguf_native import open_native
 from dynaspec_cli.target.load import (
@@ -40,6 +39,7 @@ def examine(
     context: int,
     measure: bool,
     progress: Callable[[Any], None],
+    drafter_options: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """All facts. An explicit ``model`` or ``drafter`` that cannot be read raises ``DynaSpecError``;
     a missing default model is a fact."""
@@ -50,8 +50,8 @@ def examine(
     facts: dict[str, Any] = {"schema": SCHEMA, "system": system_facts(place)}
     facts["system"]["device"] = str(place)
     facts["system"]["dtype"] = str(kind).removeprefix("torch.")
-    folder = None if drafter in ("auto", "none") else Path(drafter).expanduser()
-    facts["drafter"] = None if folder is None else inspect_drafter(folder)
+    given = drafter_path(drafter)
+    facts["drafter"] = None if given is None else inspect_drafter(given, drafter_options)
     try:
         source = resolve_model(model)
     except DynaSpecError as error:
@@ -65,6 +65,11 @@ def examine(
         path = gguf_cache.found(source.gguf, kind, progress)
         if path is None and measure:
             path = model_folder(source, kind, progress)
+
+    def load(named: str) -> Engine:
+        options = drafter_options if named == drafter else None
+        return _load(model, facts["system"], named, progress, options)
+
     # What is free once a conversion has given its memory back, and before anything is loaded.
     needs = Needs(facts["system"]["dtype"], context, available_memory(str(place)), drafter)
     if native is not None and source.gguf is not None:
@@ -78,31 +83,31 @@ def examine(
     else:
         facts["memory"] = needs.of_gguf(source)
         return {**facts, "head_share": None, "note": "not measured (--no-measure)"}
-    return {**facts, **_model_facts(head, model, facts, needs, measure, progress)}
+    return {**facts, **_model_facts(head, load, facts, needs, measure)}
 
 
 def _model_facts(
     head: StoredHead,
-    model: str | None,
+    load: Callable[[str], Engine],
     facts: dict[str, Any],
     needs: Needs,
     measure: bool,
-    progress: Callable[[Any], None],
 ) -> dict[str, Any]:
-    """``memory``, ``head_share`` and, for ``--drafter auto``, ``drafter``."""
-    system, sizes = facts["system"], head.sizes
+    """``memory``, ``head_share`` and, for ``--drafter auto``, ``drafter``. ``load``: the engine
+    with a drafter."""
+    sizes = head.sizes
     out: dict[str, Any] = {**needs.of_head(sizes, head), "head_share": None}
     if not measure:
         return {**out, "note": "not measured (--no-measure)"}
     if out["memory"]["fits"] is False:
         return {**out, "note": "not measured: the model does not fit in the memory available"}
     try:
-        engine = _load(model, system, needs.drafter, progress)
+        engine = load(needs.drafter)
     except DynaSpecError as error:
         if facts["drafter"] is None:
             raise
         # A drafter of another format or target is still worth a verdict; it cannot be timed.
-        engine = _load(model, system, "none", progress)
+        engine = load("none")
         out["note"] = f"the drafter was not timed: {error}"
     out |= needs.of_head(sizes, engine.target)
     out["head_share"] = head_share.measure(
@@ -112,7 +117,11 @@ def _model_facts(
 
 
 def _load(
-    model: str | None, system: dict[str, Any], drafter: str, progress: Callable[[Any], None]
+    model: str | None,
+    system: dict[str, Any],
+    drafter: str,
+    progress: Callable[[Any], None],
+    drafter_options: Mapping[str, str] | None,
 ) -> Engine:
     from dynaspec_cli.engine.api import Engine
 
@@ -122,4 +131,5 @@ def _load(
         device=system["device"],
         drafter=drafter,
         progress=progress,
+        drafter_options=drafter_options,
     )

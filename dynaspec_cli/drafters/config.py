@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.errors import DynaSpecError
 
 FORMAT = "dynaspec-eagle-1"
@@ -77,18 +78,7 @@ class DrafterConfig:
 
     @classmethod
     def load(cls, folder: Path) -> DrafterConfig:
-        path = folder / "config.json"
-        try:
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise DynaSpecError(
-                f"drafter {folder}: no config.json; expected a folder made by train-drafter"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise DynaSpecError(
-                f"drafter {folder}: config.json is not valid JSON ({error})"
-            ) from None
-        return cls.from_values(values, f"drafter {folder}")
+        return cls.from_values(DrafterFiles(folder, str(folder)).config, f"drafter {folder}")
 
     @classmethod
     def from_values(cls, values: dict[str, Any], where: str) -> DrafterConfig:

@@ -3,59 +3,54 @@
 
 It has a KV cache of its own over *pairs* (feature at t, token at t+1); pair t has position t.
 Committed pairs carry the target's features; below them lie the temporary rows of the tree under
-construction, which carry predicted ones and are dropped by the next ``extend``. The LM head and the
+construction, which carry predicted ones and are dropped by the next ``read``. The LM head and the
 final norm are the target's.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch.nn.functional import pad
 
 from dynaspec_cli import ops
-from dynaspec_cli.drafters.config import DrafterConfig
+from dynaspec_cli.drafters.config import FORMAT, DrafterConfig
+from dynaspec_cli.drafters.files import WEIGHTS_FILE, DrafterFiles
+from dynaspec_cli.drafters.head import target_head
+from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
+from dynaspec_cli.drafters.pairs import EXTEND_ROWS, MAX_TREE_ROWS, PairCache, empty_caches
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.layer import LAYER_WEIGHTS, LayerWeights, dense_layer
 from dynaspec_cli.ops.pages import on_huge_pages
-from dynaspec_cli.protocols import Target
-
-WEIGHTS_FILE = "model.safetensors"
-MAX_TREE_ROWS = 1024
-EXTEND_ROWS = 256
-"""Pairs a pass when a prompt is read; bounds the causal mask."""
+from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 NORMS = ("input_norm", "q_norm", "k_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 
 
 @dataclass
-class DrafterState:
-    """Request state. ``length``: committed pairs; ``tree_*``: the temporary rows behind them."""
+class DrafterState(PairCache):
+    """Request state. ``cos``, ``sin`` [rows, head_dim] of all positions; ``last_token``: of the
+    last committed pair; ``tree_tokens``: of the temporary rows; ``predicted`` [w, d]: the last
+    pass's features."""
 
-    k: list[Tensor]
-    v: list[Tensor]
-    cos: Tensor
-    sin: Tensor
-    capacity: int
-    last_token: int
-    length: int = 0
-    tree_rows: int = 0
-    tree_mask: Tensor | None = None
-    tree_positions: Tensor | None = None
-    tree_tokens: Tensor | None = None
+    cos: Tensor = field(default_factory=lambda: torch.empty(0))
+    sin: Tensor = field(default_factory=lambda: torch.empty(0))
+    last_token: int = 0
+    tree_tokens: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    predicted: Tensor | None = None
 
 
 class EagleDrafter:
     """See ``DrafterConfig`` for the formula. Predicted features are float32, in units of
-    ``config.feature_scale``. ``source``: where it was loaded from, as reports call it; ``folder``:
-    where that is."""
+    ``config.feature_scale``."""
 
-    source = "memory"
+    name = "memory"
     folder: Path | None = None
+    taps: tuple[int, ...] = ()
 
     def __init__(self, config: DrafterConfig, tensors: dict[str, Tensor], target: Target) -> None:
         check_fits(config, target)
@@ -72,6 +67,7 @@ class EagleDrafter:
         self.layers = [self._layer(tensors, i) for i in range(config.num_layers)]
         half = torch.arange(0, config.head_dim, 2, device=device).float() / config.head_dim
         self.inverse_frequencies = 1.0 / config.rope_theta**half
+        self.head = target_head(target)
 
     def _layer(self, tensors: dict[str, Tensor], index: int) -> LayerWeights:
         weights = []
@@ -82,93 +78,88 @@ class EagleDrafter:
         on_cpu = self.target.device.type == "cpu"
         return dense_layer(on_huge_pages(weights) if on_cpu else weights)
 
-    @classmethod
-    def load(cls, folder: Path, target: Target, source: str | None = None) -> EagleDrafter:
-        """A drafter folder (config.json, model.safetensors) made by train-drafter, checked against
-        ``target``. ``source``: what reports call it, by default the folder."""
-        config = DrafterConfig.load(folder)
-        check_fits(config, target)
-        path = folder / WEIGHTS_FILE
-        if not path.is_file():
-            pickles = [
-                p.name for p in folder.glob("*") if p.suffix in (".bin", ".pt", ".pth", ".ckpt")
-            ]
-            hint = f"; {pickles[0]} is a pickle and is not read" if pickles else ""
-            raise DynaSpecError(f"drafter {folder}: expected {WEIGHTS_FILE}{hint}")
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise DynaSpecError(
-                f"drafter {path}: not a readable safetensors file ({error}); copy it again"
-            ) from None
-        check_tensors(config, tensors, folder)
-        drafter = cls(config, tensors, target)
-        drafter.source, drafter.folder = source or str(folder), folder
-        return drafter
-
     @property
     def num_bytes(self) -> int:
         """Bytes of weights that a draft step reads."""
         return (
-            sum(layer.num_bytes for layer in self.layers)
-            + self.fc.numel() * self.fc.element_size()
+            sum(layer.num_bytes for layer in self.layers) + self.fc.numel() * self.fc.element_size()
         )
 
-    def begin(self, max_length: int, first_token: int) -> DrafterState:
+    def describe(self) -> dict[str, Any]:
+        return {
+            "drafter_kind": self.config.format,
+            "drafter_layers": self.config.num_layers,
+            "drafter_trained_tokens": self.config.trained_tokens,
+        }
+
+    def begin(self, prompt: Tensor, max_length: int) -> DrafterState:
         c, device = self.config, self.target.device
-        kind = torch.float32 if self.dtype == torch.float16 else self.dtype
-        capacity = max_length + MAX_TREE_ROWS
-        shape = (capacity, c.num_kv_heads, c.head_dim)
-        angle = torch.arange(capacity, device=device).float()[:, None] * self.inverse_frequencies
-        angle = torch.cat([angle, angle], 1)
-        return DrafterState(
-            k=[torch.empty(shape, dtype=kind, device=device) for _ in self.layers],
-            v=[torch.empty(shape, dtype=kind, device=device) for _ in self.layers],
-            cos=angle.cos(),
-            sin=angle.sin(),
-            capacity=capacity,
-            last_token=first_token,
-        )
+        sizes = (len(self.layers), max_length, c.num_kv_heads, c.head_dim)
+        k, v = (empty_caches(*sizes, self.dtype, device) for _ in "kv")
+        cos, sin = self._rotations(k[0].shape[0])
+        return DrafterState(k, v, cos=cos, sin=sin, last_token=int(prompt[0]))
 
-    def extend(self, state: DrafterState, features: Tensor, tokens: Tensor) -> Tensor:
-        device = self.target.device
-        state.tree_rows, state.tree_mask = 0, None
+    def _rotations(self, capacity: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables (cos, sin) [capacity, head_dim]."""
+        positions = torch.arange(capacity, device=self.target.device).float()
+        angle = positions[:, None] * self.inverse_frequencies
+        angle = torch.cat([angle, angle], 1)
+        return angle.cos(), angle.sin()
+
+    def extend(self, state: DrafterState, committed: Committed) -> DraftRows:
+        features = committed.output.features[committed.rows]
+        state.predicted = self.read(state, features, committed.tokens)
+        return DraftRows(self.target.norm(state.predicted), features[-1:])
+
+    def step(self, state: DrafterState, frontier: Frontier) -> DraftRows:
+        assert state.predicted is not None
+        features = state.predicted[frontier.source]
+        state.predicted = self.expand(state, features, frontier.tokens, frontier.parents)
+        return DraftRows(self.target.norm(state.predicted), features)
+
+    def observe(self, state: DrafterState, tree: DraftTree, path: Tensor) -> None:
+        """Nothing: what was accepted comes with the next ``extend``."""
+
+    def rewind(self, state: DrafterState, prompt: Tensor, max_length: int) -> int:
+        """Pair t holds tokens t and t + 1, so m tokens leave m - 1 pairs. The pair at the seam, the
+        last kept token's feature with the token that follows now, comes with the next
+        ``extend``."""
+        state.rewind(prompt.numel() - 1)
+        state.last_token = int(prompt[state.length])
+        rows = max_length + MAX_TREE_ROWS
+        if rows > state.cos.shape[0]:
+            state.cos, state.sin = self._rotations(rows)
+        return state.length + 1
+
+    def read(self, state: DrafterState, features: Tensor, tokens: Tensor) -> Tensor:
+        """Consume committed pairs (feature_t [m, d], token_{t+1} int64 [m]); the predicted feature
+        [1, d] of the last pair. Temporary rows are dropped first."""
+        state.tree_tokens = tokens[:0]
         out = features
         for f, t in zip(features.split(EXTEND_ROWS), tokens.split(EXTEND_ROWS), strict=True):
-            n = t.numel()
+            rows = state.begin_read(t.numel())
             current = torch.cat([torch.tensor([state.last_token]), t[:-1].cpu()])
-            positions = torch.arange(state.length, state.length + n, device=device)
-            mask = torch.ones(n, n, dtype=torch.bool, device=device).tril_()
             x = self._inputs(f.float() / self.config.feature_scale, t, current)
-            out = self._run(state, x, positions, positions, mask)
-            state.length += n
+            out = self._run(state, x, rows.own, rows.positions, rows.mask)
+            state.end_read(t.numel())
             state.last_token = int(t[-1])
         return out[-1:]
 
-    def step(
+    def expand(
         self, state: DrafterState, features: Tensor, tokens: Tensor, parents: Tensor
     ) -> Tensor:
-        n, start = tokens.numel(), state.tree_rows
-        end = start + n
-        tokens, parents = tokens.to(self.target.device), parents.to(self.target.device)
-        mask, positions, known = _tree_buffers(state, end, self.target.device)
-        known[start:end] = tokens
-        if start == 0:
-            positions[:end] = state.length
-            current = torch.full((n,), state.last_token, device=mask.device)
-            mask[:n, :n] = False
+        """Predicted features [w, d] below a frontier: parents' predicted features [w, d], drafted
+        tokens and rows of their parents int64 [w] as in ``Frontier``."""
+        device = self.target.device
+        tokens, parents = tokens.to(device), parents.to(device)
+        if state.tree_tokens.numel():
+            current = state.tree_tokens[parents]
         else:
-            positions[start:end] = positions[parents] + 1
-            mask[start:end, :end] = mask[parents, :end]
-            current = known[parents]
-        rows = torch.arange(start, end, device=mask.device)
-        mask[rows, rows] = True
+            current = torch.full((tokens.numel(),), state.last_token, device=device)
+        state.tree_tokens = torch.cat([state.tree_tokens.to(device), tokens])
+        rows = state.begin_step(parents)
         x = self._inputs(features, tokens, current)
-        state.tree_rows = end
-        return self._run(
-            state, x, positions[start:end], positions[:end], mask[start:end, :end].contiguous()
-        )
+        return self._run(state, x, rows.own, rows.positions, rows.mask)
 
     def _inputs(self, features: Tensor, tokens: Tensor, current: Tensor) -> Tensor:
         given = torch.cat([tokens, current]) if self.config.use_current_token else tokens
@@ -209,27 +200,17 @@ class EagleDrafter:
         return x
 
 
-def _tree_buffers(
-    state: DrafterState, rows: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The round's mask, positions and tokens of temporary rows, with room for ``rows`` of them here
-    and in the cache: wide and deep trees may have more than ``MAX_TREE_ROWS``."""
-    mask, positions, tokens = state.tree_mask, state.tree_positions, state.tree_tokens
-    if mask is None or positions is None or tokens is None:
-        size = MAX_TREE_ROWS
-        mask = torch.zeros(size, size, dtype=torch.bool, device=device)
-        positions = torch.empty(size, dtype=torch.int64, device=device)
-        tokens = torch.empty(size, dtype=torch.int64, device=device)
-    if rows > mask.shape[0]:
-        more = max(rows - mask.shape[0], mask.shape[0])
-        mask = pad(mask, (0, more, 0, more))
-        positions, tokens = pad(positions, (0, more)), pad(tokens, (0, more))
-    if (missing := state.length + rows - state.k[0].shape[0]) > 0:
-        more = max(missing, MAX_TREE_ROWS)
-        state.k = [pad(cache, (0, 0, 0, 0, 0, more)) for cache in state.k]
-        state.v = [pad(cache, (0, 0, 0, 0, 0, more)) for cache in state.v]
-    state.tree_mask, state.tree_positions, state.tree_tokens = mask, positions, tokens
-    return mask, positions, tokens
+def load_eagle(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> EagleDrafter:
+    """The drafter that train-drafter made in ``files``, checked against ``target``."""
+    config = DrafterConfig.from_values(files.config, f"drafter {files.folder}")
+    check_fits(config, target)
+    tensors = files.tensors()
+    check_tensors(config, tensors, files.folder)
+    drafter = EagleDrafter(config, tensors, target)
+    drafter.name, drafter.folder = files.name, files.folder
+    return drafter
 
 
 def check_fits(config: DrafterConfig, target: Target) -> None:
@@ -294,3 +275,11 @@ def expected_shapes(config: DrafterConfig) -> dict[str, tuple[int, ...]]:
     for i in range(c.num_layers):
         shapes |= {f"layers.{i}.{name}": shape for name, shape in layer.items()}
     return shapes
+
+
+def _inspect(files: DrafterFiles) -> HeadFacts:
+    config = DrafterConfig.from_values(files.config, f"drafter {files.folder}")
+    return HeadFacts(config.vocab_size, None)
+
+
+KIND = DrafterKind(lambda files: files.config.get("format") == FORMAT, load_eagle, _inspect)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
@@ -12,9 +12,10 @@ import torch
 
 from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import GenerationConfig, ShortlistConfig
-from dynaspec_cli.drafters.eagle import EagleDrafter
-from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.drafters.load import beside, load_drafter
+from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
+from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.events import (
     Comparison,
     Divergence,
@@ -26,14 +27,17 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
-from dynaspec_cli.engine.session import Speculation, decode
-from dynaspec_cli.engine.stats import bit_exact, first_difference, is_tie, speedup, summarize
+from dynaspec_cli.engine.prefix_cache import PrefixCache
+from dynaspec_cli.engine.session import decode
+from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.protocols import Shortlist, Target
+from dynaspec_cli.protocols import Drafter, Shortlist, Target
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
+from dynaspec_cli.shortlist.names import DEFAULT
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
+from dynaspec_cli.tree.acceptance import nearest, read_table
 from dynaspec_cli.tree.registry import create_tree
 
 
@@ -47,19 +51,25 @@ class Engine:
     request.
 
     ``drafter`` None: generation is plain autoregressive decoding, and every result says so.
+    ``lookup``: drafts beside ``drafter``, in the same trees. ``notices``: what a user should know
+    about the choice of parts; each request begins with them.
     """
 
     def __init__(
         self,
         target: Target,
         tokenizer: TextTokenizer,
-        drafter: EagleDrafter | None,
+        drafter: Drafter | None,
         load_s: float = 0.0,
+        notices: tuple[str, ...] = (),
+        lookup: LookupDrafter | None = None,
     ) -> None:
         self.target = target
         self.tokenizer = tokenizer
         self.drafter = drafter
         self.load_s = load_s
+        self.notices = notices
+        self.lookup = lookup
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
 
     @classmethod
@@ -71,22 +81,37 @@ class Engine:
         threads: int | None = None,
         drafter: str = "auto",
         progress: Callable[[Any], None] | None = None,
+        drafter_options: Mapping[str, str] | None = None,
     ) -> Engine:
         """Load target, tokenizer and drafter; the arguments are the command line's options
-        (docs/cli.md)."""
+        (docs/guide/cli.md)."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
-        found = load_drafter(drafter, target)
-        return cls(target, tokenizer, found, time.perf_counter() - begun)
+        name, lookup = beside(drafter)
+        found = load_drafter(name, target, tokenizer, drafter_options)
+        notices: tuple[str, ...] = ()
+        if drafter == "auto" and isinstance(found, LookupDrafter):
+            notices = (
+                f"no drafter ships for {target.name}: continuations are looked up in the text "
+                "itself; dynaspec train-drafter makes a faster one",
+            )
+        return cls(target, tokenizer, found, time.perf_counter() - begun, notices, lookup)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
         order)."""
         key = (config, depth)
         if key not in self._shortlists:
-            self._shortlists[key] = shortlists.create(config, self.target, depth=depth)
+            head = None if self.drafter is None else self.drafter.head
+            self._shortlists[key] = shortlists.create(config, self.target, head=head, depth=depth)
         return self._shortlists[key]
+
+    def acceptance(self, temperature: float) -> tuple[float, ...] | None:
+        """Acceptance by position among siblings as it was measured for the drafter, at the
+        temperature next to this one; None where it was not."""
+        table = read_table(None if self.drafter is None else self.drafter.folder)
+        return table[nearest(table, temperature)].vector if table else None
 
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids of a text. Raises DynaSpecError where it is empty."""
@@ -101,30 +126,36 @@ class Engine:
         *,
         speculative: bool = True,
         should_stop: Callable[[], bool] = never,
+        cache: PrefixCache | None = None,
     ) -> Iterator[Event]:
         """Yield ``NoticeEvent`` and ``TokensEvent`` as generation goes, then one ``DoneEvent``.
 
         prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is
-        asked after each step; a KeyboardInterrupt inside a step ends the request too
-        ("interrupted"), keeping what was generated. Raises DynaSpecError for an empty prompt or one
+        asked after each step and between pieces of a long prompt; a KeyboardInterrupt inside a step
+        ends the request too ("interrupted"), keeping what was generated. ``cache``: see
+        ``conversation``. Raises DynaSpecError for an empty prompt or one
         that does not leave room in the model's context.
         """
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        limit = self._limit(len(ids), config)
-        if speculative and self.drafter is None:
-            yield NoticeEvent(
-                f"no drafter for {self.target.name}: plain autoregressive decoding; train one "
-                "with dynaspec train-drafter"
-            )
+        limit = self.limit(len(ids), config)
+        if speculative:
+            yield from map(NoticeEvent, self._notices(config))
         building = time.perf_counter()
-        speculation = self._speculation(config) if speculative else None
+        speculation = self.speculation(config) if speculative and self.drafter else None
         built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
         begun += built_s
         detokenizer = IncrementalDetokenizer.for_tokenizer(self.tokenizer, ids, config.stop)
         source = GeneratorSource(config.sampling.seed)
+        cache = PrefixCache(self.target) if cache is None else cache
         emissions = decode(
-            self.target, torch.tensor(ids), len(ids) + limit, config.sampling, source, speculation
+            self.target,
+            torch.tensor(ids),
+            len(ids) + limit,
+            config.sampling,
+            source,
+            speculation,
+            cache=cache,
         )
 
         new: list[int] = []
@@ -133,6 +164,10 @@ class Engine:
         first_s = decode_s = away = 0.0
         try:
             for emission in emissions:
+                if not emission.token_ids:
+                    if should_stop():
+                        break
+                    continue
                 now = time.perf_counter() - begun
                 if emission.step is None:
                     first_s = now
@@ -159,6 +194,7 @@ class Engine:
                     break
         except KeyboardInterrupt:
             reason = "interrupted"
+            cache.drop_drafter()
         finally:
             emissions.close()  # type: ignore[attr-defined]
         tail = detokenizer.finish()
@@ -176,8 +212,13 @@ class Engine:
                 decode_s=decode_s,
                 load_s=self.load_s + built_s,
                 settings=self.settings(config, speculation),
+                cached_prompt_tokens=cache.reused,
             )
         )
+
+    def conversation(self) -> Conversation:
+        """Requests that follow one another, each of which reads only what is new in its prompt."""
+        return Conversation(self)
 
     def complete(
         self, prompt: str | Sequence[int], config: GenerationConfig, *, speculative: bool = True
@@ -228,7 +269,7 @@ class Engine:
         best = float(logits.max())
         gap = max((best - float(logits[i]) for i in (a, b) if i >= 0), default=0.0)
         near = is_tie(gap, str(self.target.dtype).removeprefix("torch."))
-        tie = a >= 0 and b >= 0 and near and not bit_exact(self.target)
+        tie = a >= 0 and b >= 0 and near and not self.target.bit_exact
         return Divergence(at, a, b, gap, tie)
 
     def settings(self, config: GenerationConfig, speculation: Speculation | None) -> dict[str, Any]:
@@ -237,17 +278,18 @@ class Engine:
         drafting: dict[str, Any] = {"drafter": "none"}
         if speculation is not None and self.drafter is not None:
             drafting = {
-                "drafter": self.drafter.source,
-                "drafter_layers": self.drafter.config.num_layers,
-                "drafter_trained_tokens": self.drafter.config.trained_tokens,
-                "shortlist": speculation.shortlist.name,
-                "shortlist_source": config.shortlist.method,
-                "shortlist_size": speculation.shortlist.size,
+                "drafter": self.drafter.name + ("+lookup" if speculation.lookup else ""),
+                **self.drafter.describe(),
+                **self._shortlist_settings(config, speculation),
                 "tree": tree.policy,
                 "tree_size": tree.size,
                 "tree_depth": tree.depth,
                 "tree_width": tree.width,
                 "tree_threshold": getattr(speculation.policy, "threshold", None),
+                "tree_draw": "sample" if tree.draws(sampling) else "best",
+                "draft_temperature": tree.temperature(sampling),
+                "tree_verification": tree.verification,
+                **getattr(speculation.policy, "settings", {}),
             }
         return {
             "model": self.target.name,
@@ -264,7 +306,7 @@ class Engine:
             "stop": list(config.stop),
             **drafting,
             "kernels": ops.backend(self.target.device),
-            "target_kernels": getattr(self.target, "kernels", "transformers"),
+            "target_kernels": self.target.kernels,
             "versions": {
                 "dynaspec": __version__,
                 "torch": torch.__version__,
@@ -272,20 +314,58 @@ class Engine:
             },
         }
 
-    def _speculation(self, config: GenerationConfig) -> Speculation | None:
+    def _notices(self, config: GenerationConfig) -> Iterator[str]:
+        """What differs from what an option's default promises."""
+        yield from self.notices
         if self.drafter is None:
-            return None
-        policy = create_tree(config.tree, config.sampling)
-        # A policy that draws children sets the temperature of its draws itself.
-        temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
-        return Speculation(
-            self.drafter,
-            self.shortlist(config.shortlist, config.tree.depth),
-            policy,
-            temperature,
-        )
+            yield f"no drafter was loaded for {self.target.name}: plain autoregressive decoding"
+            return
+        for note in self.drafter.describe().get("drafter_notes", ()):
+            yield f"drafter {self.drafter.name}: {note}"
+        tree = config.tree
+        asked = tree.policy == "sequoia" and tree.acceptance is None
+        if asked and self.acceptance(config.sampling.temperature) is None:
+            yield (
+                "no acceptance was measured for this drafter, so --tree sequoia takes another "
+                "model's; dynaspec bench --measure-acceptance measures it"
+            )
+        head = self.drafter.head
+        if head is None or head.own or config.shortlist.method != "auto":
+            return
+        if (method := shortlists.default_for(self.target, head)) != DEFAULT:
+            yield (
+                f"no shortlist bundle for {self.target.name} is shipped, so --shortlist {method} "
+                "is used; dynaspec build-clusters makes one"
+            )
 
-    def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
+    def _shortlist_settings(
+        self, config: GenerationConfig, speculation: Speculation
+    ) -> dict[str, Any]:
+        shortlist, head = speculation.shortlist, speculation.drafter.head
+        if shortlist is None or head is None:
+            return {"shortlist": "none"}
+        return {
+            "shortlist": shortlist.name,
+            "shortlist_source": config.shortlist.method,
+            "shortlist_size": shortlist.size,
+            "drafter_head": head.describe(),
+        }
+
+    def speculation(self, config: GenerationConfig) -> Speculation:
+        """What drafts for one request. Raises DynaSpecError without a drafter."""
+        if self.drafter is None:
+            raise DynaSpecError(f"there is no drafter for {self.target.name}; give --drafter")
+        headed = self.drafter.head is not None
+        acceptance = self.acceptance(config.sampling.temperature)
+        policy = create_tree(config.tree, config.sampling, acceptance=acceptance, draws=headed)
+        # A policy that draws children sets the temperature of its draws itself.
+        heat = config.tree.temperature(config.sampling)
+        temperature = 1.0 if policy.needs_distribution else heat
+        shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
+        lookup = self.lookup if headed else None
+        return Speculation(self.drafter, shortlist, policy, temperature, lookup, config.tree.size)
+
+    def limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""
         if prompt_tokens == 0:
             raise UsageError("the prompt holds no tokens; give some text to continue")
@@ -304,3 +384,38 @@ class Engine:
             if token in self.tokenizer.eos_ids:
                 return tokens[: i + 1], "eos"
         return (tokens[:room], "length") if len(tokens) >= room else (tokens, None)
+
+
+class Conversation:
+    """Requests to one engine whose caches are kept in between: of a prompt that begins like the
+    last request's prompt and answer only the rest is read. The text is a fresh request's. One
+    request at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._cache = PrefixCache(engine.target)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig,
+        *,
+        speculative: bool = True,
+        should_stop: Callable[[], bool] = never,
+    ) -> Iterator[Event]:
+        """As ``Engine.generate``; after an error everything is read again."""
+        try:
+            yield from self.engine.generate(
+                prompt,
+                config,
+                speculative=speculative,
+                should_stop=should_stop,
+                cache=self._cache,
+            )
+        except Exception:
+            self.reset()
+            raise
+
+    def reset(self) -> None:
+        """Forget everything read so far, and free its memory."""
+        self._cache.reset()

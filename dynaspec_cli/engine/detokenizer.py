@@ -38,7 +38,8 @@ _REGIONAL = range(0x1F1E6, 0x1F200)
 class IncrementalDetokenizer:
     """State of one request. ``decode`` maps ids to text; ``byte_tokens`` maps the ids of
     byte-fallback tokens to their byte; ids in ``skip`` have no text; ``context`` are the last ids
-    before the first pushed one (their text is not repeated, it decides about a leading space)."""
+    before the first pushed one (their text is not repeated, it decides about a leading space).
+    ``special``: the texts of ids in ``skip``, which are not shown but count for ``stop``."""
 
     def __init__(
         self,
@@ -48,11 +49,18 @@ class IncrementalDetokenizer:
         skip: frozenset[int] = frozenset(),
         context: Sequence[int] = (),
         stop: Sequence[str] = (),
+        special: Mapping[int, str] | None = None,
     ) -> None:
         self._decode = decode
         self._byte_tokens = byte_tokens or {}
         self._skip = skip
         self._stop = tuple(stop)
+        self._special = {
+            token: text
+            for token, text in (special or {}).items()
+            if any(_overlap(text, end) for end in self._stop)
+        }
+        self._unseen: list[tuple[int, str]] = []  # special texts by their place in the pending text
         self._window = [i for i in context if i not in skip][-MAX_WINDOW:]
         self._seen = len(decode(self._window)) if self._window else 0  # characters of the window
         self._run: list[int] = []  # open run of byte-fallback tokens, not yet in the window
@@ -77,13 +85,13 @@ class IncrementalDetokenizer:
             backend = getattr(tokenizer, "backend_tokenizer", tokenizer)  # that of transformers
         if hasattr(backend, "get_added_tokens_decoder"):
             added = backend.get_added_tokens_decoder()
-            skip = frozenset(i for i, token in added.items() if token.special)
+            special = {i: token.content for i, token in added.items() if token.special}
 
             def decode(ids: list[int]) -> str:
                 return str(backend.decode(ids, skip_special_tokens=True))
 
         else:
-            skip = frozenset(tokenizer.all_special_ids)
+            special = {i: tokenizer.convert_ids_to_tokens(i) for i in tokenizer.all_special_ids}
 
             def decode(ids: list[int]) -> str:
                 return str(
@@ -96,7 +104,8 @@ class IncrementalDetokenizer:
         return cls(
             decode,
             byte_tokens=byte_tokens,
-            skip=skip,
+            skip=frozenset(special),
+            special=special,
             context=prompt_ids[-MAX_WINDOW:],
             stop=stop,
         )
@@ -134,6 +143,10 @@ class IncrementalDetokenizer:
     def _feed(self, token: int) -> None:
         self.num_tokens += 1
         if token in self._skip:
+            if token in self._special:
+                self._close_run()
+                self._drain()
+                self._unseen.append((len(self._pending), self._special[token]))
             return
         if token not in self._byte_tokens:
             self._close_run()
@@ -209,28 +222,66 @@ class IncrementalDetokenizer:
 
     # -- decoded text to shown text ---------------------------------------------------------------
 
+    def _matched(self, text: str) -> str:
+        """``text``, which begins with the pending text, with the special tokens' texts in it."""
+        parts, last = [], 0
+        for place, special in self._unseen:
+            parts += [text[last:place], special]
+            last = place
+        return "".join([*parts, text[last:]])
+
+    def _shown_before(self, at: int) -> int:
+        """Characters of the pending text that lie before place ``at`` of ``_matched``."""
+        hidden = 0
+        for place, special in self._unseen:
+            if at <= place + hidden:
+                break
+            if at < place + hidden + len(special):
+                return place
+            hidden += len(special)
+        return at - hidden
+
     def _cut_at_stop(self, text: str) -> None:
-        found = [at for at in (text.find(stop) for stop in self._stop) if at >= 0]
+        found = [at for at in map(text.find, self._stop) if at >= 0]
+        if self._unseen:
+            places = map(self._matched(text).find, self._stop)
+            found += [self._shown_before(at) for at in places if at >= 0]
         if found:
             self._pending = text[: min(found)]
             self.stopped = True
 
     def _pending_end(self) -> int:
         """How much of the pending text cannot change its meaning any more."""
-        text = self._pending
+        end = min(self._unfinished_stop(self._pending), _grapheme_end(self._pending))
+        if self._unseen:
+            seen = self._matched(self._pending)
+            end = min(end, self._shown_before(self._unfinished_stop(seen)))
+        return end
+
+    def _unfinished_stop(self, text: str) -> int:
+        """Where a stop text may have begun that ``text`` ends in, else the text's length."""
         end = len(text)
         for stop in self._stop:
             for n in range(min(len(stop) - 1, len(text)), 0, -1):
                 if text.endswith(stop[:n]):
                     end = min(end, len(text) - n)
                     break
-        return min(end, _grapheme_end(text))
+        return end
 
     def _show(self, end: int) -> str:
         shown, self._pending = self._pending[:end], self._pending[end:]
+        self._unseen = [(place - end, text) for place, text in self._unseen if place >= end]
         if shown:
             self._parts.append(shown)
         return shown
+
+
+def _overlap(a: str, b: str) -> bool:
+    """Can ``a`` and ``b`` share characters of a text?"""
+    if not a or not b or a in b or b in a:
+        return bool(a and b)
+    shorter = range(1, min(len(a), len(b)))
+    return any(a.endswith(b[:n]) or b.endswith(a[:n]) for n in shorter)
 
 
 def _byte_fallback_tokens(tokenizer: Any, decode: Callable[[list[int]], str]) -> dict[int, int]:

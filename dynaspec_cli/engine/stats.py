@@ -16,7 +16,6 @@ from itertools import pairwise
 from typing import Any
 
 from dynaspec_cli.engine.events import PHASES, FinishReason, GenerationResult, StepStats
-from dynaspec_cli.protocols import Target
 
 TIE_BOUND: Mapping[str, float] = {"float32": 1e-3, "float16": 0.0625, "bfloat16": 0.5}
 """Logit gap below which two decodings may differ by the order of summation alone, by dtype of the
@@ -33,6 +32,16 @@ def num_accepted_draft_tokens(steps: Sequence[StepStats]) -> int:
 def num_draft_tokens(steps: Sequence[StepStats]) -> int:
     """Nodes verified, roots not counted, summed over the steps."""
     return sum(step.drafted for step in steps)
+
+
+def num_drawn(steps: Sequence[StepStats]) -> int:
+    """Draws of policies that sample children, repeated and discarded ones too, summed."""
+    return sum(step.drawn for step in steps)
+
+
+def num_distinct(steps: Sequence[StepStats]) -> int:
+    """Nodes that those draws gave, summed; a token drawn twice below a node is one node."""
+    return sum(step.distinct for step in steps)
 
 
 def mean_acceptance_length(steps: Sequence[StepStats]) -> float:
@@ -57,14 +66,6 @@ def unconditional_acceptance_by_position(steps: Sequence[StepStats]) -> tuple[fl
     """N(accepted >= i) / N(steps), i = 1 .. deepest tree level; the sum over i is tau - 1."""
     deepest = max((step.depth for step in steps), default=0)
     return tuple(sum(s.accepted >= i for s in steps) / len(steps) for i in range(1, deepest + 1))
-
-
-def acceptance_histogram(steps: Sequence[StepStats]) -> tuple[int, ...]:
-    """Entry k: how many steps accepted exactly k draft tokens."""
-    counts = [0] * (max((step.accepted for step in steps), default=-1) + 1)
-    for step in steps:
-        counts[step.accepted] += 1
-    return tuple(counts)
 
 
 def draft_acceptance_rate(steps: Sequence[StepStats]) -> float | None:
@@ -130,11 +131,6 @@ def is_tie(logit_gap: float, dtype: str) -> bool:
     return abs(logit_gap) <= TIE_BOUND[dtype]
 
 
-def bit_exact(target: Target) -> bool:
-    """Does the target promise a row the same bits in every pass? Then no difference is a tie."""
-    return bool(getattr(target, "bit_exact", False))
-
-
 def summarize(
     *,
     text: str,
@@ -147,6 +143,7 @@ def summarize(
     decode_s: float,
     load_s: float,
     settings: Mapping[str, Any],
+    cached_prompt_tokens: int = 0,
 ) -> GenerationResult:
     """The result of a request from its trace. ``num_spec_steps`` is 0 without speculation, where
     ``phase_ms`` is the mean per target pass. Times in seconds; ``time_to_first_token_s`` counts
@@ -165,9 +162,12 @@ def summarize(
         num_spec_steps=len(steps) if speculative else 0,
         num_draft_tokens=num_draft_tokens(steps),
         num_accepted_draft_tokens=num_accepted_draft_tokens(steps),
+        num_drawn=num_drawn(steps),
+        num_distinct=num_distinct(steps),
         mean_shortlist_size=mean_shortlist_size(steps),
         phase_ms=phase_ms(steps),
         acceptance_by_position=acceptance_by_position(steps) if speculative else (),
         settings=dict(settings),
+        cached_prompt_tokens=cached_prompt_tokens,
         steps=tuple(steps),
     )

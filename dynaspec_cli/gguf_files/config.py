@@ -177,8 +177,16 @@ def _gemma(
         layer_types=[
             "sliding_attention" if flag and size else "full_attention" for flag in windowed
         ],
-        query_pre_attn_scalar=scale**-2 if scale else (width if large else config["head_dim"]),
+        query_pre_attn_scalar=(
+            _scalar(scale) if scale else (width if large else config["head_dim"])
+        ),
     )
+
+
+def _scalar(scale: float) -> float:
+    """The number whose root divides the queries: whole, where the float32 in the file means one."""
+    value = scale**-2
+    return round(value) if math.isclose(value, round(value), rel_tol=1e-5) else value
 
 
 def _plain_scale(fields: Fields, config: dict[str, Any]) -> None:

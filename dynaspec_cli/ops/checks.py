@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from dynaspec_cli.ops.failures import NOT_FINITE, NotFiniteLogits
 from dynaspec_cli.ops.formats import DENSE, packed_format
 
 WEIGHT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
@@ -171,5 +172,4 @@ def check_bias(op: str, name: str, bias: Tensor, size: int) -> None:
 def check_finite(op: str, lse: Tensor) -> None:
     bad = (~lse.isfinite()).nonzero()
     if bad.numel():
-        got = f"NaN or infinity in row {int(bad[0])}"
-        raise ValueError(f"{op}: hidden: expected finite logits, got {got}")
+        raise NotFiniteLogits(f"{op}{NOT_FINITE}NaN or infinity in row {int(bad[0])}")

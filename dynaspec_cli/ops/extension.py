@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.errors import UsageError
+from dynaspec_cli.installing import REBUILD, REBUILD_CUDA
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 _RECORD = _PACKAGE / "_build_info.json"
-_REBUILD = "reinstall dynaspec (pip install --no-build-isolation .) to build it"
+_REBUILD = f"to build it, run {REBUILD}"
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def backend_reason(device: torch.device | str = "cpu") -> str:
     if EXTENSION.module is None or kind == "cpu":
         return EXTENSION.reason
     if backend(device) == "torch":
-        hint = "; DYNASPEC_BUILD=cuda pip install --no-build-isolation . builds them"
+        hint = f"; to build them, run {REBUILD_CUDA}"
         return f"the extension has no kernels for {kind}{hint if kind == 'cuda' else ''}"
     return f"CUDA kernels, built with torch {EXTENSION.module.torch_version()}"
 

@@ -1,7 +1,7 @@
 """Shapes and dtypes of the compiled ops for ``torch.compile``, fake tensors and ``opcheck``.
 
 The number of rows a union selects depends on data, so its blocks have a data-dependent length; on
-CUDA, where asking for it would wait for the device, a fixed one (docs/cuda.md).
+CUDA, where asking for it would wait for the device, a fixed one (docs/internals/cuda.md).
 Top-k ops are taken to be given at least k rows.
 """
 

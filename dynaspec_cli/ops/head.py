@@ -1,7 +1,8 @@
 """Dense ops: a weight applied to few rows, the shortlisted LM head, the router.
 
 Shapes, dtypes and meaning of every op stand in ``reference.py``. The compiled ops check their
-arguments themselves; the fallback checks here, with the same messages (``ValueError``).
+arguments themselves; the fallback checks here, with the same messages (``ValueError``;
+``NotFiniteLogits`` where the logits of a head are no numbers).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from dynaspec_cli.ops import checks, reference, reference_packed
 from dynaspec_cli.ops.extension import EXTENSION, compiled
+from dynaspec_cli.ops.failures import TYPED
 from dynaspec_cli.ops.formats import DENSE
 
 _ops = torch.ops.dynaspec
@@ -72,9 +74,10 @@ def shortlist_topk(
     selected); see ``reference.shortlist_topk``. One block [0, V) and empty ``row_ids`` give the
     top-k of the whole vocabulary."""
     if compiled(head):
-        return _ops.shortlist_topk(
-            hidden, head, head_scale, row_ids, blocks, k, temperature, format, gather
-        )
+        with TYPED:
+            return _ops.shortlist_topk(
+                hidden, head, head_scale, row_ids, blocks, k, temperature, format, gather
+            )
     op = "shortlist_topk"
     checks.check_head(op, hidden, head, head_scale, row_ids, temperature, format, gather)
     checks.check_blocks(op, blocks, (row_ids if gather else head).shape[0])
@@ -105,9 +108,10 @@ def shortlist_log_probs(
             return _ops.shortlist_log_probs_padded(
                 hidden, head, head_scale, row_ids, blocks, size, temperature
             )
-        return _ops.shortlist_log_probs(
-            hidden, head, head_scale, row_ids, blocks, temperature, format, gather
-        )
+        with TYPED:
+            return _ops.shortlist_log_probs(
+                hidden, head, head_scale, row_ids, blocks, temperature, format, gather
+            )
     op = "shortlist_log_probs"
     checks.check_head(op, hidden, head, head_scale, row_ids, temperature, format, gather)
     checks.check_blocks(op, blocks, (row_ids if gather else head).shape[0])
@@ -140,10 +144,11 @@ def draft_head(
     blocks int32 [b, 2]).
     """
     if compiled(head):
-        return _ops.draft_head(
-            hidden, head, head_scale, row_ids, cluster_scores, cluster_offsets, extra_rows,
-            core_rows, budget, k, temperature, format, gather,
-        )  # fmt: skip
+        with TYPED:
+            return _ops.draft_head(
+                hidden, head, head_scale, row_ids, cluster_scores, cluster_offsets, extra_rows,
+                core_rows, budget, k, temperature, format, gather,
+            )  # fmt: skip
     blocks, size = shortlist_union(cluster_scores, cluster_offsets, extra_rows, core_rows, budget)
     log_q, ids, lse = shortlist_topk(
         hidden, head, head_scale, row_ids, blocks, k, temperature, format, gather

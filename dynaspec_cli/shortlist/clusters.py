@@ -67,8 +67,7 @@ def build_clusters(
 
     ``priority`` int64 [V]: a permutation of the token ids, most frequent first; it decides who is
     placed first, and the order inside a cluster. No cluster exceeds ``ceil(balance * V / M)``
-    tokens.
-    ``epochs``: passes of the mini-batch k-means over the rows.
+    tokens. ``epochs``: passes of the mini-batch k-means over the rows.
     """
     vocab_size = int(head.shape[0])
     if not 1 <= num_clusters <= vocab_size:

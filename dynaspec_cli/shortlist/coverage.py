@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynaspec_cli.protocols import DraftTree, ShortlistQuery, Target
+from dynaspec_cli.protocols import DraftTree, KeptRows, ShortlistQuery, Target
 from dynaspec_cli.shortlist.base import BlockShortlist
 
 DEPTH = 3
@@ -54,6 +54,7 @@ class WalkOutput:
 
     cheap_rows: int | None = None
     rows_ranked: Tensor | None = None
+    taps: Tensor | None = None
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
         raise NotImplementedError("a stored walk holds the top tokens only")
@@ -66,6 +67,9 @@ class WalkOutput:
 
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
         return (self.top if rows is None else self.top[rows])[:, :k]
+
+    def keep(self, rows: Tensor) -> KeptRows:
+        raise NotImplementedError("a stored walk is not kept a second time")
 
 
 @dataclass

@@ -6,7 +6,7 @@ One token budget a draft step, by draft position, holds
   * tokens of the context: prompt, the target's top tokens so far, drafted tokens (context.py);
   * whole token clusters by the router's score, the maximum over the frontier's rows, until the
     budget is full; only while the text brings new tokens (novelty.py).
-The paper has the clusters only; the split was tuned on held-out text (docs/shortlists.md).
+The paper has the clusters only; the split was tuned on held-out text (docs/methods/shortlists.md).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
-from dynaspec_cli.errors import DynaSpecError, FiniteLogits, bad_score
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.protocols import (
     DraftTree,
     ShortlistQuery,
@@ -35,17 +35,16 @@ from dynaspec_cli.shortlist.nanospec import (
     prefill_tokens,
 )
 from dynaspec_cli.shortlist.novelty import Novelty
-from dynaspec_cli.shortlist.overlap import SideStream
 from dynaspec_cli.shortlist.router import Router
 
 PREFILL_POSITIONS = 16
 """As for nanospec, but few: one pass over the head serves them all, and more gained little
-(docs/shortlists.md)."""
+(docs/methods/shortlists.md)."""
 
 
 ROUTED_FROM = 0.1
 """Clusters are asked for while this share of the latest tokens is new, or more: what a router's
-time is worth (docs/shortlists.md)."""
+time is worth (docs/methods/shortlists.md)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,6 @@ class DynaSpecShortlist(BlockShortlist):
         self.routed_from = routed_from
         self._row_of = head.rows_of(torch.arange(head.vocab_size)).cpu()
         self._embed = target.embed
-        self._beside = SideStream(head.device)
         self._no_scores = torch.empty((0, 0), dtype=torch.float32, device=head.device)
         self._no_blocks = torch.empty((0, 2), dtype=torch.int32, device=head.device)
 
@@ -138,7 +136,7 @@ class DynaSpecShortlist(BlockShortlist):
         routed = self.router is not None and state.novelty.share >= self.routed_from
         pending = PendingSelection(self._no_blocks, 0, query.depth, routed, budget)
         if routed and self.router is not None and self.router.early:
-            pending.scores = self._beside.run(self._early_scores, query.features, query.tokens)
+            pending.scores = self._early_scores(query)
         return pending
 
     def _settle(self, state: Any, selection: Any, hidden: Tensor) -> None:
@@ -152,7 +150,7 @@ class DynaSpecShortlist(BlockShortlist):
         if selection.done:
             return super()._topk(state, selection, hidden, k, temperature)
         scores, head = self._scores(selection, hidden), self.head
-        with FiniteLogits(bad_score):
+        try:
             log_q, ids, _, size, blocks = ops.draft_head(
                 hidden,
                 head.weight.data,
@@ -168,6 +166,8 @@ class DynaSpecShortlist(BlockShortlist):
                 head.weight.code,
                 head.gather,
             )
+        except ops.NotFiniteLogits as error:
+            raise NotFiniteError.of_drafter() from error
         selection.blocks, selection.size, selection.done = blocks, int(size), True
         return log_q, ids
 
@@ -188,9 +188,15 @@ class DynaSpecShortlist(BlockShortlist):
         if self.context_cap:
             observe_context(state.context, tree, output, path)
 
-    def _early_scores(self, features: Tensor, tokens: Tensor) -> Tensor:
+    def _early_scores(self, query: ShortlistQuery) -> Tensor:
         assert self.router is not None
-        return self.router.early_scores(features, self._embed(tokens))
+        if query.features is None:
+            raise DynaSpecError(
+                f"--shortlist: the bundle's router ({self.router.kind}) reads features that this "
+                "drafter does not predict; build one with --router output or centroid, or take "
+                "--shortlist nanospec"
+            )
+        return self.router.early_scores(query.features, self._embed(query.tokens))
 
     def _scores(self, selection: PendingSelection, hidden: Tensor | None) -> Tensor:
         """Scores of the clusters: an early router's are there, a late one needs ``hidden``."""
@@ -198,7 +204,7 @@ class DynaSpecShortlist(BlockShortlist):
             return self._no_scores
         if self.router.early:
             assert selection.scores is not None
-            return self._beside.join(selection.scores)
+            return selection.scores
         if selection.scores is None:
             if hidden is None:
                 raise DynaSpecError(
@@ -215,10 +221,14 @@ class DynaSpecShortlist(BlockShortlist):
 
 
 def cluster_order(
-    frequency: Tensor, core: int, cluster_tokens: Tensor, cluster_offsets: Tensor
+    frequency: Tensor,
+    core: int,
+    cluster_tokens: Tensor,
+    cluster_offsets: Tensor,
+    known: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(order int64 [V], offsets int32 [M+1]): the ``core`` most frequent tokens first, then cluster
-    by cluster what they leave.
+    by cluster what they leave. ``known`` bool [V]: the tokens that the head has (None: all).
 
     A cluster's border counts from the core's end, so that ``[0, core)`` belongs to no cluster.
     """
@@ -226,7 +236,7 @@ def cluster_order(
     in_core = torch.zeros(cluster_tokens.numel(), dtype=torch.bool)
     in_core[core_ids] = True
     tokens = cluster_tokens.long()
-    kept = ~in_core[tokens]
+    kept = ~in_core[tokens] if known is None else ~in_core[tokens] & known[tokens]
     sums = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(kept.long(), 0)])
     offsets = sums[cluster_offsets.long()] + core_ids.numel()
     return torch.cat([core_ids, tokens[kept]]), offsets.to(torch.int32)

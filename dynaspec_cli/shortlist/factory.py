@@ -19,14 +19,14 @@ from dynaspec_cli.checkpoints.bundle import (
 from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.checkpoints.token_map import load_token_map
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.protocols import Target
+from dynaspec_cli.protocols import DrafterHead, Target
 from dynaspec_cli.shortlist import dynaspec, nanospec
 from dynaspec_cli.shortlist.base import BlockShortlist
 from dynaspec_cli.shortlist.dynaspec import DynaSpecShortlist, Split, cluster_order
 from dynaspec_cli.shortlist.frequency import FrequencyShortlist
 from dynaspec_cli.shortlist.full import FullShortlist
 from dynaspec_cli.shortlist.head import build_head
-from dynaspec_cli.shortlist.registry import DEFAULT_SIZES, PA_FR_DECAY
+from dynaspec_cli.shortlist.names import DEFAULT_SIZES, PA_FR_DECAY
 from dynaspec_cli.shortlist.router import Router
 from dynaspec_cli.shortlist.schedule import BudgetSchedule
 
@@ -35,6 +35,7 @@ from dynaspec_cli.shortlist.schedule import BudgetSchedule
 class Options:
     """See ``registry.create``."""
 
+    head: DrafterHead
     depth: int = 6
     mass: str = "constant"
     int8: bool = False
@@ -59,8 +60,8 @@ def _given(value: int | None, default: int) -> int:
 
 
 def untrained(method: str, size: int | None, target: Target, options: Options) -> BlockShortlist:
-    """``full`` and ``nanospec``: both share the target's own head."""
-    head = build_head(target.head_weight(), None, options.int8)
+    """``full`` and ``nanospec``: both share the head as it is."""
+    head = build_head(options.head.weight, None, options.int8, options.head.vocab)
     if method == "full":
         if size is not None and size != target.vocab_size:
             raise UsageError("--shortlist-size: full has no size; choose another --shortlist")
@@ -114,8 +115,15 @@ def _frequency(
     target: Target,
     options: Options,
 ) -> BlockShortlist:
-    head = build_head(target.head_weight(), ids.long(), options.int8)
-    return FrequencyShortlist(method, head, budgets, options.mass, size)
+    order = held(options.head, ids.long())
+    if not order.numel():
+        raise DynaSpecError(
+            f"--shortlist: none of the {ids.numel()} tokens of {method} has a row in the drafter's "
+            "head; choose another --shortlist"
+        )
+    head = build_head(options.head.weight, order, options.int8, options.head.vocab)
+    budgets = tuple(min(budget, head.num_rows) for budget in budgets)
+    return FrequencyShortlist(method, head, budgets, options.mass, min(size, head.num_rows))
 
 
 def _dynaspec(
@@ -126,18 +134,21 @@ def _dynaspec(
             f"{bundle.source}: holds no token clusters; build it with --method dynaspec"
         )
     split = Split(**bundle.config.split)
-    routed = bundle.router is not None and options.use_router
+    # A router reads hidden rows like those it was trained on: the target's head's.
+    routed = bundle.router is not None and options.use_router and not options.head.own
     if not routed:
         split = Split(core=1.0 - split.context, context=split.context, decay=1.0)
-    core = min(max(1, int(size * split.core)), bundle.frequency.numel())  # never an empty shortlist
+    frequency = held(options.head, bundle.frequency.long())
+    core = min(max(1, int(size * split.core)), frequency.numel())  # never an empty shortlist
     # Deep trees would let the last budgets fall below what is always in.
     least = min(core + int(size * split.context), target.vocab_size)
     schedule = BudgetSchedule(size, target.vocab_size, split.decay, options.depth)
     budgets = tuple(max(budget, least) for budget in schedule.table())
+    known = None if options.head.vocab is None else options.head.vocab.mask()
     order, offsets = cluster_order(
-        bundle.frequency, core, bundle.cluster_tokens, bundle.cluster_offsets
+        frequency, core, bundle.cluster_tokens, bundle.cluster_offsets, known
     )
-    head = build_head(target.head_weight(), order, options.int8)
+    head = build_head(options.head.weight, order, options.int8, options.head.vocab)
     router = None
     if routed and bundle.router is not None:
         router = Router(bundle.config.router, bundle.router, head.device)
@@ -153,6 +164,11 @@ def _dynaspec(
         _given(options.prefill_positions, dynaspec.PREFILL_POSITIONS),
         size,
     )
+
+
+def held(head: DrafterHead, ids: Tensor) -> Tensor:
+    """Of token ids int64 [m] those that have a row in the head, in their order."""
+    return ids if head.vocab is None else ids[head.vocab.mask()[ids]]
 
 
 def load_bundle(path: Path, target: Target) -> ShortlistBundle:

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
-from dynaspec_cli.errors import DynaSpecError, FiniteLogits, bad_score
+from dynaspec_cli.checkpoints.vocab_map import VocabMap
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.weights.weight import Weight, dense
 
 _CHUNK_ROWS = 16384  # rows permuted or quantised at a time: bounds the temporary copy
@@ -66,7 +67,7 @@ class DraftHead:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``ops.shortlist_topk`` over this head: (log_q float32 [n, k'], ids int64 [n, k'],
         logsumexp float32 [n]) with k' = min(k, rows selected)."""
-        with FiniteLogits(bad_score):
+        try:
             return ops.shortlist_topk(
                 hidden,
                 self.weight.data,
@@ -78,13 +79,15 @@ class DraftHead:
                 self.weight.code,
                 self.gather,
             )
+        except ops.NotFiniteLogits as error:
+            raise NotFiniteError.of_drafter() from error
 
     def log_probs(
         self, hidden: Tensor, blocks: Tensor, size: int, temperature: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``ops.shortlist_log_probs`` over this head, of ``size`` = S rows in ``blocks``: (log_q
         float32 [n, S], ids int64 [S], logsumexp float32 [n])."""
-        with FiniteLogits(bad_score):
+        try:
             return ops.shortlist_log_probs(
                 hidden,
                 self.weight.data,
@@ -96,16 +99,27 @@ class DraftHead:
                 self.weight.code,
                 self.gather,
             )
+        except ops.NotFiniteLogits as error:
+            raise NotFiniteError.of_drafter() from error
 
 
-def build_head(weight: Weight, order: Tensor | None = None, int8: bool = False) -> DraftHead:
+def build_head(
+    weight: Weight,
+    order: Tensor | None = None,
+    int8: bool = False,
+    vocab: VocabMap | None = None,
+) -> DraftHead:
     """A head in the given order.
 
-    ``weight`` [V, d] is the target's head in token-id order; ``order`` int64 [R] the token id of
-    each row (distinct; None: identity). On the CPU rows are found by their index in the target's
-    head, elsewhere they are copied in order. ``int8`` makes symmetric 8-bit rows with one float32
-    scale a row, half the bytes of bf16; only the draft is affected, never the output.
+    ``weight`` [H, d] is the drafter's head, ``vocab`` the token of each of its rows (None: row i is
+    token i); ``order`` int64 [R] the token id of each row to be (distinct, each with a row in
+    ``weight``; None: the order it has). On the CPU rows that are numbered by tokens are found by
+    their index in ``weight``, elsewhere they are copied in order. ``int8`` makes symmetric 8-bit
+    rows with one float32 scale a row, half the bytes of bf16; only the draft is affected, never the
+    output.
     """
+    if vocab is not None:
+        return _mapped(weight, order, int8, vocab)
     device = weight.device
     empty_ids = torch.empty(0, dtype=torch.int32, device=device)
     if order is not None and _is_identity(order, weight.rows):
@@ -122,6 +136,27 @@ def build_head(weight: Weight, order: Tensor | None = None, int8: bool = False) 
     elif not gather:
         weight = weight.take(order)
     return DraftHead(weight, order.to(torch.int32), rank, rank.numel(), gather)
+
+
+def _mapped(weight: Weight, order: Tensor | None, int8: bool, vocab: VocabMap) -> DraftHead:
+    """``build_head`` of a head whose rows are not all tokens in their order."""
+    device, row_of = weight.device, vocab.rows()
+    ids = vocab.ids if order is None else order.cpu().long()
+    _check_order(ids, vocab.vocab_size)
+    rows = row_of[ids]
+    if int(rows.min()) < 0:
+        missing = int(ids[rows < 0][0])
+        raise DynaSpecError(f"shortlist order: the drafter's head has no row for token {missing}")
+    if order is not None:
+        weight = weight.take(rows.to(device))
+    rank = torch.full((vocab.vocab_size,), -1, dtype=torch.int64)
+    rank[ids] = torch.arange(ids.numel())
+    return DraftHead(
+        _quantised(weight, None) if int8 else weight,
+        ids.to(device, torch.int32),
+        rank.to(device),
+        vocab.vocab_size,
+    )
 
 
 def _is_identity(order: Tensor, vocab_size: int) -> bool:

@@ -17,7 +17,7 @@ MASS_MODES = ("none", "constant", "running")
 
 CONSTANT_MASS = 0.95
 """Share of the target's top tokens that the default shortlist held on held-out text
-(docs/shortlists.md)."""
+(docs/methods/shortlists.md)."""
 PRIOR_WEIGHT = 16.0
 """Pseudo-observations of ``CONSTANT_MASS`` a depth starts with under "running"."""
 

@@ -4,7 +4,7 @@ router.
 Clusters are worth their time only where the target says what neither the frequent tokens nor the
 context hold. Measured on the default model: a router costs a step some 2 % of its time, and a
 percent of such tokens is worth a fifth of a percent of tau, so it pays from about a tenth on
-(docs/shortlists.md).
+(docs/methods/shortlists.md).
 """
 
 from __future__ import annotations

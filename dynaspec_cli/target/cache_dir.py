@@ -83,8 +83,9 @@ def source_hash(path: Path, report: Callable[[float], None] | None = None) -> st
         if data["identity"] == identity and len(data["sha256"]) == 64:
             return str(data["sha256"])
     digest = sha256_file(path, report)
-    make_folder(folder)
-    write_text(note, json.dumps({"identity": identity, "sha256": digest}))
+    with contextlib.suppress(OSError, DynaSpecError):  # a read-only cache does without
+        make_folder(folder)
+        write_text(note, json.dumps({"identity": identity, "sha256": digest}))
     return digest
 
 

@@ -22,7 +22,7 @@ class ChatTemplate:
     source: str
     special: Mapping[str, str]
 
-    def render(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]], /, **arguments: Any) -> str:
         """The conversation as text, open for the answer; ``arguments`` are further variables of the
         template (``enable_thinking``, …).
 
@@ -43,8 +43,9 @@ class ChatTemplate:
         except DynaSpecError:
             raise
         except Exception as error:  # a template is a program of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise DynaSpecError(
-                f"--chat: the model's chat template refused the conversation: {error}"
+                f"--chat: the model's chat template refused the conversation: {reason}"
             ) from error
 
     @cached_property
@@ -55,7 +56,8 @@ class ChatTemplate:
             return _environment().from_string(self.source)
         except jinja2.TemplateSyntaxError as error:
             raise DynaSpecError(
-                f"--chat: the model's chat template cannot be read (line {error.lineno}: {error})"
+                f"--chat: the model's chat template cannot be read (line {error.lineno}: "
+                f"{error.message})"
             ) from error
 
 

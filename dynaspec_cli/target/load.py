@@ -16,6 +16,7 @@ from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
 from dynaspec_cli.target.gguf_cache import converted, known_head_hash
 from dynaspec_cli.target.gguf_native import open_native
+from dynaspec_cli.target.gguf_tokenizer import begun_tokenizer
 from dynaspec_cli.target.native_spec import native_spec, read_config
 from dynaspec_cli.target.native_target import load_native, load_packed
 from dynaspec_cli.target.quiet import quiet_transformers
@@ -45,7 +46,18 @@ def load(
         if threads < 1:
             raise UsageError(f"--threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
-    source = resolve_model(model)
+    return load_source(resolve_model(model), dtype, kind, place, progress)
+
+
+def load_source(
+    source: ModelSource,
+    dtype: str,
+    kind: torch.dtype,
+    place: torch.device,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Any, TextTokenizer]:
+    """A model that was found, and its tokenizer. ``dtype`` as the option gives it, ``kind`` that of
+    what is not packed."""
     packed = takes_packed(dtype, source, place)
     if source.gguf is not None and place.type == "cpu":
         found = load_gguf(source.gguf, source.name, kind, packed, progress)
@@ -93,8 +105,8 @@ def load_gguf(
         return None
     # Beside the weights: building a tokenizer leaves the second core to them.
     with ThreadPoolExecutor(1) as other:
-        tokenizer = other.submit(found.tokenizer)
-        progress(LoadProgress("loading weights"))
+        tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
+        found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
         known = found.weights.head_hash()
         build = load_packed if packed else load_native
         target = build(found.weights, name, found.spec, dtype, known)

@@ -7,6 +7,7 @@ emits what plain decoding would, in bf16 too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.ops import backend, decoder_layer, kv_commit, rms_norm, tree_mask
 from dynaspec_cli.ops.extension import compiled
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import DraftTree, KeptRows
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.native_weights import NativeWeights, Tensors, read_weights
@@ -28,7 +29,10 @@ from dynaspec_cli.target.state import (
     causal_rows,
     check_append,
     check_max_length,
+    check_rewind,
     check_rows,
+    check_start,
+    check_taps,
     grown,
 )
 from dynaspec_cli.weights.weight import Weight
@@ -67,6 +71,7 @@ class NativeTarget:
             spec.vocab_size,
             spec.max_context,
         )
+        self.num_layers = len(spec.shapes)
         self._spec = spec
         self._weights = weights
         self._tables = rotary_tables(spec)
@@ -76,8 +81,11 @@ class NativeTarget:
 
     @property
     def bit_exact(self) -> bool:
-        """Has a row the same bits in a tree as in plain decoding?"""
         return compiled(self._head.weight.data)
+
+    @property
+    def head(self) -> LMHead:
+        return self._head
 
     def head_weight(self) -> Weight:
         return self._head.weight
@@ -93,13 +101,19 @@ class NativeTarget:
         return self._weights.embedding.embed(token_ids, self._spec.embed_scale)
 
     @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        """Float32 [n, d]."""
+        return self._weights.embedding.embed(token_ids)
+
+    @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
         """Float32 [n, d]."""
         return rms_norm(features, self._weights.norm, self._spec.eps)
 
-    def begin(self, max_length: int) -> NativeState:
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> NativeState:
         check_max_length(max_length, self.max_context, self.name)
-        state = NativeState(max_length)
+        check_taps(taps, self.num_layers, self.name)
+        state = NativeState(max_length, taps)
         for shape in self._spec.shapes:
             size = (max_length + TREE_ROWS, shape.num_kv_heads, shape.head_dim)
             state.keys.append(torch.empty(size, dtype=self._cache_dtype))
@@ -109,19 +123,21 @@ class NativeTarget:
     @torch.inference_mode()
     def prefill(self, state: NativeState, token_ids: Tensor) -> HeadOutput:
         check_append(state, token_ids, self.vocab_size)
-        features = []
+        passes = []
         for piece in token_ids.split(PREFILL_ROWS):
             mask, positions = causal_rows(state.length, piece.numel(), self.device)
-            features.append(self._forward(state, piece, mask, positions))
+            passes.append(self._forward(state, piece, mask, positions))
             state.length += piece.numel()
         state.pending = 0
-        return self._output(torch.cat(features))
+        return self._output(state, torch.cat(passes))
 
     @torch.inference_mode()
-    def verify(self, state: NativeState, tree: DraftTree) -> HeadOutput:
+    def verify(self, state: NativeState, tree: DraftTree, start: int = 0) -> HeadOutput:
+        check_start(state, tree, start)
         mask, depth = tree_mask(tree.parents)
+        x = self._forward(state, tree.tokens[start:], mask[start:], depth + state.length)
         state.pending = tree.tokens.numel()
-        return self._output(self._forward(state, tree.tokens, mask, depth + state.length))
+        return self._output(state, x)
 
     @torch.inference_mode()
     def commit(self, state: NativeState, rows: Tensor) -> None:
@@ -132,19 +148,37 @@ class NativeTarget:
         state.length += rows.numel()
         state.pending = 0
 
-    def _output(self, features: Tensor) -> HeadOutput:
-        return HeadOutput(
-            features, rms_norm(features, self._weights.norm, self._spec.eps), self._head
-        )
+    def rewind(self, state: NativeState, length: int, max_length: int) -> None:
+        check_max_length(max_length, self.max_context, self.name)
+        check_rewind(state, length)
+        state.length, state.pending, state.max_length = length, 0, max_length
+
+    @torch.inference_mode()
+    def recall(self, kept: Sequence[KeptRows]) -> HeadOutput:
+        rows = KeptRows.joined(kept)
+        hidden = rms_norm(rows.features, self._weights.norm, self._spec.eps)
+        return HeadOutput(rows.features, hidden, self._head, rows.taps, rows.leaders)
+
+    def _output(self, state: NativeState, passed: Tensor) -> HeadOutput:
+        """From what ``_forward`` yields: taps, then features, side by side."""
+        d = self.hidden_size
+        features = passed if not state.taps else passed[:, -d:].contiguous()
+        taps = passed[:, :-d] if state.taps else None
+        hidden = rms_norm(features, self._weights.norm, self._spec.eps)
+        return HeadOutput(features, hidden, self._head, taps)
 
     def _forward(
         self, state: NativeState, tokens: Tensor, mask: Tensor, positions: Tensor
     ) -> Tensor:
-        """Residual stream float32 [n, d] after the last layer; keys and values go behind the
-        committed rows."""
-        self._make_room(state, tokens.numel())
+        """Residual streams float32 [n, (A + 1) * d] of ``tokens`` int64 [n]: those of
+        ``state.taps``, then the one after the last layer. ``positions`` int64 [t] and ``mask`` bool
+        [n, t]: of all rows behind the committed ones, of which these are the last; keys and values
+        go there."""
+        self._make_room(state, positions.numel())
         x = self.embed(tokens)
-        turns = {name: table.rows(positions) for name, table in self._tables.items()}
+        streams = {0: x}
+        own = positions[-tokens.numel() :]
+        turns = {name: table.rows(own) for name, table in self._tables.items()}
         layers = zip(
             self._spec.shapes,
             self._spec.rope,
@@ -153,19 +187,22 @@ class NativeTarget:
             state.values,
             strict=True,
         )
-        for shape, rope, weights, keys, values in layers:
+        for above, (shape, rope, weights, keys, values) in enumerate(layers, 1):
             cos, sin = turns[rope]
             x = decoder_layer(
                 x, weights, keys, values, cos, sin, positions, mask, state.length, *shape
             )
-        return x
+            if above in state.taps:
+                streams[above] = x
+        return torch.cat([*(streams[tap] for tap in state.taps), x], 1) if state.taps else x
 
     def _make_room(self, state: NativeState, rows: int) -> None:
         have, needed = state.keys[0].shape[0], state.length + rows
         if needed > have:
             size = max(needed, have + have // 4)
-            state.keys = [grown(cache, 0, state.length, size) for cache in state.keys]
-            state.values = [grown(cache, 0, state.length, size) for cache in state.values]
+            kept = state.length + state.pending
+            state.keys = [grown(cache, 0, kept, size) for cache in state.keys]
+            state.values = [grown(cache, 0, kept, size) for cache in state.values]
 
 
 def load_native(

@@ -43,6 +43,30 @@ def resolve_model(
 
     Raises ``DynaSpecError``, which names ``option``; nothing is converted or loaded here.
     """
+    if (local := resolve_local(model, option)) is not None:
+        return local
+    assert model is not None
+    hub = HuggingFaceHub(option) if hub is None else hub
+    if not model.startswith((".", "~", "/")) and (match := HUB_FILE.fullmatch(model)):
+        file = gguf_file(hub, match["name"], match["quantisation"], option)
+        return ModelSource(model, gguf=_gguf_file(file))
+    looks_like_path = (
+        model.endswith(".gguf") or model.startswith((".", "~", "/")) or model.count("/") > 1
+    )
+    if looks_like_path or not HUB_NAME.fullmatch(model):
+        raise DynaSpecError(
+            f"{option} {model}: no such file or folder; expected a hub name, a model folder or a "
+            ".gguf file"
+        )
+    folder = hub.download(model, FOLDER_FILES)
+    if not (folder / "config.json").is_file() and (hint := offered_files(hub, model)):
+        raise DynaSpecError(f"{option} {model}: a repository of GGUF files; {hint}")
+    check_folder(folder)
+    return ModelSource(model, folder=folder)
+
+
+def resolve_local(model: str | None, option: str = "--model") -> ModelSource | None:
+    """``resolve_model`` for what is on this machine; None for what may be a hub name."""
     if model is None or model == DEFAULT_MODEL:
         return ModelSource(DEFAULT_MODEL, gguf=default_chunks())
     if model in SINGLE_FILE_PACKAGES:
@@ -57,23 +81,7 @@ def resolve_model(
         return ModelSource(path.resolve().name, folder=path)
     if path.is_file():
         return ModelSource(path.stem, gguf=_gguf_file(path))
-    hub = HuggingFaceHub(option) if hub is None else hub
-    if not model.startswith((".", "~", "/")) and (match := HUB_FILE.fullmatch(model)):
-        file = gguf_file(hub, match["name"], match["quantisation"], option)
-        return ModelSource(model, gguf=_gguf_file(file))
-    looks_like_path = (
-        path.suffix == ".gguf" or model.startswith((".", "~", "/")) or model.count("/") > 1
-    )
-    if looks_like_path or not HUB_NAME.fullmatch(model):
-        raise DynaSpecError(
-            f"{option} {model}: no such file or folder; expected a hub name, a model folder or a "
-            ".gguf file"
-        )
-    folder = hub.download(model, FOLDER_FILES)
-    if not (folder / "config.json").is_file() and (hint := offered_files(hub, model)):
-        raise DynaSpecError(f"{option} {model}: a repository of GGUF files; {hint}")
-    check_folder(folder)
-    return ModelSource(model, folder=folder)
+    return None
 
 
 def check_folder(folder: Path) -> None:

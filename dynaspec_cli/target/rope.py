@@ -24,7 +24,7 @@ class RotaryTable:
     """
 
     def __init__(self, inv_freq: Tensor, scaling: float) -> None:
-        self._inv_freq = inv_freq.float()
+        self.inv_freq = inv_freq.float()
         self._scaling = scaling
         empty = torch.empty(0, 2 * inv_freq.numel())
         self._table = (empty, empty)
@@ -38,7 +38,7 @@ class RotaryTable:
         have = cos.shape[0]
         if needed > have:
             more = torch.arange(have, -(-needed // BLOCK) * BLOCK, dtype=torch.float32)
-            angles = more[:, None] * self._inv_freq
+            angles = more[:, None] * self.inv_freq
             angles = torch.cat((angles, angles), -1)
             cos = torch.cat((cos, angles.cos() * self._scaling))
             sin = torch.cat((sin, angles.sin() * self._scaling))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import DraftTree
 
 TREE_ROWS = 64
 """Cache rows kept free for a tree; a larger tree makes the cache grow once."""
@@ -18,9 +19,11 @@ TREE_ROWS = 64
 @dataclass
 class TargetState:
     """``length``: committed tokens. ``max_length``: the tokens this request may commit.
-    ``pending``: rows of the last verified tree, 0 when nothing waits for a commit."""
+    ``pending``: rows of the last verified tree, 0 when nothing waits for a commit. ``taps``: see
+    ``protocols.Target.begin``."""
 
     max_length: int
+    taps: tuple[int, ...] = ()
     length: int = 0
     pending: int = 0
 
@@ -36,16 +39,14 @@ def check_max_length(max_length: int, max_context: int, name: str) -> None:
         )
 
 
-def check_prompt(num_tokens: int, max_context: int, name: str) -> None:
-    """Refuse an empty prompt, and one that leaves no room in the model's context for a single new
-    token."""
-    if num_tokens == 0:
-        raise DynaSpecError("The prompt is empty: give at least one token of text")
-    if num_tokens >= max_context:
-        raise DynaSpecError(
-            f"The prompt has {num_tokens} tokens, but {name} has a context of {max_context} "
-            "tokens in all; shorten the prompt"
-        )
+def check_taps(taps: tuple[int, ...], num_layers: int, name: str) -> None:
+    """Refuse residual streams that the target does not have."""
+    for tap in taps:
+        if not 0 <= tap <= num_layers:
+            raise DynaSpecError(
+                f"the drafter reads the hidden state that enters layer {tap}, but {name} has "
+                f"{num_layers} layers; it was made for another target"
+            )
 
 
 def check_append(state: TargetState, token_ids: Tensor, vocab_size: int) -> None:
@@ -72,6 +73,21 @@ def check_rows(state: TargetState, rows: Tensor) -> None:
             f"commit: expected ascending rows of the last verified tree ({state.pending} rows), "
             f"root first, got {ids}"
         )
+
+
+def check_start(state: TargetState, tree: DraftTree, start: int) -> None:
+    """Refuse a tree that does not go on from the rows verified last."""
+    if start and not 0 < start == state.pending < tree.tokens.numel():
+        raise DynaSpecError(
+            f"verify: expected a tree that goes on from row {state.pending}, got {start} of "
+            f"{tree.tokens.numel()} rows"
+        )
+
+
+def check_rewind(state: TargetState, length: int) -> None:
+    """Refuse to keep more tokens than are committed."""
+    if not 0 <= length <= state.length:
+        raise DynaSpecError(f"rewind: expected 0 to {state.length} tokens to keep, got {length}")
 
 
 def causal_rows(start: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

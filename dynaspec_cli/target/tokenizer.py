@@ -9,6 +9,7 @@ from typing import Any
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.chat import ChatTemplate
+from dynaspec_cli.target.tokenizer_cache import keep, kept_place, read_kept
 
 FAST_MARK = "dynaspec_tokenizer.json"
 """Written beside a tokenizer.json of the GGUF cache: it alone encodes like the full tokenizer."""
@@ -61,7 +62,7 @@ class TextTokenizer:
         """The source of the model's chat template; None where it has none."""
         return None if self._template is None else self._template.source
 
-    def chat(self, messages: Sequence[Mapping[str, Any]], **arguments: Any) -> list[int]:
+    def chat(self, messages: Sequence[Mapping[str, Any]], /, **arguments: Any) -> list[int]:
         """Ids of a conversation ([{"role", "content"}, ...]) by the model's chat template, open for
         the answer; ``arguments`` are further variables of the template."""
         if self._template is None:
@@ -76,9 +77,10 @@ class TextTokenizer:
 def load_tokenizer(folder: Path) -> TextTokenizer:
     """The tokenizer of a model folder.
 
-    Raises ``DynaSpecError`` where the folder holds none that ``transformers`` can read.
+    ``transformers`` reads it once; what it made is kept in the cache folder, so that later starts
+    need neither its imports nor its second reading. Raises ``DynaSpecError`` where the folder holds
+    none that it can read.
     """
-    backend: Any
     eos, bos = special_ids(folder)
     if (folder / FAST_MARK).is_file():
         from tokenizers import Tokenizer
@@ -91,12 +93,18 @@ def load_tokenizer(folder: Path) -> TextTokenizer:
                 "it"
             ) from error
         return TextTokenizer(backend, eos, bos, _stored_template(folder))
+    place = kept_place(folder)
+    if (kept := read_kept(place)) is not None:
+        return TextTokenizer(kept[0], eos, bos, kept[1])
     tokenizer = _transformers_tokenizer(folder)
+    backend = _backend_of(tokenizer, folder)
     source = tokenizer.chat_template
     if isinstance(source, dict):
         source = source.get("default")
     template = ChatTemplate(source, dict(tokenizer.special_tokens_map)) if source else None
-    return TextTokenizer(_backend_of(tokenizer, folder), eos, bos, template)
+    made = TextTokenizer(backend, eos, bos, template)
+    keep(place, backend, template)
+    return made
 
 
 def _stored_template(folder: Path) -> ChatTemplate | None:

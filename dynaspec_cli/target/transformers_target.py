@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops import tree_mask
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import DraftTree, KeptRows
+from dynaspec_cli.target.backbone import Backbone
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.kv_cache import PreallocatedCache
 from dynaspec_cli.target.layer_masks import attention_masks, layer_kinds
@@ -23,14 +25,15 @@ from dynaspec_cli.target.state import (
     causal_rows,
     check_append,
     check_max_length,
+    check_rewind,
     check_rows,
+    check_start,
+    check_taps,
 )
 from dynaspec_cli.weights.weight import Weight, dense
 
 PREFILL_ROWS = 512
 """Prompt tokens a pass; bounds the [rows, context] masks and the activations."""
-
-FINAL_NORMS = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "norm_f")
 
 
 @dataclass
@@ -56,10 +59,8 @@ class TransformersTarget:
         self.kernels = kernels
         config = model.config.get_text_config()
         self._kinds = layer_kinds(config, name)
-        self._num_layers = int(config.num_hidden_layers)
-        self._base = _decoder(model, name)
-        self._norm = _final_norm(self._base, name)
-        self._embedding = model.get_input_embeddings()
+        self.num_layers = int(config.num_hidden_layers)
+        self.backbone = Backbone.of(model, name)
         head = model.get_output_embeddings()
         if not isinstance(head, nn.Linear):
             raise DynaSpecError(
@@ -105,9 +106,18 @@ class TransformersTarget:
         if not error < (1e-3 if self.dtype == torch.float32 else 0.2):
             raise DynaSpecError(f"{self._unsupported()} (its logits differ by {error:.2g})")
 
+    @property
+    def bit_exact(self) -> bool:
+        """Not promised: libraries choose the order of a sum by the number of rows."""
+        return False
+
     def _unsupported(self) -> str:
         kind = self.model.config.model_type
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
+
+    @property
+    def head(self) -> LMHead:
+        return self._head
 
     def head_weight(self) -> Weight:
         return self._head.weight
@@ -119,21 +129,31 @@ class TransformersTarget:
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
-        return self._embedding(token_ids.to(self.device))
+        return self.backbone.embedding(token_ids.to(self.device))
+
+    @torch.inference_mode()
+    def embedding_rows(self, token_ids: Tensor) -> Tensor:
+        table: Any = self.backbone.embedding.weight
+        rows: Tensor = table[token_ids.to(self.device)]
+        return rows
 
     @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
-        return self._norm(features.to(device=self.device, dtype=self.dtype))
+        return self.backbone.norm(features.to(device=self.device, dtype=self.dtype))
 
-    def begin(self, max_length: int) -> TransformersState:
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> TransformersState:
         check_max_length(max_length, self.max_context, self.name)
+        check_taps(taps, self.num_layers, self.name)
+        if taps:
+            _ = self.backbone.layers
         return TransformersState(
-            max_length, cache=PreallocatedCache(self._num_layers, max_length + TREE_ROWS)
+            max_length, taps, cache=PreallocatedCache(self.num_layers, max_length + TREE_ROWS)
         )
 
     @torch.inference_mode()
     def prefill(self, state: TransformersState, token_ids: Tensor) -> HeadOutput:
         check_append(state, token_ids, self.vocab_size)
+        state.cache.ahead(0)
         outputs = []
         for piece in token_ids.to(self.device).split(PREFILL_ROWS):
             mask, positions = causal_rows(state.length, piece.numel(), self.device)
@@ -141,22 +161,24 @@ class TransformersTarget:
             state.cache.append(piece.numel())
             state.length += piece.numel()
         state.pending = 0
-        features = torch.cat([o[0] for o in outputs])
-        return HeadOutput(features, torch.cat([o[1] for o in outputs]), self._head)
+        features, hidden, taps = (torch.cat(parts) for parts in zip(*outputs, strict=True))
+        return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
-    def verify(self, state: TransformersState, tree: DraftTree) -> HeadOutput:
+    def verify(self, state: TransformersState, tree: DraftTree, start: int = 0) -> HeadOutput:
+        check_start(state, tree, start)
         mask, depth = tree_mask(tree.parents.cpu())
+        state.cache.ahead(start)
         state.pending = tree.tokens.numel()
-        features, hidden = self._forward(
+        features, hidden, taps = self._forward(
             state,
-            tree.tokens.to(self.device),
-            mask.to(self.device),
+            tree.tokens[start:].to(self.device),
+            mask[start:].to(self.device),
             # Nodes beyond the context's end are never accepted, but a position there would change
             # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
             (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
         )
-        return HeadOutput(features, hidden, self._head)
+        return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
     def commit(self, state: TransformersState, rows: Tensor) -> None:
@@ -165,48 +187,31 @@ class TransformersTarget:
         state.length += rows.numel()
         state.pending = 0
 
+    def rewind(self, state: TransformersState, length: int, max_length: int) -> None:
+        check_max_length(max_length, self.max_context, self.name)
+        check_rewind(state, length)
+        state.cache.rewind(length)
+        state.length, state.pending, state.max_length = length, 0, max_length
+
+    @torch.inference_mode()
+    def recall(self, kept: Sequence[KeptRows]) -> HeadOutput:
+        rows = KeptRows.joined(kept)
+        return HeadOutput(
+            rows.features, self.norm(rows.features), self._head, rows.taps, rows.leaders
+        )
+
     def _forward(
         self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """(features [n, d], normed [n, d]) of one pass; its keys and values lie behind the
-        committed ones."""
-        captured: list[Tensor] = []
-        hook = self._norm.register_forward_pre_hook(lambda module, args: captured.append(args[0]))
-        try:
-            hidden = self._base(
-                input_ids=tokens[None],
-                attention_mask=attention_masks(
-                    self._kinds, mask, positions, state.length, self._additive
-                ),
-                position_ids=positions[None],
-                past_key_values=state.cache,
-                use_cache=True,
-            ).last_hidden_state
-        finally:
-            hook.remove()
-        return captured[-1][0], hidden[0]
-
-
-def _decoder(model: Any, name: str) -> Any:
-    """The stack of layers below the LM head: of a composite model its language model."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
-    if decoder is model:
-        raise DynaSpecError(
-            f"{name} has no decoder stack below an LM head, so it is no causal language model; "
-            "choose another --model"
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass over ``tokens`` int64 [n].
+        ``positions`` int64 [t] and ``mask`` bool [n, t]: of all rows behind the committed ones, of
+        which these are the last; keys and values lie there."""
+        masks = attention_masks(self._kinds, mask, positions, state.length, self._additive)
+        own = positions[None, -tokens.numel() :]
+        features, normed, taps = self.backbone.run(
+            tokens[None], own, masks, state.cache, state.taps
         )
-    return decoder
-
-
-def _final_norm(decoder: Any, name: str) -> nn.Module:
-    for attribute in FINAL_NORMS:
-        module = getattr(decoder, attribute, None)
-        if isinstance(module, nn.Module):
-            return module
-    raise DynaSpecError(
-        f"{name}: no final norm found in {type(decoder).__name__}; expected one of "
-        f"{', '.join(FINAL_NORMS)}"
-    )
+        return features[0], normed[0], torch.cat(taps, -1)[0] if taps else features[0, :, :0]
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dynaspec_cli.errors import DynaSpecError, is_utf8
+from dynaspec_cli.errors import TEXT_ENCODING, DynaSpecError, is_utf8
 
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 HELD_OUT_SHARE = 0.02
@@ -84,7 +84,7 @@ def _file(path: Path) -> Iterator[CorpusText]:
 
 def _paragraphs(path: Path) -> Iterator[CorpusText]:
     held: list[str] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding=TEXT_ENCODING) as lines:
         for line in lines:
             if line.strip():
                 held.append(line)
@@ -98,7 +98,7 @@ def _paragraphs(path: Path) -> Iterator[CorpusText]:
 def _json_lines(path: Path) -> Iterator[CorpusText]:
     stem = path.name.removesuffix(".gz").removesuffix(".jsonl")
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    with opener(path, "rt", encoding="utf-8") as lines:
+    with opener(path, "rt", encoding=TEXT_ENCODING) as lines:
         for number, line in enumerate(lines, 1):
             found = _from_json(line, stem)
             if found is None:

@@ -72,7 +72,7 @@ def from_target(config: DrafterConfig, target: Any) -> DrafterModule:
     """A module whose layers are the target's last ``num_layers``, in units of ``feature_scale``."""
     module = DrafterModule(config)
     d = config.hidden_size
-    final = norm_weight(target._norm)
+    final = norm_weight(target.backbone.norm)
     module.gate.fill_(1.0)
     module.feature_norm.copy_(final / final.mean())
     module.fc[:, d : 2 * d] = torch.eye(d) * NEXT_TOKEN_GAIN
@@ -117,7 +117,7 @@ def norm_weight(norm: Any) -> Tensor:
 
 
 def _layers(target: Any) -> Any:
-    layers = getattr(target._base, "layers", None)
+    layers = getattr(target.backbone.stack, "layers", None)
     if layers is None:
         raise DynaSpecError(
             f"train-drafter: {target.name} keeps no list of decoder layers; supported: Gemma 3, "

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.bundle import BundleConfig, ShortlistBundle, is_bundle
+from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.protocols import Drafter
 from dynaspec_cli.shortlist.clusters import TokenClusters, build_clusters
 from dynaspec_cli.shortlist.dynaspec import Split
 from dynaspec_cli.target.cache_dir import write_text
@@ -87,7 +87,7 @@ def build(
     target: Any,
     encode: Callable[[str], list[int]],
     progress: Progress,
-    drafter: Drafter | None = None,
+    drafter: EagleDrafter | None = None,
     ends: Sequence[int] = (),
     bos_id: int | None = None,
 ) -> BuildResult:
@@ -201,7 +201,7 @@ class _Work:
 
 
 def _checked_size(config: BuildConfig, vocab_size: int) -> int:
-    from dynaspec_cli.shortlist.registry import DEFAULT_SIZES
+    from dynaspec_cli.shortlist.names import DEFAULT_SIZES
 
     size = config.shortlist_size
     if size is None:
@@ -305,7 +305,7 @@ def _router(
     count: int,
     clusters: TokenClusters,
     frequency: Tensor,
-    drafter: Drafter | None,
+    drafter: EagleDrafter | None,
     progress: Progress,
 ) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
     if config.router == "centroid":
@@ -330,7 +330,7 @@ def _router(
     return config.router, weights, facts
 
 
-def _drafter_key(drafter: Drafter | None) -> str:
+def _drafter_key(drafter: EagleDrafter | None) -> str:
     """What tells one drafter's features from another's: a router learns from them."""
     weights = getattr(drafter, "fc", None)
     if weights is None:

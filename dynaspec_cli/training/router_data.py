@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynaspec_cli.protocols import Drafter
+from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.training.shards import ShardMaker
 
 CORE_FOR_TRAINING = 1024
@@ -66,7 +66,7 @@ def sequence_examples(
 
 
 def drafted_features(
-    drafter: Drafter, features: Tensor, tokens: Tensor, steps: int
+    drafter: EagleDrafter, features: Tensor, tokens: Tensor, steps: int
 ) -> list[Tensor]:
     """What a drafter predicts along a text: ``steps`` tensors [T, d], of which row t of the s-th is
     the feature at t predicted in s + 1 draft steps from the target's feature at t - s - 1. The
@@ -76,14 +76,14 @@ def drafted_features(
     """
     total = int(tokens.numel())
     found = [features.float().clone() for _ in range(steps)]
-    state = drafter.begin(total + steps + 1, int(tokens[0]))
+    state = drafter.begin(tokens[:1], total + steps + 1)
     for t in range(total - 1):
-        predicted = drafter.extend(state, features[t : t + 1], tokens[t + 1 : t + 2])
+        predicted = drafter.read(state, features[t : t + 1], tokens[t + 1 : t + 2])
         found[0][t + 1] = predicted[0]
         parent = torch.tensor([-1])
         for s in range(1, min(steps, total - 1 - t)):
             at = t + 1 + s
-            predicted = drafter.step(state, predicted, tokens[at : at + 1], parent)
+            predicted = drafter.expand(state, predicted, tokens[at : at + 1], parent)
             found[s][at] = predicted[0]
             parent = parent + 1
     return found
@@ -117,7 +117,7 @@ def concatenate(
 
 
 def router_examples(
-    target: Any, maker: ShardMaker, count: int, frequency: Tensor, drafter: Drafter | None
+    target: Any, maker: ShardMaker, count: int, frequency: Tensor, drafter: EagleDrafter | None
 ) -> RouterExamples:
     """Positions of the first ``count`` shards, as many as ``EXAMPLE_BYTES`` hold; the label is the
     token that follows, which the target wrote or would have had to predict. With a drafter the

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from dynaspec_cli.checkpoints.bundle import ShortlistBundle
 from dynaspec_cli.config import ShortlistConfig
+from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.protocols import Drafter
 from dynaspec_cli.shortlist import registry
 from dynaspec_cli.shortlist.coverage import DEPTH, HeldOutText, measure
 from dynaspec_cli.training.router_data import drafted_features
@@ -20,7 +20,6 @@ from dynaspec_cli.training.teacher import Teacher
 
 SIZES = (512, 1024, 2048, 4096, 8192, 16384, 32768)
 TEXT_TOKENS = 160
-BATCH = 8
 TOP = 3
 _ROWS = 64
 
@@ -44,7 +43,7 @@ def held_out_texts(
     teacher: Teacher,
     texts: Sequence[Tensor],
     groups: Sequence[str],
-    drafter: Drafter | None,
+    drafter: EagleDrafter | None,
     progress: Callable[[str, float | None], None],
 ) -> list[HeldOutText]:
     """Features and the target's top tokens of held-out texts; a quarter of each is its prompt."""

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import torch
 
+from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import Drafter
 from dynaspec_cli.target.events import LoadProgress
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import load_tokenizer
 from dynaspec_cli.training.router_build import BuildConfig, BuildResult, Progress, build
+
+
+def _predictor(value: str, drafter: Drafter | None) -> EagleDrafter | None:
+    """The drafter whose hidden rows the router will read; None where ``value`` leaves the choice
+    open and none ships."""
+    if drafter is None or isinstance(drafter, EagleDrafter):
+        return drafter
+    if value == "auto":
+        return None
+    raise DynaSpecError(
+        f"--drafter {drafter.name}: a router learns from what a drafter of train-drafter predicts, "
+        "not from this kind; leave --drafter out, or give such a folder"
+    )
 
 
 def run(
@@ -41,7 +57,7 @@ def run(
         target,
         tokenizer.encode,
         progress,
-        load_drafter(drafter, target),
+        _predictor(drafter, load_drafter(drafter, target, tokenizer)),
         tokenizer.eos_ids,
         tokenizer.bos_id,
     )

@@ -86,8 +86,8 @@ class Teacher:
         self.model = target.model
         self.model.requires_grad_(False)
         self.model.config._attn_implementation = ATTENTION
-        self.base, self.final_norm = target._base, target._norm
-        self.base.config._attn_implementation = ATTENTION
+        self.backbone = target.backbone
+        self.backbone.stack.config._attn_implementation = ATTENTION
         config = self.model.config.get_text_config()
         kinds: list[str] = getattr(config, "layer_types", None) or []
         self._mask: Any = dict.fromkeys(kinds) if "sliding_attention" in kinds else None
@@ -96,24 +96,13 @@ class Teacher:
 
     def _pass(self, tokens: Tensor, cache: BatchCache) -> tuple[Tensor, Tensor]:
         """(features [B, n, d], normed [B, n, d]) of new tokens [B, n]."""
-        captured: list[Tensor] = []
-        hook = self.final_norm.register_forward_pre_hook(lambda _, args: captured.append(args[0]))
         positions = torch.arange(
             cache.length, cache.length + tokens.shape[1], device=tokens.device
         )[None]
         mask = self._mask if self._mask is not None else {"full_attention": None}
-        try:
-            normed = self.base(
-                input_ids=tokens,
-                attention_mask=mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state
-        finally:
-            hook.remove()
+        features, normed, _ = self.backbone.run(tokens, positions, mask, cache)
         cache.length += tokens.shape[1]
-        return captured[-1], normed
+        return features, normed
 
     @torch.inference_mode()
     def read(self, tokens: Tensor) -> Tensor:

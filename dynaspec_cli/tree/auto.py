@@ -20,9 +20,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dynaspec_cli.config import TreeConfig
+from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.tree.base import GrowingTree, add_candidates, best_nodes
 from dynaspec_cli.tree.costs import LinearCost, Ratio
+from dynaspec_cli.tree.request import TreeRequest
 
 WARM_UP = 4
 """First rounds, drafted to full depth and verified at full and at half size in turn, to measure
@@ -136,3 +138,14 @@ class Auto:
 def _probabilities(state: GrowingTree) -> list[float]:
     """Path probabilities of the best nodes, falling."""
     return [math.exp(-negative) for negative, _ in state.best]
+
+
+def create(request: TreeRequest) -> Auto:
+    if not request.greedy:
+        raise UsageError(
+            "--tree auto shapes its trees by the clock, so a seed could not reproduce a sampled "
+            "text; choose another tree, or --temperature 0"
+        )
+    if request.drawing is not None:
+        raise UsageError("--tree auto: expected --tree-draw auto or best, got sample")
+    return Auto(request.config)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dynaspec_cli.errors import DynaSpecError, bad_score
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 
 ROOT = 0
@@ -20,10 +20,9 @@ ROOT = 0
 
 @dataclass
 class GrowingTree:
-    """A tree under way. Per node: ``tokens``, ``parents``, ``scores`` (the
-    estimated probability that the path down to the node is accepted, or its log: the policy's
-    choice) and ``rows``, its temporary row in the
-    drafter's cache (-1: not stepped, and the root).
+    """A tree under way. Per node: ``tokens``, ``parents``, ``scores`` (the estimated probability
+    that the path down to the node is accepted, or its log: the policy's choice) and ``rows``, its
+    temporary row in the drafter's cache (-1: not stepped, and the root).
 
     ``frontier`` holds the nodes whose children the next candidates are, in row order; ``level`` the
     levels grown so far; ``best`` the nodes that would be verified now, as sorted (-priority, node).
@@ -130,7 +129,7 @@ def add_candidates(
             if score <= floor:
                 break  # candidates come best first
             if value != value:
-                raise bad_score()
+                raise NotFiniteError.of_drafter()
             fresh.append((-score, tree.add(parent, tokens[j], score)))
     return fresh
 

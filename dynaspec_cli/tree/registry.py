@@ -1,80 +1,78 @@
-"""Makes the tree policies that names.py lists."""
+"""The tree policies by name. Importing this module imports no torch.
+
+A policy's module has ``create(request: TreeRequest) -> TreePolicy``, and so has one that another
+package gives by an entry point of the group "dynaspec.trees".
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
-from dynaspec_cli.errors import UsageError
-from dynaspec_cli.protocols import TreePolicy
-from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource, RandomSource
-from dynaspec_cli.tree.auto import Auto
-from dynaspec_cli.tree.chain import Chain
-from dynaspec_cli.tree.ddd import DynamicDepth
-from dynaspec_cli.tree.dyspec import DySpecGreedy, DySpecSampled
-from dynaspec_cli.tree.eagle2 import Eagle2
-from dynaspec_cli.tree.names import TREES, tree_names
-from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.sampled import Drawing
-from dynaspec_cli.tree.sequoia import Sequoia
-from dynaspec_cli.tree.specinfer import SpecInfer
+from dynaspec_cli.registry import Entry, Registry
 
-__all__ = ["TREES", "create_tree", "tree_names"]
+if TYPE_CHECKING:
+    from dynaspec_cli.protocols import TreePolicy
+    from dynaspec_cli.sampling.source import RandomSource
+    from dynaspec_cli.tree.request import TreeFactory
 
 
-@dataclass(frozen=True)
-class TreeRequest:
-    """What a factory builds a policy from. ``drawing`` is None for a greedy target, whose drafts
-    are never sampled."""
-
-    config: TreeConfig
-    options: TreeOptions
-    drawing: Drawing | None
+def _own(module: str, description: str) -> Entry:
+    return Entry(description, f"dynaspec_cli.tree.{module}:create")
 
 
-def _dyspec(r: TreeRequest) -> TreePolicy:
-    if r.drawing is None:
-        return DySpecGreedy(r.config)
-    return DySpecSampled(r.config, r.drawing)
-
-
-def _auto(r: TreeRequest) -> TreePolicy:
-    if r.drawing is not None:
-        raise UsageError(
-            "--tree auto shapes its trees by the clock, so a seed could not reproduce a sampled "
-            "text; choose another tree, or --temperature 0"
-        )
-    return Auto(r.config)
-
-
-_FACTORIES: dict[str, Callable[[TreeRequest], TreePolicy]] = {
-    "chain": lambda r: Chain(r.config),
-    "specinfer": lambda r: SpecInfer(r.config, r.options.expansion, r.drawing),
-    "sequoia": lambda r: Sequoia(r.config, r.options.acceptance, r.drawing),
-    "eagle2": lambda r: Eagle2(r.config),
-    "ddd": lambda r: DynamicDepth(r.config, r.options.ddd_steps),
-    "dyspec": _dyspec,
-    "auto": _auto,
-}
+TREES: Registry[TreeFactory] = Registry(
+    "tree",
+    "--tree",
+    "dynaspec.trees",
+    {
+        "chain": _own("chain", "one branch of --tree-depth tokens"),
+        "specinfer": _own("specinfer", "a fixed number of children at each level (SpecInfer)"),
+        "sequoia": _own(
+            "sequoia", "the fixed shape that is optimal for an acceptance by position (Sequoia)"
+        ),
+        "eagle2": _own(
+            "eagle2", "expand the most probable nodes, verify the best --tree-size (EAGLE-2)"
+        ),
+        "ddd": _own(
+            "ddd", "eagle2 for as long as its beam stays probable (Dynamic Depth Decoding)"
+        ),
+        "dyspec": _own(
+            "dyspec", "grow where verification is expected to arrive, above a threshold (DySpec)"
+        ),
+        "auto": _own(
+            "auto", "eagle2 with the depth and size that give most tokens per second (greedy only)"
+        ),
+    },
+)
 
 
 def create_tree(
     config: TreeConfig,
     sampling: SamplingConfig,
-    options: TreeOptions | None = None,
     source: RandomSource | None = None,
+    acceptance: Sequence[float] | None = None,
+    draws: bool = True,
 ) -> TreePolicy:
     """The policy that ``config.policy`` names, for *one request*: a policy that samples holds that
-    request's random numbers, by default the draft stream of ``sampling.seed``. Unknown names raise
-    UsageError.
+    request's random numbers, by default the draft stream of ``sampling.seed``. ``acceptance``: by
+    position, as measured for the drafter; it counts where ``config`` has none. ``draws`` False: the
+    drafter has no distribution to draw from, and its best tokens are taken for a sampling target
+    too. Unknown names raise ``UsageError``, packages whose tree cannot be loaded
+    ``DynaSpecError``.
     """
-    factory = _FACTORIES.get(config.policy)
-    if factory is None:
-        raise UsageError(f"--tree: expected one of {', '.join(TREES)}, got {config.policy!r}")
-    options = options or TreeOptions()
+    from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
+    from dynaspec_cli.tree.acceptance import EXAMPLE
+    from dynaspec_cli.tree.request import TreeRequest
+    from dynaspec_cli.tree.sampled import Drawing
+
+    create = TREES.load(config.policy)
     drawing = None
-    if not sampling.greedy:
+    if draws and config.draws(sampling):
         source = source or GeneratorSource(sampling.seed, DRAFT_STREAM)
-        drawing = Drawing(sampling, options.draft_temperature, source)
-    return factory(TreeRequest(config, options, drawing))
+        law = replace(sampling, temperature=config.temperature(sampling))
+        drawing = Drawing(law, source, config.verification == "traversal")
+    vector = config.acceptance or acceptance or EXAMPLE
+    return create(TreeRequest(config, vector, drawing, sampling.greedy))

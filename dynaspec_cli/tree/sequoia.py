@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.tree.fixed import FixedTree, Plan
+from dynaspec_cli.tree.request import TreeRequest
 from dynaspec_cli.tree.sampled import Drawing
 
 
@@ -37,6 +38,7 @@ class Sequoia(FixedTree):
         plan, self.expected_tokens = optimal_plan(
             acceptance[: config.width], config.size, config.depth
         )
+        self.settings = {"tree_acceptance": list(acceptance[: config.width])}
         super().__init__(plan, drawing, replacement=False)
 
 
@@ -140,3 +142,7 @@ def _plan(
         places += len(parts)
         queue.extend((level - 1, part) for part in parts)
     return Plan(tuple(children))
+
+
+def create(request: TreeRequest) -> Sequoia:
+    return Sequoia(request.config, request.acceptance, request.drawing)

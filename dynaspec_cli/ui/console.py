@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+UNICODE = ("utf-8", "utf8", "utf-16", "utf-32")
+
+
 def stderr_console() -> Console:
     """A console on stderr; plain where that is no terminal, uncoloured under NO_COLOR."""
     from rich.console import Console
@@ -19,9 +23,23 @@ def stderr_console() -> Console:
     return Console(stderr=True, highlight=False)
 
 
+def show_every_character() -> None:
+    """A terminal or pipe whose encoding lacks a character gets its escape (\\u4e16), not an error
+    that loses the text."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _holds_all(stream: Any) -> bool:
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-") in UNICODE
+
+
 def print_json(data: Mapping[str, Any]) -> None:
-    """One JSON object, and nothing else, on stdout. Infinities and NaN, which JSON lacks, raise."""
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    """One JSON object, and nothing else, on stdout; in JSON's own escapes where the encoding lacks
+    characters. Infinities and NaN, which JSON lacks, raise."""
+    escaped = not _holds_all(sys.stdout)
+    sys.stdout.write(json.dumps(data, ensure_ascii=escaped, allow_nan=False) + "\n")
     sys.stdout.flush()
 
 

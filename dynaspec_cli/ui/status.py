@@ -8,11 +8,9 @@ rewrites itself in place.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
-from types import FrameType
-from typing import Any, TextIO
+from typing import TextIO
 
 from dynaspec_cli.ui.console import on_terminal, same_terminal
 from dynaspec_cli.ui.view import View
@@ -78,14 +76,11 @@ class BottomRowStatus(_Drawn):
     def __init__(self, stream: TextIO) -> None:
         super().__init__(stream)
         self._screen: tuple[int, int] | None = None
-        self._old_handler: Any = None
 
     def _reserve(self, columns: int, rows: int) -> None:
         # Index (ESC D) makes room below without leaving the column; setting the region moves the
         # cursor home, so it is saved around that.
         self._write(f"\x1bD\x1b7\x1b[1;{rows - 1}r\x1b8\x1b[1A")
-        if self._screen is None and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
-            self._old_handler = signal.signal(signal.SIGTERM, self._terminated)
         self._screen = (columns, rows)
 
     def _draw(self, text: str) -> None:
@@ -106,15 +101,6 @@ class BottomRowStatus(_Drawn):
         rows = self._screen[1]
         self._write(f"\x1b7\x1b[{rows};1H\x1b[2K\x1b[r\x1b8")
         self._screen = None
-        if self._old_handler is not None:
-            signal.signal(signal.SIGTERM, self._old_handler)
-            self._old_handler = None
-
-    def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """Give the row back before dying, or the shell would keep scrolling above it."""
-        self.close()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def status_line(enabled: bool, streaming: bool) -> StatusLine:

@@ -1,4 +1,5 @@
-"""Progress of a training run: a bar on a terminal, and a line with each held-out score."""
+"""Progress of a training run: a bar on a terminal, elsewhere a line now and then, and a line with
+each held-out score."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import time
 from typing import Any
 
 from dynaspec_cli.ui.console import on_terminal, stderr_console
+from dynaspec_cli.ui.lines import ProgressLines
 from dynaspec_cli.ui.view import View
 
 
@@ -18,8 +20,11 @@ class TrainingView(View):
         self._bar: Any = None
         self._task: Any = None
         self._begun = time.monotonic()
+        self._live = on_terminal(sys.stderr)
+        self._lines = ProgressLines(enabled and not self._live)
 
     def close(self) -> None:
+        self._lines.close()
         if self._bar is not None:
             self._bar.stop()
 
@@ -27,8 +32,8 @@ class TrainingView(View):
         """Draw one step."""
         if not self._enabled:
             return
-        if on_terminal(sys.stderr) and state.losses:
-            self._draw(state)
+        if state.losses:
+            self._draw(state) if self._live else self._lines.update("training", _state(state))
         if state.score is not None:
             score = state.score
             groups = "  ".join(f"{name} {value:.2f}" for name, value in score.by_group.items())
@@ -42,6 +47,7 @@ class TrainingView(View):
             if self._bar is not None:
                 self._bar.console.print(line, highlight=False)
             else:
+                self._lines.said()
                 sys.stderr.write(line + "\n")
                 sys.stderr.flush()
 
@@ -62,5 +68,8 @@ class TrainingView(View):
         done = state.step / state.steps
         if self._minutes is not None:
             done = max(done, (time.monotonic() - self._begun) / 60 / self._minutes)
-        text = f"step {state.step}  loss {state.losses[0]:.2f}  {state.tokens_per_second:.0f} tok/s"
-        self._bar.update(self._task, completed=min(done, 1.0), description=text)
+        self._bar.update(self._task, completed=min(done, 1.0), description=_state(state))
+
+
+def _state(state: Any) -> str:
+    return f"step {state.step}  loss {state.losses[0]:.2f}  {state.tokens_per_second:.0f} tok/s"

@@ -13,9 +13,9 @@ from bench_fakes import FakeCodec
 from dynaspec_cli.bench.bootstrap import ratio_ci95
 from dynaspec_cli.bench.method import Sample, TurnTrace
 from dynaspec_cli.bench.metrics import summarize
+from dynaspec_cli.bench.report.verdicts import losses
 from dynaspec_cli.bench.scripts import covered_by_script, script_of
 from dynaspec_cli.bench.spec import parse_spec
-from dynaspec_cli.bench.verdicts import losses
 from dynaspec_cli.engine.events import StepStats
 
 FULL = "full+eagle2@4"
@@ -240,7 +240,7 @@ def test_interval_of_a_pooled_ratio_has_its_nominal_coverage() -> None:
         tokens = generator.integers(20, 60, 40).astype(float)
         base = tokens / generator.normal(40, 4, 40)
         mine = tokens / 80 * generator.normal(1.0, 0.1, 40) * (base * 40 / tokens)
-        interval = ratio_ci95((tokens, mine), (tokens, base), seed=trial, draws=500)
+        interval = ratio_ci95((tokens, mine), (tokens, base), seed=trial, draws=999)
         assert interval is not None
         held += interval[0] <= 2.0 <= interval[1]
     assert 0.88 * trials < held <= trials
@@ -252,6 +252,50 @@ def test_interval_pairs_prompts() -> None:
     tokens = [10.0, 10.0, 10.0]
     interval = ratio_ci95((tokens, [s / 2 for s in seconds]), (tokens, seconds), seed=0)
     assert interval == pytest.approx((2.0, 2.0))
+
+
+def test_a_pair_turned_round_is_the_pair_measured_the_other_way() -> None:
+    """On data with spread: the inverse of a BCa interval is that of the inverse ratio."""
+    generator = np.random.default_rng(4)
+    tokens, seconds = generator.integers(20, 60, 9).astype(float), generator.uniform(1, 2, 9)
+    other = seconds * generator.lognormal(0, 0.4, 9)
+    there = ratio_ci95((tokens, seconds), (tokens, other), seed=5)
+    back = ratio_ci95((tokens, other), (tokens, seconds), seed=5)
+    assert there is not None
+    assert back is not None
+    assert [1 / back[1], 1 / back[0]] == pytest.approx(list(there), rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("arms", "interval"),
+    [
+        (([3.0], [1.0], [2.0], [1.0]), None),
+        (([3.0, 0.0], [1.0, 0.0], [2.0, 0.0], [1.0, 0.0]), None),
+        (([3.0, 6.0], [1.0, 2.0], [1.0, 2.0], [1.0, 2.0]), (3.0, 3.0)),
+        (([3.0, 0.0], [1.0, 0.0], [2.0, 3.0], [1.0, 1.0]), None),
+        (([], [], [], []), None),
+    ],
+    ids=["one", "one that counts", "constant", "draws without tokens", "none"],
+)
+def test_intervals_of_degenerate_samples(
+    arms: tuple[list[float], ...], interval: tuple[float, float] | None
+) -> None:
+    a, b, c, d = arms
+    assert ratio_ci95((a, b), (c, d), seed=0) == (interval and pytest.approx(interval))
+
+
+def test_an_interval_lies_around_its_ratio_and_narrows_with_more_prompts() -> None:
+    widths = []
+    for units in (5, 50):
+        generator = np.random.default_rng(1)
+        tokens = generator.integers(20, 128, units).astype(float)
+        base = tokens / 45
+        mine = base / generator.lognormal(np.log(2.6), 0.35, units)
+        interval = ratio_ci95((tokens, mine), (tokens, base), seed=1)
+        assert interval is not None
+        assert interval[0] < base.sum() / mine.sum() < interval[1]
+        widths.append(interval[1] - interval[0])
+    assert widths[1] < widths[0]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from bench_fakes import DYNA, FACTS, FULL, ChatCodec, FakeAr, FakeReference, FakeSpeculative
 
-from dynaspec_cli.bench import verdicts
 from dynaspec_cli.bench.execute import BenchOptions, Lab, execute
-from dynaspec_cli.bench.report import describe_run
+from dynaspec_cli.bench.report import verdicts
+from dynaspec_cli.bench.report.words import describe_run
 from dynaspec_cli.bench.spec import parse_specs
 from dynaspec_cli.bench.suites import Prompt, Suite
 from dynaspec_cli.config import TreeConfig

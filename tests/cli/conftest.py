@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,10 @@ class FakeTarget:
 
 
 class FakeTokenizer:
-    def chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    arguments: Mapping[str, Any] = {}
+
+    def chat(self, messages: Sequence[dict[str, str]], **arguments: Any) -> list[int]:
+        self.arguments = arguments
         return [len(message["content"]) for message in messages]
 
 
@@ -109,7 +111,6 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     module = types.ModuleType("dynaspec_cli.engine.api")
     module.Engine = fake  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "dynaspec_cli.engine.api", module)
-    monkeypatch.setattr("dynaspec_cli.shortlist.registry.default_for", lambda target: "dynaspec")
     for name in list(os.environ):
         if name.startswith("DYNASPEC_"):
             monkeypatch.delenv(name)
@@ -124,25 +125,3 @@ def run(engine: FakeEngine) -> Callable[..., Any]:
         return CliRunner().invoke(cli, [str(a) for a in args], input=stdin, env=env)
 
     return invoke
-
-
-@pytest.fixture(scope="session")
-def program() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``program("generate", ...)`` in a process of its own, with the real engine."""
-
-    def start(*args: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("DYNASPEC_")}
-        environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        return subprocess.run(
-            [sys.executable, "-m", "dynaspec_cli", *map(str, args)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env={**environment, **env},
-            timeout=300,
-            check=False,
-        )
-
-    return start

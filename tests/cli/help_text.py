@@ -1,4 +1,5 @@
-"""docs/cli.md from ``--help``: ``python -m tests.cli.help_text`` writes it, a test compares it."""
+"""docs/guide/cli.md from ``--help``: ``python -m tests.cli.help_text`` writes it, a test compares
+it."""
 
 from __future__ import annotations
 
@@ -47,5 +48,5 @@ def help_document(group: click.Group) -> str:
 
 
 if __name__ == "__main__":
-    target = Path(__file__).parents[2] / "docs" / "cli.md"
+    target = Path(__file__).parents[2] / "docs" / "guide" / "cli.md"
     target.write_text(help_document(cli), encoding="utf-8")

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from dynaspec_cli import __version__
 from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.errors import DynaSpecError, ExactnessError
 from dynaspec_cli.main import cli, describe
-from dynaspec_cli.shortlist.registry import NAMES
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.shortlist.names import NAMES
+from dynaspec_cli.tree.registry import TREES
 
 from .conftest import ROOT, FakeEngine
 from .help_text import help_document
@@ -64,7 +66,7 @@ def test_version(run: Callable[..., Any]) -> None:
 
 def test_choices_come_from_the_registries() -> None:
     params = {p.name: p for p in COMMANDS["generate"].load().params}
-    assert tuple(params["tree"].type.choices) == tree_names()  # type: ignore[attr-defined]
+    assert tuple(params["tree"].type.choices) == TREES.names()  # type: ignore[attr-defined]
     metavar = params["shortlist"].type.get_metavar(params["shortlist"])
     assert metavar == f"[{'|'.join(NAMES)}|PATH]"
 
@@ -168,7 +170,33 @@ def test_warnings_of_others_are_no_messages_of_ours() -> None:
 
 
 def test_documentation_is_current() -> None:
-    path = ROOT / "docs" / "cli.md"
+    path = ROOT / "docs" / "guide" / "cli.md"
     assert path.read_text(encoding="utf-8") == help_document(cli), (
-        "docs/cli.md is not what --help says; run: python -m tests.cli.help_text"
+        "docs/guide/cli.md is not what --help says; run: python -m tests.cli.help_text"
     )
+
+
+OPTIONS = [
+    pytest.param(option, id=f"{name} {option.opts[0]}")
+    for name, entry in COMMANDS.items()
+    for option in entry.load().params
+    if isinstance(option, click.Option) and not option.is_flag
+]
+UNITS = (
+    "tokens?|nodes?|levels|minutes|steps|threads|prompts?|runs|layers|clusters|times|logits|"
+    "probability|rate|number|bytes|seconds"
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_help_says_the_default(option: click.Option) -> None:
+    """Click prints a default that it knows; of others the text does."""
+    assert option.help
+    known = option.default is not None and "UNSET" not in repr(option.default)
+    assert known or option.required or option.multiple or "[default: " in option.help
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_help_says_the_unit_of_a_number(option: click.Option) -> None:
+    if option.type.name in ("integer", "float"):
+        assert re.search(rf"\b({UNITS})\b", str(option.help), re.I)

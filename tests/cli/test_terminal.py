@@ -10,11 +10,14 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
+import time
 from collections.abc import Mapping
 
 import pytest
 
 from dynaspec_cli.target.events import LoadProgress
+from dynaspec_cli.ui import lines
 from dynaspec_cli.ui.console import visible
 from dynaspec_cli.ui.progress import LoadBar
 
@@ -148,17 +151,40 @@ def test_control_characters_of_the_model_do_not_reach_a_terminal() -> None:
     assert visible("a\x1b[2Jb\x07\tc\n\x9bé👩‍💻") == "a[2Jb\tc\né👩‍💻"
 
 
-@pytest.mark.parametrize(("seconds", "announced"), [(0.0, ""), (10.0, "converting...\n")])
-def test_slow_stages_are_announced_without_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    seconds: float,
-    announced: str,
+def test_without_a_terminal_long_work_says_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = iter(float(i) * seconds for i in range(10))
-    monkeypatch.setattr("dynaspec_cli.ui.progress.time.monotonic", lambda: next(now))
+    """Also work that reports its beginning alone."""
+    monkeypatch.setattr(lines, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(lines, "EVERY_S", 0.1)
     with LoadBar(enabled=True) as bar:
+        bar(LoadProgress("quick", None))
+        bar(LoadProgress("converting", 0.25))
+        time.sleep(0.5)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert set(err.splitlines()) == {"converting, 25 % (0:00)"}
+    assert 2 <= err.count("converting") <= 6
+    time.sleep(0.2)
+    assert capsys.readouterr().err == ""  # nothing after its end
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_what_is_done_soon_says_nothing(capsys: pytest.CaptureFixture[str], enabled: bool) -> None:
+    threads = threading.active_count()
+    with LoadBar(enabled=enabled) as bar:
         for i in range(4):
             bar(LoadProgress("converting", i / 4))
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", announced)
+    assert capsys.readouterr() == ("", "")
+    assert threading.active_count() == threads
+
+
+def test_a_line_that_was_printed_puts_off_the_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(lines, "PATIENCE_S", 0.2)
+    with lines.ProgressLines(True) as shown:
+        shown.update("training", "step 1")
+        shown.said()
+        time.sleep(0.4)
+    assert capsys.readouterr().err == ""

@@ -23,8 +23,8 @@ from sync_guard import HostSyncError
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.eagle import EagleDrafter
-from dynaspec_cli.engine.session import Speculation, decode
-from dynaspec_cli.protocols import ShortlistQuery
+from dynaspec_cli.engine.draft import Speculation
+from dynaspec_cli.engine.session import decode
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist.dynaspec import DynaSpecShortlist
 from dynaspec_cli.shortlist.frequency import FrequencyShortlist
@@ -35,7 +35,7 @@ from dynaspec_cli.shortlist.router import Router
 from dynaspec_cli.target.load import load_transformers
 from dynaspec_cli.target.transformers_target import TransformersTarget
 from dynaspec_cli.training.initialise import drafter_config, from_target
-from dynaspec_cli.tree.registry import create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 PROMPT = torch.tensor([5, 9, 200, 31, 77, 5, 9])
 STEPS, CORE, CLUSTERS = 4, 40, 12
@@ -140,11 +140,11 @@ def _tokens(
 
 
 # Sampling asks for whole distributions, of a fixed selection or of one the device chose.
-CASES = [(name, "greedy", tree) for name in SHORTLISTS for tree in tree_names()]
+CASES = [(name, "greedy", tree) for name in SHORTLISTS for tree in TREES.names()]
 CASES += [
     (name, "sampled", tree)
     for name in ("full", "dynaspec, late router")
-    for tree in tree_names()
+    for tree in TREES.names()
     if tree != "auto"  # refused: timed trees have no seed
 ]
 CASES += [("dynaspec, early router", "filtered", tree) for tree in ("eagle2", "dyspec")]
@@ -214,15 +214,3 @@ def test_another_stream_has_to_be_waited_for(guard):
         x + y
     main.wait_stream(side)
     assert (x + y).tolist() == [3.0, 3.0, 3.0]
-
-
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="only CUDA has streams")
-def test_an_early_router_runs_beside_the_main_stream(on_cuda, guard):
-    shortlist = _shortlist("dynaspec, early router", on_cuda.target)
-    state = shortlist.begin(PROMPT, on_cuda.target.prefill(on_cuda.target.begin(20), PROMPT))
-    feature = torch.zeros(1, on_cuda.target.hidden_size, device=DEVICE)
-    selection = shortlist.select(state, ShortlistQuery(1, feature, PROMPT[:1]))
-    with pytest.raises(StreamOrderError):
-        selection.scores + 1
-    shortlist.score(state, selection, feature, 3)
-    selection.scores + 1

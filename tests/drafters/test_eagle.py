@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from dynaspec_cli.drafters.config import DrafterConfig
-from dynaspec_cli.drafters.eagle import EagleDrafter, expected_shapes
+from dynaspec_cli.drafters.eagle import EagleDrafter, expected_shapes, load_eagle
+from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.training.model import DrafterModule
 
@@ -29,6 +30,9 @@ class FakeTarget:
 
     def embed(self, ids):
         return self.table[ids]
+
+    def head_weight(self):
+        return self.table
 
     def head_hash(self):
         return "h"
@@ -89,13 +93,13 @@ def test_chain_of_draft_steps_equals_unrolled_training(changes):
         following, current = target.embed(tokens[1:])[None], target.embed(tokens[:-1])[None]
         outputs = module(f, following, current, unroll)
         for root in range(2, length - unroll + 1):
-            state = drafter.begin(length, int(tokens[0]))
-            predicted = drafter.extend(state, features[: root + 1], tokens[1 : root + 2])
+            state = drafter.begin(tokens, length)
+            predicted = drafter.read(state, features[: root + 1], tokens[1 : root + 2])
             torch.testing.assert_close(predicted[0], outputs[0][0, root], rtol=1e-4, atol=1e-5)
             for s in range(1, unroll):
                 parent = torch.tensor([-1 if s == 1 else s - 2])
                 token = tokens[root + s + 1 : root + s + 2]
-                predicted = drafter.step(state, predicted, token, parent)
+                predicted = drafter.expand(state, predicted, token, parent)
                 torch.testing.assert_close(
                     predicted[0], outputs[s][0, root + s], rtol=1e-4, atol=1e-5
                 )
@@ -110,23 +114,23 @@ def test_tree_rows_equal_their_own_chains_and_extend_forgets_them():
     features = torch.randn(7, D, generator=generator)
 
     def start():
-        state = drafter.begin(32, int(tokens[0]))
-        return state, drafter.extend(state, features[:5], tokens[1:6])
+        state = drafter.begin(tokens, 32)
+        return state, drafter.read(state, features[:5], tokens[1:6])
 
     state, root = start()
-    level1 = drafter.step(
+    level1 = drafter.expand(
         state, root.expand(3, -1), torch.tensor([4, 7, 9]), torch.tensor([-1, -1, -1])
     )
-    level2 = drafter.step(state, level1[[2, 0]], torch.tensor([1, 2]), torch.tensor([2, 0]))
+    level2 = drafter.expand(state, level1[[2, 0]], torch.tensor([1, 2]), torch.tensor([2, 0]))
     for row, path in ((0, (9, 1)), (1, (4, 2))):
         chain, out = start()
-        out = drafter.step(chain, out, torch.tensor([path[0]]), torch.tensor([-1]))
-        out = drafter.step(chain, out, torch.tensor([path[1]]), torch.tensor([0]))
+        out = drafter.expand(chain, out, torch.tensor([path[0]]), torch.tensor([-1]))
+        out = drafter.expand(chain, out, torch.tensor([path[1]]), torch.tensor([0]))
         torch.testing.assert_close(out[0], level2[row], rtol=1e-5, atol=1e-6)
-    after = drafter.extend(state, features[5:], tokens[6:])
-    fresh = drafter.begin(32, int(tokens[0]))
+    after = drafter.read(state, features[5:], tokens[6:])
+    fresh = drafter.begin(tokens, 32)
     torch.testing.assert_close(
-        after, drafter.extend(fresh, features, tokens[1:]), rtol=1e-5, atol=1e-6
+        after, drafter.read(fresh, features, tokens[1:]), rtol=1e-5, atol=1e-6
     )
 
 
@@ -143,7 +147,7 @@ def test_load_round_trip_and_shapes(tmp_path):
     module = make_module(config)
     assert {k: tuple(v.shape) for k, v in module.state_dict().items()} == expected_shapes(config)
     save(tmp_path / "d", config, module)
-    assert EagleDrafter.load(tmp_path / "d", FakeTarget()).config == config
+    assert load_eagle(DrafterFiles(tmp_path / "d", "test"), FakeTarget()).config == config
 
 
 @pytest.mark.parametrize(
@@ -158,27 +162,29 @@ def test_a_drafter_for_another_target_is_refused(tmp_path, changes, says):
     config = make_config(**changes)
     save(tmp_path / "d", config, make_module(config))
     with pytest.raises(DynaSpecError, match=f"does not fit fake: {says}"):
-        EagleDrafter.load(tmp_path / "d", FakeTarget())
+        load_eagle(DrafterFiles(tmp_path / "d", "test"), FakeTarget())
 
 
 def test_bad_files(tmp_path):
     config = make_config()
     with pytest.raises(DynaSpecError, match=r"no config\.json"):
-        EagleDrafter.load(tmp_path, FakeTarget())
+        load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DynaSpecError, match="not valid JSON"):
-        EagleDrafter.load(tmp_path, FakeTarget())
+        load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
     (tmp_path / "config.json").write_text(config.to_json())
     (tmp_path / "pytorch_model.bin").write_bytes(b"x")
-    with pytest.raises(DynaSpecError, match=r"pytorch_model\.bin is a pickle and is not read"):
-        EagleDrafter.load(tmp_path, FakeTarget())
+    with pytest.raises(
+        DynaSpecError, match=r"pytorch_model\.bin: refused, it is no pickle of named tensors"
+    ):
+        load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
     (tmp_path / "model.safetensors").write_bytes(b"garbage")
     with pytest.raises(DynaSpecError, match="not a readable safetensors"):
-        EagleDrafter.load(tmp_path, FakeTarget())
+        load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
     save(tmp_path, config, make_module(make_config(num_layers=1)))
     (tmp_path / "config.json").write_text(config.to_json())
     with pytest.raises(DynaSpecError, match=r"lacks 'layers\.1"):
-        EagleDrafter.load(tmp_path, FakeTarget())
+        load_eagle(DrafterFiles(tmp_path, "test"), FakeTarget())
 
 
 def test_room_for_temporary_rows_grows(monkeypatch):
@@ -191,15 +197,15 @@ def test_room_for_temporary_rows_grows(monkeypatch):
     frontiers = [torch.randint(0, V, (4,), generator=generator) for _ in range(5)]
 
     def rounds():
-        state = drafter.begin(8, int(tokens[0]))
-        out = drafter.extend(state, features, tokens[1:]).expand(4, -1)
+        state = drafter.begin(tokens, 8)
+        out = drafter.read(state, features, tokens[1:]).expand(4, -1)
         found = []
         for level, drafted in enumerate(frontiers):
             parents = torch.arange(4) + 4 * (level - 1) if level else torch.full((4,), -1)
-            out = drafter.step(state, out, drafted, parents)
+            out = drafter.expand(state, out, drafted, parents)
             found.append(out)
         return torch.cat(found)
 
     roomy = rounds()
-    monkeypatch.setattr("dynaspec_cli.drafters.eagle.MAX_TREE_ROWS", 6)
+    monkeypatch.setattr("dynaspec_cli.drafters.pairs.MAX_TREE_ROWS", 6)
     assert torch.equal(rounds(), roomy)

@@ -16,7 +16,7 @@ from dynaspec_cli.engine.stats import mean_acceptance_length
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.load import load, load_transformers
 from dynaspec_cli.training.initialise import drafter_config, from_target
-from dynaspec_cli.tree.registry import tree_names
+from dynaspec_cli.tree.registry import TREES
 
 PROMPTS = ["The capital of France is", "def add(a, b):", "Это просто"]
 
@@ -49,7 +49,7 @@ def transformers_greedy(folder, ids, new):
     return out[0, len(ids) :].tolist()
 
 
-@pytest.mark.parametrize("tree", tree_names())
+@pytest.mark.parametrize("tree", TREES.names())
 @pytest.mark.parametrize(("shortlist", "size"), [("full", None), ("nanospec", 32)])
 def test_greedy_text_is_the_targets_own(engine, tiny_model_dir, tree, shortlist, size):
     for prompt in PROMPTS:

@@ -19,8 +19,17 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
-from dynaspec_cli.engine.session import Speculation, decode
-from dynaspec_cli.protocols import Shortlist, Target
+from dynaspec_cli.drafters.head import target_head
+from dynaspec_cli.engine.draft import Speculation
+from dynaspec_cli.engine.session import decode
+from dynaspec_cli.protocols import (
+    Committed,
+    DrafterHead,
+    DraftRows,
+    Frontier,
+    Shortlist,
+    Target,
+)
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
@@ -49,22 +58,42 @@ class NoisyTarget:
             self.memo[context] = exact + self.noise * error
         return self.memo[context]
 
-    def begin(self, max_length: int, first_token: int) -> Any:
-        return {"context": (first_token,), "rows": []}
+    name, folder, taps = "noisy", None, ()
 
-    def extend(self, state: Any, features: Tensor, tokens: Tensor) -> Tensor:
-        state["context"] += tuple(tokens.tolist())
+    @property
+    def head(self) -> DrafterHead:
+        return target_head(self.target)
+
+    def describe(self) -> dict[str, Any]:
+        return {"drafter_kind": "noisy"}
+
+    def begin(self, prompt: Tensor, max_length: int) -> Any:
+        return {"context": (int(prompt[0]),), "rows": [], "features": None}
+
+    def extend(self, state: Any, committed: Committed) -> DraftRows:
+        state["context"] += tuple(committed.tokens.tolist())
         state["rows"] = []
-        return self.feature(state["context"])[None]
+        state["features"] = self.feature(state["context"])[None]
+        return DraftRows(self.target.norm(state["features"]))
 
-    def step(self, state: Any, features: Tensor, tokens: Tensor, parents: Tensor) -> Tensor:
+    def step(self, state: Any, frontier: Frontier) -> DraftRows:
         rows = []
-        for feature, token, parent in zip(features, tokens.tolist(), parents.tolist(), strict=True):
+        features = state["features"][frontier.source]
+        for feature, token, parent in zip(
+            features, frontier.tokens.tolist(), frontier.parents.tolist(), strict=True
+        ):
             above = state["context"] if parent < 0 else state["rows"][parent]
             assert torch.equal(feature, self.feature(above))
             rows.append((*above, token))
         state["rows"] += rows
-        return torch.stack([self.feature(row) for row in rows])
+        state["features"] = torch.stack([self.feature(row) for row in rows])
+        return DraftRows(self.target.norm(state["features"]))
+
+    def observe(self, state: Any, tree: Any, path: Tensor) -> None:
+        pass
+
+    def rewind(self, state: Any, prompt: Tensor, max_length: int) -> int:
+        return 0
 
 
 @pytest.fixture(scope="module")

@@ -189,6 +189,21 @@ def test_refused(call: Callable[[], object], message: str) -> None:
         call()
 
 
+def test_logits_that_are_no_numbers_have_a_type() -> None:
+    """In each op of a head, compiled or not; so callers need not read the message."""
+    args = (W, EMPTY, IDENTITY)
+    for hidden in (NAN, INF):
+        for call in (
+            topk(hidden=hidden),
+            lambda hidden=hidden: ops.shortlist_log_probs(hidden, *args, ALL, 1.0),
+            lambda hidden=hidden: ops.draft_head(
+                hidden, *args, SCORES, OFFSETS, EMPTY.to(torch.int32), 20, 20, 3, 1.0
+            ),
+        ):
+            with pytest.raises(ops.NotFiniteLogits):
+                call()
+
+
 def test_union_beyond_the_head() -> None:
     outside = (X, W, EMPTY, IDENTITY, SCORES, OFFSETS, int32(20), 0, 10, 3, 1.0)
     with pytest.raises(
@@ -202,5 +217,7 @@ def test_log_probs_checks_as_topk_does() -> None:
         ValueError, match=r"shortlist_log_probs: blocks: expected at least one row, got none"
     ):
         ops.shortlist_log_probs(X, W, EMPTY, IDENTITY, int32([3, 3]), 1.0)
-    with pytest.raises(ValueError, match=r"shortlist_log_probs: hidden: expected finite logits"):
+    with pytest.raises(
+        ops.NotFiniteLogits, match=r"shortlist_log_probs: hidden: expected finite logits"
+    ):
         ops.shortlist_log_probs(NAN, W, EMPTY, IDENTITY, ALL, 1.0)

@@ -165,7 +165,9 @@ def test_matches_reference(name: str, n: int, earlier: int, committed: int) -> N
 EXACT_SHAPES = {
     "float32": Shape(),
     "float32-window": Shape(kv_heads=1, head_dim=16, window=13, activation="gelu_tanh"),
+    "float32-softcap": Shape(head_norms=False, window=13, softcap=1.5),
     "bf16": Shape(dtype=BF16, cache_dtype=BF16),
+    "bf16-softcap": Shape(head_dim=18, dtype=BF16, cache_dtype=BF16, softcap=0.7),
     "bf16-window": Shape(
         kv_heads=1, head_dim=48, dtype=BF16, cache_dtype=BF16, window=13, post_norms=False
     ),
@@ -359,6 +361,7 @@ BAD = {
     "heads": ("num_heads", lambda a: 3, r"num_heads: expected .* got 3"),
     "head_dim": ("head_dim", lambda a: 7, r"head_dim: expected .* got 7"),
     "window": ("window", lambda a: -1, r"window: expected .* got -1"),
+    "softcap": ("softcap", lambda a: -1.0, r"softcap: expected .* got -1"),
     "scale": ("scale", lambda a: float("nan"), r"scale: expected .* got nan"),
     "activation": ("activation", lambda a: "relu", r"activation: expected .* got relu"),
     "too few formats": (

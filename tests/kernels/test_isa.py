@@ -58,12 +58,13 @@ torch.save({"backend": ops.backend(), "outputs": outputs, "tokens": tokens}, sys
 def speculative_tokens(model: str, drafter: str) -> list[list[int]]:
     """Greedy float32 decoding of a tiny model with drafts, shortlist and tree, end to end."""
     from dynaspec_cli.config import GenerationConfig, ShortlistConfig, TreeConfig
-    from dynaspec_cli.drafters.eagle import EagleDrafter
+    from dynaspec_cli.drafters.eagle import load_eagle
+    from dynaspec_cli.drafters.files import DrafterFiles
     from dynaspec_cli.engine.api import Engine
     from dynaspec_cli.target.load import load
 
     target, tokenizer = load(model, dtype="float32", device="cpu")
-    engine = Engine(target, tokenizer, EagleDrafter.load(Path(drafter), target))
+    engine = Engine(target, tokenizer, load_eagle(DrafterFiles(Path(drafter), "test"), target))
     config = GenerationConfig(
         max_new_tokens=40,
         tree=TreeConfig(policy="eagle2", size=7, depth=3, width=3),

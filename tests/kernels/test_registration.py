@@ -93,7 +93,7 @@ def test_a_cuda_build_loads_where_its_major_release_is() -> None:
     for cuda in ("12.8", None):
         message = torch_mismatch(build, "2.14.1", cuda)
         assert f"built for CUDA 13.0 and this torch has {cuda}" in message
-        assert "reinstall dynaspec" in message
+        assert "pip install --no-build-isolation ." in message
 
 
 @built

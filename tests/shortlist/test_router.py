@@ -98,14 +98,14 @@ class CountingDrafter:
     """Predicts feature + 100 per draft step and the token it was given: shows which pair went
     where."""
 
-    def begin(self, max_length, first_token):
+    def begin(self, prompt, max_length):
         return {"extended": 0}
 
-    def extend(self, state, features, tokens):
+    def read(self, state, features, tokens):
         state["extended"] += 1
         return features + 100 + tokens[:, None] * 1000
 
-    def step(self, state, features, tokens, parents):
+    def expand(self, state, features, tokens, parents):
         assert parents.tolist() == [-1] or int(parents) >= 0
         return features + 100 + tokens[:, None] * 1000
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.bundle import BundleConfig, ShortlistBundle
 from dynaspec_cli.config import ShortlistConfig
 from dynaspec_cli.protocols import DraftTree, Shortlist, Target
-from dynaspec_cli.shortlist import registry
+from dynaspec_cli.shortlist import names, registry
 from dynaspec_cli.weights.weight import Weight, dense
 
-POLICIES = registry.NAMES
+POLICIES = names.NAMES
 
 
 @dataclass

@@ -71,6 +71,25 @@ def build(folder: Path, sources: list[Path] | None = None) -> Path:
     return library
 
 
+def build_bindings(folder: Path, kernels: Path) -> Path:
+    """Library of ``torch.ops.dynaspec_simt``: the CUDA bindings over ``kernels``, see
+    bindings.cpp."""
+    import torch
+
+    compiler = find_compiler()
+    assert compiler is not None
+    csrc, site = KERNELS.parent, Path(torch.__file__).parent
+    includes = [HERE / "include", csrc, site / "include"]
+    command = [compiler, "-shared", "-fPIC", "-O1", "-std=c++20", "-Wall", "-fvisibility=hidden"]
+    command += ["-DUSE_CUDA=1", "-DTORCH_TARGET_VERSION=0x020a000000000000"]
+    command += [*(f"-I{path}" for path in includes), str(HERE / "bindings.cpp"), str(kernels)]
+    command += [f"-L{site / 'lib'}", "-ltorch_cpu"]
+    library = folder / "bindings.so"
+    done = subprocess.run([*command, "-o", str(library)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return library
+
+
 class Buffer:
     """Device memory: an array between guard zones, known to the access checks."""
 

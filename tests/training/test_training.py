@@ -10,7 +10,8 @@ import torch
 from click.testing import CliRunner
 from training_runs import make_run
 
-from dynaspec_cli.drafters.eagle import EagleDrafter
+from dynaspec_cli.drafters.eagle import load_eagle
+from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.main import cli
 from dynaspec_cli.target.load import load, load_transformers
@@ -34,7 +35,7 @@ def test_training_lowers_the_loss_and_the_drafter_loads(tiny_model_dir, corpus, 
     assert 1.0 <= score.chain_length <= 5.0
     assert set(score.by_group) <= {"a", "b"}
     target, _ = load(str(tiny_model_dir), dtype="float32", device="cpu")
-    drafter = EagleDrafter.load(tmp_path / "d", target)
+    drafter = load_eagle(DrafterFiles(tmp_path / "d", "test"), target)
     assert drafter.config.trained_tokens == states[-1].tokens
     assert drafter.config.head_hash == target.head_hash()
 
@@ -176,9 +177,15 @@ def test_what_follows_the_end_of_a_text_is_not_scored(tiny_model_dir):
 
     def score(length, ends):
         shard = Shard(tokens[:, :length], features[:, :length], 6, torch.zeros(1).long())
-        held = HeldOut.of(shard, teacher.head, teacher.final_norm, ends)
+        held = HeldOut.of(shard, teacher.head, teacher.backbone.norm, ends)
         return held_out_score(
-            module, [held], teacher.head, target._embedding, teacher.final_norm, columns, ["x"]
+            module,
+            [held],
+            teacher.head,
+            target.backbone.embedding,
+            teacher.backbone.norm,
+            columns,
+            ["x"],
         )
 
     # What is asked for at the end of text and behind it does not count: only rows up to token 19.

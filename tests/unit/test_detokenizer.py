@@ -230,3 +230,68 @@ def test_default_model(kind: str) -> None:
     else:
         few = [tokenizer.token_to_id(f"<0x{b:02X}>") for b in (0xF0, 0x9F, 0x98, 0x80, 0x41, 0x20)]
         check_random(tokenizer, [*few, *range(600, 640), 0, 1, 2], 400, seed=6)
+
+
+EOS_TEXT = "<|eos|>"
+
+
+@pytest.mark.parametrize(
+    ("stop", "shown", "tokens"),
+    [
+        (["<|eos|>"], "The fox", 1),
+        (["eos"], "The fox", 1),
+        (["fox<|eos|>"], "The ", 1),
+        (["<|eos|> jumps"], "The fox", 2),
+        (["<|eos|>\n"], "The fox jumps", None),
+        (["x<|eos|> j", "umps"], "The fo", 2),
+        (["<|bos|>"], "The fox jumps", None),
+        (["<|eos|>", "fox"], "The ", 0),
+    ],
+)
+def test_texts_of_special_tokens_count_as_stop_texts(
+    byte_level_tokenizer: Any, stop: list[str], shown: str, tokens: int | None
+) -> None:
+    """``tokens``: the special one, and those of " jumps", that were consumed (None: all)."""
+    encode = byte_level_tokenizer.encode
+    first, last = encode("The fox").ids, encode(" jumps").ids
+    eos = byte_level_tokenizer.token_to_id(EOS_TEXT)
+    detokenizer = IncrementalDetokenizer.for_tokenizer(byte_level_tokenizer, stop=stop)
+    parts = [detokenizer.push([token]) for token in [*first, eos, *last]]
+    parts.append(detokenizer.finish())
+    assert "".join(parts) == detokenizer.text == shown
+    assert detokenizer.stopped == (tokens is not None)
+    if tokens in (0, 1):
+        assert detokenizer.num_tokens == len(first) + tokens
+
+
+def shown_before(whole: str, stop: str, special: Sequence[str]) -> str:
+    """What is shown of ``whole``: up to ``stop``, be it in the text with the special tokens' texts
+    or in the one without; none of these texts, nor a beginning of one that the stop cuts off."""
+    spans = [m.span() for m in regex.finditer("|".join(map(regex.escape, special)), whole)]
+    visible = [i for i in range(len(whole)) if not any(a <= i < b for a, b in spans)]
+    text = "".join(whole[i] for i in visible)
+    ends = [sum(i < whole.index(stop) for i in visible), text.find(stop)]
+    return text[: min(end for end in ends if end >= 0)]
+
+
+def test_special_tokens_in_stop_texts_against_a_search_in_the_whole_text(
+    byte_level_tokenizer: Any,
+) -> None:
+    rng = random.Random(7)
+    special = {byte_level_tokenizer.token_to_id(t): t for t in ("<|bos|>", EOS_TEXT)}
+    words = [byte_level_tokenizer.encode(w).ids for w in ("ab", " ab", "<|", "|>", "é", "b")]
+    for _ in range(400):
+        ids = [i for _ in range(12) for i in rng.choice([*words, *([i] for i in special)])]
+        whole = "".join(special.get(i) or byte_level_tokenizer.decode([i]) for i in ids)
+        if "\ufffd" in whole:  # a character of several tokens
+            whole = byte_level_tokenizer.decode(ids, skip_special_tokens=False)
+        start = rng.randrange(len(whole))
+        stop = whole[start : start + rng.randint(1, 9)]
+        shown = shown_before(whole, stop, [*special.values()])
+        for chunk in (1, 4):
+            detokenizer = IncrementalDetokenizer.for_tokenizer(byte_level_tokenizer, stop=[stop])
+            for begin in range(0, len(ids), chunk):
+                detokenizer.push(ids[begin : begin + chunk])
+            detokenizer.finish()
+            assert detokenizer.stopped
+            assert detokenizer.text == shown, (whole, stop)

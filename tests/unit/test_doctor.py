@@ -85,21 +85,53 @@ def test_broken_headers(tmp_path: Path) -> None:
             memory.safetensors_shapes(tmp_path)
 
 
+OWN = {
+    "format": "dynaspec-eagle-1",
+    "target_name": "t",
+    "head_hash": "h",
+    "hidden_size": 4,
+    "num_layers": 1,
+    "num_heads": 1,
+    "num_kv_heads": 1,
+    "head_dim": 4,
+    "intermediate_size": 4,
+    "activation": "silu",
+    "eps": 1e-6,
+    "attention_scale": 0.5,
+    "rope_theta": 10000.0,
+    "window": 0,
+    "feature_scale": 1.0,
+    "has_qk_norm": False,
+    "has_qkv_bias": False,
+    "has_post_norms": False,
+}
+LAYER = {
+    "hidden_size": 4,
+    "intermediate_size": 4,
+    "num_attention_heads": 2,
+    "vocab_size": 90,
+}
+EAGLE3 = {"midlayer.hidden_norm.weight": (4,)}
+
+
 @pytest.mark.parametrize(
-    ("config", "shapes", "rows", "can_raise"),
+    ("config", "shapes", "kind", "rows", "can_raise"),
     [
-        ({"format": "dynaspec-eagle-1", "vocab_size": 90}, {"fc": (2, 2)}, None, True),
-        ({"vocab_size": 90}, {"lm_head.weight": (90, 4)}, 90, True),
-        ({"vocab_size": 90}, {"lm_head.weight": (30, 4)}, 30, False),
-        ({"vocab_size": 90, "draft_vocab_size": 40}, {"fc.weight": (2, 2)}, 40, False),
-        ({"vocab_size": 90}, {"d2t": (20,), "lm_head.weight": (20, 4)}, 20, False),
+        ({**OWN, "vocab_size": 90}, {"fc": (2, 2)}, "dynaspec-eagle-1", None, True),
+        (LAYER, {"fc.weight": (4, 8), "layers.0.x": (1,)}, "eagle-1", None, True),
+        (LAYER, {**EAGLE3, "lm_head.weight": (90, 4)}, "eagle-3", 90, True),
+        (LAYER, {**EAGLE3, "lm_head.weight": (30, 4)}, "eagle-3", 30, False),
+        (LAYER, EAGLE3, "eagle-3", None, True),
+        ({**LAYER, "tie_word_embeddings": True}, EAGLE3, "eagle-3", 90, True),
         (
             {
                 "speculators_model_type": "eagle3",
+                "norm_before_residual": True,
                 "draft_vocab_size": 32,
-                "transformer_layer_config": {"vocab_size": 64},
+                "transformer_layer_config": LAYER,
             },
             {"lm_head.weight": (32, 4)},
+            "speculators-eagle-3",
             32,
             False,
         ),
@@ -109,17 +141,20 @@ def test_what_a_shortlist_can_do(
     tmp_path: Path,
     config: dict[str, Any],
     shapes: dict[str, tuple[int, ...]],
+    kind: str,
     rows: int | None,
     can_raise: bool,
 ) -> None:
     found = inspect_drafter(write(tmp_path, config, shapes))
+    assert found["format"] == kind
     assert found["head_rows"] == rows
     assert found["can_raise_coverage"] is can_raise
     assert ("can only cut cost" in found["verdict"]) is not can_raise
 
 
-def test_pickled_drafter_is_not_read(tmp_path: Path) -> None:
+def test_a_broken_pickle_is_refused(tmp_path: Path) -> None:
     write(tmp_path, {"vocab_size": 9}, {})
+    (tmp_path / "model.safetensors").unlink(missing_ok=True)
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    with pytest.raises(DynaSpecError, match=r"pytorch_model\.bin is a pickle"):
+    with pytest.raises(DynaSpecError, match=r"pytorch_model\.bin: not a readable"):
         inspect_drafter(tmp_path)

@@ -12,7 +12,9 @@ import torch
 from rich.text import Text
 
 from dynaspec_cli import ops
+from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.doctor import memory, needs, system
+from dynaspec_cli.doctor.drafter import inspect_drafter
 from dynaspec_cli.doctor.memory import ModelSizes
 from dynaspec_cli.doctor.needs import Needs
 from dynaspec_cli.drafters import load
@@ -22,7 +24,7 @@ from dynaspec_cli.target.resolve import ModelSource
 from dynaspec_cli.ui import diagnosis
 
 SHIPPED, CONFIG = load._packaged()[0]
-SIZES = ModelSizes(10**6, CONFIG.vocab_size, CONFIG.hidden_size, kv_width=64)
+SIZES = ModelSizes(10**6, CONFIG.vocab_size, CONFIG.hidden_size, kv_width=64, num_layers=2)
 HEAD_BYTES = CONFIG.vocab_size * CONFIG.hidden_size * 2
 DRAFTER_BYTES = (SHIPPED / "model.safetensors").stat().st_size
 
@@ -63,6 +65,20 @@ def test_without_a_bundle_the_shortlist_copies_no_head(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(77))
     assert counted(of_head(OTHER, str(tmp_path))) == (77, 0)
     assert counted(of_head(OURS, str(tmp_path))) == (77, HEAD_BYTES)
+
+
+def test_a_language_model_has_a_cache_of_its_own(tiny_model_dir: Path) -> None:
+    """Two layers of 2 KV heads of width 8, 100 tokens of context and a tree, in bf16."""
+    shapes = memory.safetensors_shapes(tiny_model_dir).values()
+    weights = sum(torch.Size(shape).numel() for shape in shapes)
+    rows = 100 + TreeConfig().size + 1
+    expected = 2 * (weights + 2 * 2 * 2 * 8 * rows)
+    for value in (str(tiny_model_dir), f"{tiny_model_dir}+lookup"):
+        assert counted(of_head(OTHER, value)) == (expected, 0)
+    assert counted(of_head(OTHER, "lookup")) == (0, 0)
+    found = inspect_drafter(tiny_model_dir)
+    assert (found["format"], found["head_rows"]) == ("language-model", 400)
+    assert found["can_raise_coverage"] is True
 
 
 @pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, None), (DRAFTER_BYTES, None)])
@@ -107,7 +123,7 @@ def test_kernels_are_those_of_the_device(monkeypatch: pytest.MonkeyPatch) -> Non
     fake_extension(monkeypatch, has_cuda=False)
     facts = system.system_facts(cuda)
     assert (facts["backend"], facts["fallback"]) == ("torch", True)
-    assert facts["backend_reason"].startswith("the extension has no kernels for cuda; DYNASPEC_BUI")
+    assert facts["backend_reason"].startswith("the extension has no kernels for cuda; to build")
     assert system.system_facts(torch.device("cpu"))["backend"] == "cpu-avx2"
     assert ops.backend_reason() == "CPU kernels, ..."
     fake_extension(monkeypatch, has_cuda=True)
@@ -121,5 +137,8 @@ def test_the_install_hint_keeps_its_brackets() -> None:
     facts["default_model"] = {"name": "m", "installed": False}
     facts["cpu"] = "a [bold] one"
     shown = {name: Text.from_markup(value).plain for name, value in diagnosis._system_rows(facts)}
-    assert shown["default model"] == "m: not installed (pip install 'dynaspec[demo]')"
+    assert (
+        shown["default model"]
+        == "m: not installed (pip install '.[demo]' in a checkout of dynaspec)"
+    )
     assert "a [bold] one" in shown["CPU"]

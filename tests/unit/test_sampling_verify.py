@@ -164,13 +164,15 @@ def test_nan_in_a_visited_row() -> None:
 
 
 def record(
-    q: list[float], draws: list[tuple[int, int]], replacement: bool = False
+    q: list[float],
+    draws: list[tuple[int, int]],
+    replacement: bool = False,
+    points: tuple[int, ...] = (),
 ) -> SampledDrafts:
     """A record for the root's children over tokens 3, 4, 5."""
     pairs = tuple(Draw(*pair) for pair in draws)
-    return SampledDrafts(
-        {0: NodeDraft(torch.tensor([3, 4, 5]), torch.tensor(q), pairs)}, replacement
-    )
+    node = NodeDraft(torch.tensor([3, 4, 5]), torch.tensor(q), pairs, points)
+    return SampledDrafts({0: node}, replacement)
 
 
 FLAT = torch.full((8,), 0.125)
@@ -184,6 +186,8 @@ FLAT = torch.full((8,), 0.125)
         (record([0.5, 0.5, 0.0], [(0, 1), (1, 2), (2, 9)]), "not its children"),
         (record([0.0, 0.5, 0.5], [(0, 1), (1, 2)]), "cannot draw"),
         (record([0.4, 0.3, 0.3], [(1, 1), (0, 2)]), "cannot draw"),
+        (record([0.4, 0.3, 0.3], [(0, 1)], points=(3,)), "not its children"),
+        (record([0.4, 0.3, 0.3], [], points=(1,)), "not its children"),
         ("a string", "expected SampledDrafts or None"),
     ],
 )
@@ -276,3 +280,35 @@ def test_with_replacement_q_stays() -> None:
     verify_sampled(tree([7, 3, 4], [-1, 0, 0], q), lambda row: p, Recorder())
     # R = norm(0, .3, .1) = (0, .75, .25); again: norm(0, .45, .05) = (0, .9, .1).
     assert asked == pytest.approx([0.2, 0.0, 3.0], abs=1e-6)
+
+
+def test_points_before_draws_worked_by_hand() -> None:
+    """p = (.1 .6 .2) over tokens 3, 4, 5 and .1 on 6; points 4 and 6, then draws 4 and 5 of q = (.5
+    .3 .2). Token 4: .6; token 6: .1 / .4; R = norm(.1, 0, .2). Token 4 drawn: 0 of .3; R =
+    norm(max(R - D, 0)) = (0, 0, 1), D = norm(.5, 0, .2); token 5: 1 / (2/7)."""
+    p = torch.zeros(8, dtype=torch.float64)
+    p[3:7] = torch.tensor([0.1, 0.6, 0.2, 0.1], dtype=torch.float64)
+    asked: list[float] = []
+
+    class Recorder(Never):
+        def accept(self, probability: float) -> bool:
+            asked.append(probability)
+            return False
+
+    q = record([0.5, 0.3, 0.2], [(1, 1), (2, 3)], points=(1, 2))
+    verdict = verify_sampled(
+        tree([7, 4, 6, 5], [-1, 0, 0, 0], q), lambda row: p if row == 0 else FLAT, Recorder()
+    )
+    assert asked == pytest.approx([0.6, 0.25, 0.0, 3.5], abs=1e-6)
+    # What is left after token 5 is (impossibly) rejected is rounding: R = D, so it is accepted.
+    assert verdict.path.tolist() == [0] or verdict.path.tolist()[1] == 3
+
+
+def test_points_alone_need_no_q() -> None:
+    p = torch.zeros(8, dtype=torch.float64)
+    p[3:5] = 0.5
+    nodes = {0: NodeDraft(torch.empty(0, dtype=torch.int64), torch.empty(0), (), (1,))}
+    drafted = tree([7, 4], [-1, 0], SampledDrafts(nodes, False))
+    verdict = verify_sampled(drafted, lambda row: p, Never())
+    assert verdict.path.tolist() == [0]
+    assert verdict.bonus == 3

@@ -28,7 +28,6 @@ def test_hand_made_trace() -> None:
     # accepted >= 0, 1, 2, 3: 5, 3, 2, 1 steps
     assert stats.acceptance_by_position(TRACE) == pytest.approx((3 / 5, 2 / 3, 1 / 2))
     assert stats.unconditional_acceptance_by_position(TRACE) == pytest.approx((3 / 5, 2 / 5, 1 / 5))
-    assert stats.acceptance_histogram(TRACE) == (2, 1, 1, 1)
     assert stats.mean_shortlist_size(TRACE) == pytest.approx(2300 / 14)
     assert stats.coverage(TRACE) == pytest.approx(8 / 10)
     assert stats.coverage_by_position(TRACE) == pytest.approx((4 / 5, 3 / 3, 1 / 2))

@@ -12,8 +12,7 @@ import torch
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
-from dynaspec_cli.tree.options import TreeOptions
-from dynaspec_cli.tree.registry import _FACTORIES, TREES, create_tree, tree_names
+from dynaspec_cli.tree.registry import TREES, create_tree
 
 CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
 
@@ -23,25 +22,42 @@ def test_names_of_the_contract() -> None:
         assert entry.description
         assert "\n" not in entry.description
         assert create_tree(TreeConfig(name), SamplingConfig()).name == name
-    assert set(tree_names()) == set(TREES) == set(_FACTORIES) == CONTRACT | {"auto"}
+    assert set(TREES.names()) == set(TREES) == CONTRACT | {"auto"}
 
 
 @pytest.mark.parametrize("name", sorted(CONTRACT))
-def test_only_sampling_policies_ask_for_the_distribution(name: str) -> None:
-    """A greedy target never needs it; above temperature 0 chain, eagle2 and ddd stay point
-    masses."""
-    assert not create_tree(TreeConfig(name), SamplingConfig(0.0)).needs_distribution
-    samples = create_tree(TreeConfig(name), SamplingConfig(0.7)).needs_distribution
-    assert samples == (name in {"specinfer", "sequoia", "dyspec"})
+def test_draws_need_the_distribution(name: str) -> None:
+    """By default children are drawn where the target samples; either can be asked for."""
+    for temperature, draw, draws in [
+        (0.0, "auto", False),
+        (0.7, "auto", True),
+        (0.0, "sample", True),
+        (0.7, "best", False),
+    ]:
+        policy = create_tree(TreeConfig(name, draw=draw), SamplingConfig(temperature))
+        assert policy.needs_distribution == draws
+        assert policy.name == name
+
+
+def test_temperature_of_the_draft() -> None:
+    greedy, hot = SamplingConfig(0.0), SamplingConfig(1.5)
+    assert TreeConfig().temperature(greedy) == greedy.draft_temperature == 0.75
+    assert TreeConfig().temperature(hot) == 1.5
+    assert TreeConfig(draw="best").temperature(hot) == hot.draft_temperature == 1.0
+    assert TreeConfig(draw="sample").temperature(greedy) == 0.75
+    for sampling in (greedy, hot):
+        assert TreeConfig(draft_temperature=0.6).temperature(sampling) == 0.6
 
 
 def test_names_need_no_torch() -> None:
-    code = "import sys, dynaspec_cli.tree.names; sys.exit('torch' in sys.modules)"
+    code = "import sys, dynaspec_cli.tree.registry; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(UsageError, match=r"--tree: expected one of chain, .*, got 'oak'") as caught:
+    with pytest.raises(
+        UsageError, match=r"--tree: expected a tree of chain, .* got 'oak'"
+    ) as caught:
         create_tree(TreeConfig("oak"), SamplingConfig())
     assert caught.value.exit_code == 2
 
@@ -49,9 +65,11 @@ def test_unknown_name() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
+        {"draw": "worst"},
         {"draft_temperature": 0.0},
         {"draft_temperature": math.inf},
         {"ddd_steps": (0, 2)},
+        {"ddd_steps": ()},
         {"expansion": ()},
         {"expansion": (2, 0)},
         {"expansion": (65,)},
@@ -64,7 +82,7 @@ def test_unknown_name() -> None:
 )
 def test_impossible_options(bad: dict) -> None:
     with pytest.raises(UsageError) as caught:
-        TreeOptions(**bad)
+        TreeConfig(**bad)
     assert "\n" not in str(caught.value)
     assert "expected" in str(caught.value)
 

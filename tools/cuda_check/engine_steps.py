@@ -97,8 +97,8 @@ def engine_steps() -> Iterator[str]:
     prompt = torch.arange(12)  # of the host, as a tokenizer gives it
     output = target.prefill(state, prompt)
     yield "prefill"
-    draft = drafter.begin(128, 1)
-    feature = drafter.extend(draft, output.features[:-1], prompt[1:])
+    draft = drafter.begin(torch.tensor([1]), 128)
+    feature = drafter.read(draft, output.features[:-1], prompt[1:])
     yield "drafter: committed rows"
     chosen = shortlist.begin(prompt, output)
     tokens, parents = torch.zeros(1, dtype=torch.int64, device="cuda"), torch.full((1,), -1)
@@ -109,7 +109,7 @@ def engine_steps() -> Iterator[str]:
         # What a policy on the host makes of the candidates: two of them, below row 0.
         tokens, source = scored.ids[0, :2], torch.zeros(2, dtype=torch.int64, device="cuda")
         parents = torch.full((2,), depth - 2, device="cuda")
-        feature = drafter.step(draft, feature[source], tokens, parents)
+        feature = drafter.expand(draft, feature[source], tokens, parents)
         yield f"drafter step at depth {depth}"
     tree = DraftTree(torch.zeros(5, dtype=torch.int64), torch.tensor([-1, 0, 0, 1, 1]))
     output = target.verify(state, tree)

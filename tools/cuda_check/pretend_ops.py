@@ -1,5 +1,5 @@
 """The ops that have CUDA kernels, on the pretended GPU: done by the CPU ones, in the form that the
-CUDA ones return (padded, docs/cuda.md)."""
+CUDA ones return (padded, docs/internals/cuda.md)."""
 
 from __future__ import annotations
 

@@ -1,0 +1,108 @@
+"""A GGUF file's tokenizer. Nothing here imports torch, so that it can be built beside that import,
+which takes as long."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.model import GgufModel, open_gguf
+from dynaspec_cli.gguf_files.tokenizer import build_tokenizer
+from dynaspec_cli.gguf_files.vocabulary import Vocabulary, read_vocabulary
+from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
+from dynaspec_cli.target.chat import ChatTemplate
+from dynaspec_cli.target.demo_package import ChunkedFile, check_pieces
+from dynaspec_cli.target.resolve import resolve_local
+from dynaspec_cli.target.tokenizer import TextTokenizer
+
+TOKENIZER_VERSION = 1
+"""Raised whenever the same keys would become another tokenizer."""
+
+SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unk": "unk_token", "pad": "pad_token"}
+
+
+_begun: dict[Path | ChunkedFile, Future[TextTokenizer]] = {}
+
+
+def begin_tokenizer(model: str | None) -> None:
+    """Start to build the tokenizer of ``--model`` in a thread of its own, if it is a GGUF file on
+    this machine; ``load`` takes it from there. Errors wait for whoever takes it."""
+    with contextlib.suppress(DynaSpecError):
+        source = resolve_local(model)
+        if source is not None and source.gguf is not None:
+            pool = ThreadPoolExecutor(1)
+            _begun[source.gguf] = pool.submit(_read, source.gguf)
+            pool.shutdown(wait=False)
+
+
+def _read(source: Path | ChunkedFile) -> TextTokenizer:
+    return gguf_tokenizer(open_gguf(file_pieces(source)))
+
+
+def begun_tokenizer(source: Path | ChunkedFile) -> Future[TextTokenizer] | None:
+    """What ``begin_tokenizer`` began for ``source``; it is handed out once."""
+    return _begun.pop(source, None)
+
+
+def file_pieces(source: Path | ChunkedFile) -> Sequence[Path]:
+    """The files that hold ``source``, in order."""
+    return source.chunks if isinstance(source, ChunkedFile) else (source,)
+
+
+def open_checked(source: Path | ChunkedFile) -> GgufModel:
+    """``open_gguf``; of a file in pieces their hash is checked before."""
+    if isinstance(source, ChunkedFile):
+        check_pieces(source)
+    return open_gguf(file_pieces(source))
+
+
+def gguf_tokenizer(model: GgufModel) -> TextTokenizer:
+    """The tokenizer of a file.
+
+    Raises ``DynaSpecError`` for a tokenizer that is not read here, by its name.
+    """
+    vocabulary = read_vocabulary(model)
+    return TextTokenizer(
+        tokenizer_backend(vocabulary),
+        vocabulary.end_ids,
+        vocabulary.ids.get("bos"),
+        chat_template(vocabulary),
+    )
+
+
+def chat_template(vocabulary: Vocabulary) -> ChatTemplate | None:
+    """The file's own; None for a base model."""
+    if vocabulary.template is None:
+        return None
+    return ChatTemplate(vocabulary.template, special_texts(vocabulary))
+
+
+def special_texts(vocabulary: Vocabulary) -> dict[str, str]:
+    """Spellings by the names that templates use."""
+    texts = {name: vocabulary.text(key) for key, name in SPECIAL.items()}
+    return {name: text for name, text in texts.items() if text is not None}
+
+
+def tokenizer_backend(vocabulary: Vocabulary) -> Any:
+    """The ``tokenizers.Tokenizer``. Where the file has no merges they are derived from the
+    vocabulary, two seconds for 262,144 tokens, and kept in the cache folder."""
+    if vocabulary.merges is not None:
+        return build_tokenizer(vocabulary)
+    from tokenizers import Tokenizer
+
+    folder = cache_root() / "tokenizers"
+    kept = folder / f"{vocabulary.fingerprint()}-v{TOKENIZER_VERSION}.json"
+    if kept.is_file():
+        try:
+            return Tokenizer.from_file(str(kept))
+        except Exception:  # cut or damaged: built again
+            pass
+    backend = build_tokenizer(vocabulary)
+    with contextlib.suppress(OSError, DynaSpecError):  # else they are derived again next time
+        make_folder(folder)
+        write_text(kept, backend.to_str())
+    return backend

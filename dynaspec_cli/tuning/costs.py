@@ -1,0 +1,79 @@
+"""The table of costs: a pass of the target by rows, and a draft step, in milliseconds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+
+from dynaspec_cli.errors import DynaSpecError
+
+ROWS = (1, 2, 3, 5, 9, 17, 33)
+"""Rows of the passes that are measured: the root and 0, 1, 2, 4, ... nodes."""
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """``rows`` ascending from 1; ``pass_ms`` of the target over so many rows, its head included;
+    ``draft_ms`` of one draft step, 0 for a drafter that runs no model. Raises DynaSpecError for
+    numbers that no measurement gives."""
+
+    rows: tuple[int, ...]
+    pass_ms: tuple[float, ...]
+    draft_ms: float
+
+    def __post_init__(self) -> None:
+        ascending = all(a < b for a, b in pairwise(self.rows)) and self.rows[:1] == (1,)
+        positive = all(math.isfinite(ms) and ms > 0 for ms in self.pass_ms)
+        drafts = math.isfinite(self.draft_ms) and self.draft_ms >= 0
+        if not (ascending and positive and drafts and len(self.rows) == len(self.pass_ms)):
+            raise DynaSpecError(
+                f"cost table: expected rows ascending from 1 with positive milliseconds, got {self}"
+            )
+
+    def verify_ms(self, rows: int) -> float:
+        """A pass over ``rows`` rows: interpolated, and beyond the table as its last two say. Never
+        less than fewer rows cost, whatever noise says."""
+        least = 0.0
+        for (a, ms_a), (b, ms_b) in pairwise(zip(self.rows, self.pass_ms, strict=True)):
+            least = max(least, ms_a)
+            if rows <= b:
+                return max(least, ms_a + (ms_b - ms_a) * (rows - a) / (b - a))
+        if len(self.rows) == 1:
+            return self.pass_ms[0]
+        a, b = self.rows[-2:]
+        slope = max(0.0, (self.pass_ms[-1] - self.pass_ms[-2]) / (b - a))
+        return max(least, self.pass_ms[-1]) + slope * max(0, rows - b)
+
+    def round_ms(self, nodes: int, steps: float) -> float:
+        """A round that drafts ``steps`` steps and verifies ``nodes`` nodes."""
+        return self.verify_ms(nodes + 1) + self.draft_ms * steps
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> CostTable:
+        """Raises DynaSpecError or ValueError for anything that ``to_json`` does not write."""
+        try:
+            data = json.loads(text)
+            rows, ms = data["rows"], data["pass_ms"]
+            return cls(tuple(map(int, rows)), tuple(map(float, ms)), float(data["draft_ms"]))
+        except (KeyError, TypeError) as error:
+            raise DynaSpecError(f"cost table: {error!r} in {text[:60]!r}") from error
+
+
+def steps_of(nodes: int, depth: int) -> float:
+    """Draft steps that a tree of ``nodes`` nodes usually takes, where none was seen: a tree that
+    doubles grows by a level."""
+    return 0.0 if nodes == 0 else min(float(depth), 1.0 + math.log2(nodes))
+
+
+def prefix_sums(values: Sequence[float]) -> list[float]:
+    """Sums of the first 0, 1, 2, ... of ``values``."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    return sums

@@ -1,0 +1,88 @@
+"""How many nodes the next round drafts, by what the request's rounds have brought and what rounds
+cost.
+
+With E(n) the expected number of accepted tokens of a tree of its n most probable nodes, a round
+yields 1 + E(n) tokens in the time that the cost table gives for n nodes; the size with the most
+tokens a millisecond is taken, 0 (plain decoding) among them. E(n) is the mean, over recent rounds,
+of the sum of the n largest path probabilities that the tree estimated, times the ratio of accepted
+to estimated tokens. Where nothing is drafted nothing is learned, so now and then a round drafts
+again; the pause doubles while that does not pay, and ends where it did.
+
+Counts and the table decide, never the clock: a seed gives one text as long as the table is the
+same. The size is chosen before a round draws anything, so that sampling stays exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dynaspec_cli.tuning.costs import CostTable, prefix_sums, steps_of
+
+FADING = 0.85
+"""What a round keeps of its weight at each later one: a memory of some seven rounds."""
+PRIOR_ROUNDS = 2.0
+LADDER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+PAUSE, LONGEST_PAUSE = 24, 192
+"""Plain rounds before drafting is tried again, at first and at most."""
+MARGIN = 1.02
+"""A round that drafts must promise this much more than a plain one: estimates are noisy."""
+
+
+class Pace:
+    """Of one request. ``size`` is the most nodes a round may have, ``depth`` its draft steps;
+    ``prior``: path probabilities expected of a tree's nodes, descending."""
+
+    def __init__(self, costs: CostTable, size: int, depth: int, prior: Sequence[float]) -> None:
+        self.costs, self.depth = costs, depth
+        self.sizes = [n for n in LADDER if n < size] + [size]
+        self._sums = [s * PRIOR_ROUNDS for s in self._padded(prefix_sums(prior[:size]))]
+        self._rounds = PRIOR_ROUNDS
+        expected = self._sums[-1]
+        self._accepted, self._estimated = expected, max(expected, 1e-6)
+        self._steps: dict[int, tuple[float, float]] = {}
+        self._plain, self._pause = 0, PAUSE // 2
+        self._asked, self._trial = 0, False
+
+    def _padded(self, sums: list[float]) -> list[float]:
+        return [sums[min(n, len(sums) - 1)] for n in range(self.sizes[-1] + 1)]
+
+    def expected(self, nodes: int) -> float:
+        """E(nodes)."""
+        return self._sums[nodes] / self._rounds * self._accepted / self._estimated
+
+    def rate(self, nodes: int) -> float:
+        """Tokens a millisecond of a round with ``nodes`` nodes."""
+        if nodes == 0:
+            return 1.0 / self.costs.verify_ms(1)
+        total, rounds = self._steps.get(nodes, (0.0, 0.0))
+        steps = total / rounds if rounds else steps_of(nodes, self.depth)
+        return (1.0 + self.expected(nodes)) / self.costs.round_ms(nodes, steps)
+
+    def next(self) -> int:
+        """Nodes of the next round at most; 0: none, and nothing is drafted."""
+        best = max(self.sizes, key=self.rate)
+        self._trial = self.rate(best) < MARGIN * self.rate(0)
+        if self._trial and self._plain < self._pause:
+            self._plain += 1
+            self._asked = 0
+        else:
+            self._asked = best
+        return self._asked
+
+    def observe(self, values: Sequence[float], accepted: int, steps: int) -> None:
+        """A round that drafted has ended: the path probabilities of its nodes as estimated,
+        descending, the drafted tokens that were accepted, and its draft steps."""
+        if not self._asked:
+            return
+        sums = self._padded(prefix_sums(values))
+        self._sums = [FADING * old + new for old, new in zip(self._sums, sums, strict=True)]
+        self._rounds = FADING * self._rounds + 1.0
+        self._accepted = FADING * self._accepted + accepted
+        self._estimated = FADING * self._estimated + max(sums[-1], 1e-6)
+        paid = (1 + accepted) / self.costs.round_ms(self._asked, steps) > self.rate(0)
+        if self._trial and not paid:
+            self._plain, self._pause = 0, min(2 * self._pause, LONGEST_PAUSE)
+        else:
+            self._pause = PAUSE
+        total, rounds = self._steps.get(self._asked, (0.0, 0.0))
+        self._steps[self._asked] = (FADING * total + steps, FADING * rounds + 1.0)
