@@ -127,9 +127,10 @@ class Target(Protocol):
         """Append int64 [m] tokens to the cache; output for all m rows."""
         ...
 
-    def verify(self, state: Any, tree: DraftTree) -> TargetOutput:
+    def verify(self, state: Any, tree: DraftTree, start: int = 0) -> TargetOutput:
         """One pass over root and nodes with the tree mask; output for n+1 rows. Nothing is
-        committed."""
+        committed. With ``start`` the tree has grown since it was last verified: its first ``start``
+        rows were verified then, and the pass and its output are of the rows behind them."""
         ...
 
     def commit(self, state: Any, rows: Tensor) -> None:
@@ -268,7 +269,7 @@ class Drafter(Protocol):
     """What reports call it: "packaged", a folder, a hub name."""
 
     folder: Path | None
-    """Where its files are, for provenance; None where there are none."""
+    """Where its files are, or its only one, for provenance; None where there are none."""
 
     @property
     def head(self) -> DrafterHead | None:

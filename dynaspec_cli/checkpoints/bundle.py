@@ -15,9 +15,8 @@ Nothing is pickled. A bundle is bound to a head by its hash and refused for anot
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,13 +24,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from dynaspec_cli.checkpoints.folder import CARD_FILE, CONFIG_FILE, text, write_folder
+from dynaspec_cli.checkpoints.hub import fetch, push
 from dynaspec_cli.checkpoints.vocab_map import check_ids
 from dynaspec_cli.errors import DynaSpecError
 
-CONFIG_FILE = "config.json"
 CLUSTERS_FILE = "clusters.safetensors"
 ROUTER_FILE = "router.safetensors"
-CARD_FILE = "README.md"
+HUB_FILES = (CONFIG_FILE, CLUSTERS_FILE, ROUTER_FILE, CARD_FILE)
 SCHEMA = 1
 METHODS = ("dynaspec", "fr-spec", "vocabtrim", "pa-fr")
 ROUTERS = ("none", "centroid", "mlp", "token", "output")
@@ -180,46 +180,33 @@ class ShortlistBundle:
         replaced."""
         from safetensors.torch import save_file
 
-        folder = Path(folder)
-        visible = folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir())
-        if visible and not is_bundle(folder):
-            raise DynaSpecError(f"{folder}: exists and is no bundle; choose an empty or new folder")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
-        try:
-            data = json.dumps(asdict(self.config), indent=2, ensure_ascii=False)
-            (staging / CONFIG_FILE).write_text(data + "\n", encoding="utf-8")
-            tensors = {
-                name: getattr(self, name).to(torch.int32).contiguous()
-                for name in ("frequency", "generated", "cluster_tokens", "cluster_offsets")
-                if getattr(self, name) is not None
-            }
-            save_file(tensors, staging / CLUSTERS_FILE)
-            if self.router is not None:
-                save_file(
-                    {k: v.contiguous() for k, v in self.router.items()}, staging / ROUTER_FILE
-                )
-            (staging / CARD_FILE).write_text(model_card(self.config), encoding="utf-8")
-            folder.mkdir(exist_ok=True)
-            mode = 0o666 & ~_umask()  # safetensors writes for the owner alone
-            # Without config.json a folder is no bundle: it goes first and comes last, so that a
-            # kill in between leaves none rather than one of old and new parts.
-            for name in (CONFIG_FILE, CLUSTERS_FILE, ROUTER_FILE):
-                (folder / name).unlink(missing_ok=True)
-            for path in sorted(staging.iterdir(), key=lambda path: path.name == CONFIG_FILE):
-                path.chmod(mode)
-                path.replace(folder / path.name)
-        except OSError as error:
-            raise DynaSpecError(f"{folder}: the bundle could not be written ({error})") from error
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+        tensors = {
+            name: getattr(self, name).to(torch.int32).contiguous()
+            for name in ("frequency", "generated", "cluster_tokens", "cluster_offsets")
+            if getattr(self, name) is not None
+        }
+        write: dict[str, Callable[[Path], None]] = {
+            CONFIG_FILE: text(json.dumps(asdict(self.config), indent=2, ensure_ascii=False) + "\n"),
+            CLUSTERS_FILE: lambda path: save_file(tensors, path),
+            CARD_FILE: text(model_card(self.config)),
+        }
+        if self.router is not None:
+            router = {k: v.contiguous() for k, v in self.router.items()}
+            write[ROUTER_FILE] = lambda path: save_file(router, path)
+        write_folder(Path(folder), write, is_bundle, (CLUSTERS_FILE, ROUTER_FILE), "bundle")
+
+    def push_to_hub(self, name: str, private: bool = False) -> str:
+        """Upload as hub repository ``name`` ("ORG/NAME"); its address."""
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return push(Path(folder), name, private, f"{self.config.method} shortlist bundle")
 
     @classmethod
     def from_pretrained(cls, name: str | Path) -> ShortlistBundle:
         """Load a folder, or a hub repository that holds one."""
         folder = Path(name)
         if not folder.is_dir():
-            folder = _from_hub(str(name))
+            folder = fetch(str(name), HUB_FILES, f"bundle {name}")
         config = read_config(folder)
         tensors = _read_tensors(folder / CLUSTERS_FILE)
         router = _read_tensors(folder / ROUTER_FILE) if (folder / ROUTER_FILE).is_file() else None
@@ -232,27 +219,8 @@ class ShortlistBundle:
         )
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def is_bundle(folder: str | Path) -> bool:
     return (Path(folder) / CONFIG_FILE).is_file() and (Path(folder) / CLUSTERS_FILE).is_file()
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise DynaSpecError(
-            f"bundle {name}: neither a folder here nor reachable on the hub "
-            f"({type(error).__name__})"
-        ) from error
 
 
 def read_config(folder: Path) -> BundleConfig:

@@ -108,7 +108,7 @@ def generate(
     tree_size: int,
     tree_depth: int,
     tree_width: int,
-    tree_threshold: float | None,
+    filling: dict[str, Any],
     temperature: float,
     top_k: int,
     top_p: float,
@@ -128,7 +128,7 @@ def generate(
         max_new_tokens,
         tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
-        tree_config(tree, tree_size, tree_depth, tree_width, tree_threshold),
+        tree_config(tree, tree_size, tree_depth, tree_width, filling),
         shortlist_config(shortlist or "auto", shortlist_size),
     )
     text = read_prompt(prompt, prompt_file)

@@ -33,5 +33,6 @@ COMMANDS = {
     "bench": CommandEntry("bench", "Measure methods against each other and check exactness."),
     "build-clusters": CommandEntry("build_clusters", "Build the shortlist bundle of a model."),
     "train-drafter": CommandEntry("train_drafter", "Train the drafter of a model."),
+    "convert": CommandEntry("convert", "Write a drafter or token list in another form."),
     "doctor": CommandEntry("doctor", "Say what runs where on this machine, and why."),
 }

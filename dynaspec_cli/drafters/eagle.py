@@ -26,6 +26,7 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.layer import LAYER_WEIGHTS, LayerWeights, dense_layer
 from dynaspec_cli.ops.pages import on_huge_pages
 from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 NORMS = ("input_norm", "q_norm", "k_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 
@@ -183,7 +184,9 @@ class EagleDrafter:
         return x
 
 
-def load_eagle(files: DrafterFiles, target: Target) -> EagleDrafter:
+def load_eagle(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> EagleDrafter:
     """The drafter that train-drafter made in ``files``, checked against ``target``."""
     config = DrafterConfig.from_values(files.config, f"drafter {files.folder}")
     check_fits(config, target)

@@ -20,7 +20,7 @@ from dynaspec_cli.ops.reference import LayerShape
 
 
 @dataclass(frozen=True)
-class LayerWeights:
+class DraftLayer:
     """Norms and biases float32, or None where the layer has none; matrices in the model's dtype.
     ``qkv`` [(heads + 2 kv_heads) * head_dim, w]: q, k, v stacked; w the width of what attention
     reads. ``out`` [D, heads * head_dim]; ``gate_up`` [2 f, D]; ``down`` [D, f]. ``input_norm`` [D]:
@@ -37,7 +37,7 @@ class LayerWeights:
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
 
-    def placed(self, dtype: torch.dtype, device: torch.device) -> LayerWeights:
+    def placed(self, dtype: torch.dtype, device: torch.device) -> DraftLayer:
         """In the model's dtype on its device; on a CPU the matrices lie on huge pages."""
         names = ("qkv", "out", "gate_up", "down")
         matrices = [getattr(self, name).to(device, dtype).contiguous() for name in names]
@@ -48,7 +48,7 @@ class LayerWeights:
             for name in self.__dataclass_fields__
             if name not in names and (value := getattr(self, name)) is not None
         }
-        return LayerWeights(**dict(zip(names, matrices, strict=True)), **small)
+        return DraftLayer(**dict(zip(names, matrices, strict=True)), **small)
 
     @property
     def num_bytes(self) -> int:
@@ -59,7 +59,7 @@ class LayerWeights:
 def run_layer(
     x: Tensor,
     read: Tensor | None,
-    weights: LayerWeights,
+    weights: DraftLayer,
     k_cache: Tensor,
     v_cache: Tensor,
     cos: Tensor,

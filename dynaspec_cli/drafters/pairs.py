@@ -50,7 +50,9 @@ class PairCache:
 
     def begin_read(self, pairs: int) -> Rows:
         """Rows of ``pairs`` further committed pairs; temporary rows are dropped."""
-        self.tree_rows, self.tree_mask = 0, None
+        if self.tree_mask is not None:
+            self.tree_mask[: self.tree_rows, : self.tree_rows] = False
+        self.tree_rows = 0
         self._make_room(pairs)
         positions = torch.arange(self.length, self.length + pairs, device=self.device)
         mask = torch.ones(pairs, pairs, dtype=torch.bool, device=self.device).tril_()
@@ -68,7 +70,6 @@ class PairCache:
         mask, positions = self._tree_buffers(end)
         if start == 0:
             positions[:end] = self.length
-            mask[:end, :end] = False
         else:
             positions[start:end] = positions[parents] + 1
             mask[start:end, :end] = mask[parents, :end]
@@ -79,8 +80,9 @@ class PairCache:
         return Rows(positions[start:end], positions[:end], seen, self.length)
 
     def _tree_buffers(self, rows: int) -> tuple[Tensor, Tensor]:
-        """The round's mask and positions of temporary rows, with room for ``rows`` of them here and
-        in the cache: wide and deep trees may have more than ``MAX_TREE_ROWS``."""
+        """Mask (clear beyond the rows there are) and positions of temporary rows, with room for
+        ``rows`` of them here and in the cache: wide and deep trees may have more than
+        ``MAX_TREE_ROWS``."""
         mask, positions = self.tree_mask, self.tree_positions
         if mask is None or positions is None:
             size = MAX_TREE_ROWS

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.head import own_head, target_head
+from dynaspec_cli.drafters.layer import run_layer
 from dynaspec_cli.drafters.pairs import EXTEND_ROWS, PairCache, Rows, empty_caches
 from dynaspec_cli.drafters.published import HeadConfig
 from dynaspec_cli.drafters.published_weights import HeadWeights
@@ -30,6 +31,7 @@ from dynaspec_cli.protocols import (
     Target,
     TargetOutput,
 )
+from dynaspec_cli.weights.weight import dense
 
 COMPARED_ROWS = 8192
 """Embedding rows compared at a time."""
@@ -138,8 +140,6 @@ class PublishedDrafter:
     def _pass(
         self, state: PublishedState, states: Tensor, tokens: Tensor, rows: Rows
     ) -> tuple[Tensor, Tensor]:
-        from dynaspec_cli.drafters.layer import run_layer
-
         cos, sin = (t.to(self.target.device) for t in self.rotary.rows(rows.own.cpu()))
 
         def layer(i: int, x: Tensor, read: Tensor | None) -> Tensor:
@@ -163,7 +163,7 @@ class PublishedDrafter:
                     "takes it; SGLang takes the embeddings"
                 )
             weight = weights.head.to(target.device, target.dtype).contiguous()
-            return own_head(weight, weights.vocab, target.vocab_size)
+            return own_head(dense(weight), weights.vocab, target.vocab_size)
         if config.tie:
             everything = torch.arange(target.vocab_size)
             table = (
@@ -171,7 +171,7 @@ class PublishedDrafter:
                 if self.own_embedding is None
                 else self.own_embedding
             )
-            return own_head(table, None, target.vocab_size)
+            return own_head(dense(table), None, target.vocab_size)
         if config.hidden_size != target.hidden_size:
             raise DynaSpecError(
                 f"{where}: the weights lack 'lm_head.weight', and the target's head is "

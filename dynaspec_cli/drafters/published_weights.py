@@ -17,7 +17,7 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.kind import HeadFacts
-from dynaspec_cli.drafters.layer import LayerWeights
+from dynaspec_cli.drafters.layer import DraftLayer
 from dynaspec_cli.drafters.published import EAGLE3, HeadConfig, read_head_config
 from dynaspec_cli.errors import DynaSpecError
 
@@ -63,7 +63,7 @@ class HeadWeights:
     ``token_norm`` [D] (EAGLE-3); ``tap_norms``: one over all taps [A * d], or one a tap [d];
     ``vocab``: the token of each head row, None where row i is token i."""
 
-    layers: tuple[LayerWeights, ...]
+    layers: tuple[DraftLayer, ...]
     fc: Tensor
     fc_bias: Tensor | None
     embedding: Tensor | None
@@ -157,7 +157,7 @@ def read_weights(config: HeadConfig, tensors: Mapping[str, Tensor], where: str) 
     return weights
 
 
-def _layer(config: HeadConfig, taken: Taken, index: int) -> LayerWeights:
+def _layer(config: HeadConfig, taken: Taken, index: int) -> DraftLayer:
     shape, d, inner = config.layer, config.hidden_size, config.intermediate_size
     reads = 2 * d if config.method == EAGLE3 and index == 0 else d
     sizes = dict(zip(QKV, (shape.num_heads, *(shape.num_kv_heads,) * 2), strict=True))
@@ -180,7 +180,7 @@ def _layer(config: HeadConfig, taken: Taken, index: int) -> LayerWeights:
     norms = [taken.maybe(f"{prefix}self_attn.{n}_norm.weight", (shape.head_dim,)) for n in "qk"]
     if (norms[0] is None) != (norms[1] is None):
         taken.need(f"{prefix}self_attn.{'q' if norms[0] is None else 'k'}_norm.weight", ())
-    return LayerWeights(
+    return DraftLayer(
         qkv=torch.cat(parts),
         qkv_bias=torch.cat(given) if given else None,
         q_norm=norms[0],

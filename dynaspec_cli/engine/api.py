@@ -36,6 +36,7 @@ from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.shortlist.names import DEFAULT
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
+from dynaspec_cli.tree.acceptance import nearest, read_table
 from dynaspec_cli.tree.registry import create_tree
 
 
@@ -87,7 +88,7 @@ class Engine:
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
         name, lookup = beside(drafter)
-        found = load_drafter(name, target, drafter_options)
+        found = load_drafter(name, target, tokenizer, drafter_options)
         notices: tuple[str, ...] = ()
         if drafter == "auto" and isinstance(found, LookupDrafter):
             notices = (
@@ -104,6 +105,12 @@ class Engine:
             head = None if self.drafter is None else self.drafter.head
             self._shortlists[key] = shortlists.create(config, self.target, head=head, depth=depth)
         return self._shortlists[key]
+
+    def acceptance(self, temperature: float) -> tuple[float, ...] | None:
+        """Acceptance by position among siblings as it was measured for the drafter, at the
+        temperature next to this one; None where it was not."""
+        table = read_table(None if self.drafter is None else self.drafter.folder)
+        return table[nearest(table, temperature)].vector if table else None
 
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids of a text. Raises DynaSpecError where it is empty."""
@@ -132,7 +139,7 @@ class Engine:
         if speculative:
             yield from map(NoticeEvent, self._notices(config))
         building = time.perf_counter()
-        speculation = self._speculation(config) if speculative else None
+        speculation = self.speculation(config) if speculative and self.drafter else None
         built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
         begun += built_s
         detokenizer = IncrementalDetokenizer.for_tokenizer(self.tokenizer, ids, config.stop)
@@ -259,6 +266,10 @@ class Engine:
                 "tree_depth": tree.depth,
                 "tree_width": tree.width,
                 "tree_threshold": getattr(speculation.policy, "threshold", None),
+                "tree_draw": "sample" if tree.draws(sampling) else "best",
+                "draft_temperature": tree.temperature(sampling),
+                "tree_verification": tree.verification,
+                **getattr(speculation.policy, "settings", {}),
             }
         return {
             "model": self.target.name,
@@ -291,6 +302,13 @@ class Engine:
             return
         for note in self.drafter.describe().get("drafter_notes", ()):
             yield f"drafter {self.drafter.name}: {note}"
+        tree = config.tree
+        asked = tree.policy == "sequoia" and tree.acceptance is None
+        if asked and self.acceptance(config.sampling.temperature) is None:
+            yield (
+                "no acceptance was measured for this drafter, so --tree sequoia takes another "
+                "model's; dynaspec bench --measure-acceptance measures it"
+            )
         head = self.drafter.head
         if head is None or head.own or config.shortlist.method != "auto":
             return
@@ -313,13 +331,16 @@ class Engine:
             "drafter_head": head.describe(),
         }
 
-    def _speculation(self, config: GenerationConfig) -> Speculation | None:
+    def speculation(self, config: GenerationConfig) -> Speculation:
+        """What drafts for one request. Raises DynaSpecError without a drafter."""
         if self.drafter is None:
-            return None
+            raise DynaSpecError(f"there is no drafter for {self.target.name}; give --drafter")
         headed = self.drafter.head is not None
-        policy = create_tree(config.tree, config.sampling, draws=headed)
+        acceptance = self.acceptance(config.sampling.temperature)
+        policy = create_tree(config.tree, config.sampling, acceptance=acceptance, draws=headed)
         # A policy that draws children sets the temperature of its draws itself.
-        temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
+        heat = config.tree.temperature(config.sampling)
+        temperature = 1.0 if policy.needs_distribution else heat
         shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
         lookup = self.lookup if headed else None
         return Speculation(self.drafter, shortlist, policy, temperature, lookup, config.tree.size)

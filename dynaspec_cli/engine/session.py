@@ -78,6 +78,8 @@ def decode(
                 shortlist_sizes=tuple(draft.sizes) if draft else (),
                 covered=covered,
                 seconds=clock.lap(),
+                drawn=getattr(tree.q, "drawn", 0),
+                distinct=getattr(tree.q, "distinct", 0),
             ),
         )
 

@@ -29,6 +29,7 @@ from dynaspec_cli.target.state import (
     check_append,
     check_max_length,
     check_rows,
+    check_start,
     check_taps,
     grown,
 )
@@ -80,6 +81,10 @@ class NativeTarget:
     def bit_exact(self) -> bool:
         return compiled(self._head.weight.data)
 
+    @property
+    def head(self) -> LMHead:
+        return self._head
+
     def head_weight(self) -> Weight:
         return self._head.weight
 
@@ -96,7 +101,7 @@ class NativeTarget:
     @torch.inference_mode()
     def embedding_rows(self, token_ids: Tensor) -> Tensor:
         """Float32 [n, d]."""
-        return self._weights.embedding[token_ids].float()
+        return self._weights.embedding.embed(token_ids)
 
     @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
@@ -125,10 +130,11 @@ class NativeTarget:
         return self._output(state, torch.cat(passes))
 
     @torch.inference_mode()
-    def verify(self, state: NativeState, tree: DraftTree) -> HeadOutput:
+    def verify(self, state: NativeState, tree: DraftTree, start: int = 0) -> HeadOutput:
+        check_start(state, tree, start)
         mask, depth = tree_mask(tree.parents)
+        x = self._forward(state, tree.tokens[start:], mask[start:], depth + state.length)
         state.pending = tree.tokens.numel()
-        x = self._forward(state, tree.tokens, mask, depth + state.length)
         return self._output(state, x)
 
     @torch.inference_mode()
@@ -151,12 +157,15 @@ class NativeTarget:
     def _forward(
         self, state: NativeState, tokens: Tensor, mask: Tensor, positions: Tensor
     ) -> Tensor:
-        """Residual streams float32 [n, (A + 1) * d]: those of ``state.taps``, then the one after
-        the last layer; keys and values go behind the committed rows."""
-        self._make_room(state, tokens.numel())
+        """Residual streams float32 [n, (A + 1) * d] of ``tokens`` int64 [n]: those of
+        ``state.taps``, then the one after the last layer. ``positions`` int64 [t] and ``mask`` bool
+        [n, t]: of all rows behind the committed ones, of which these are the last; keys and values
+        go there."""
+        self._make_room(state, positions.numel())
         x = self.embed(tokens)
         streams = {0: x}
-        turns = {name: table.rows(positions) for name, table in self._tables.items()}
+        own = positions[-tokens.numel() :]
+        turns = {name: table.rows(own) for name, table in self._tables.items()}
         layers = zip(
             self._spec.shapes,
             self._spec.rope,
@@ -178,8 +187,9 @@ class NativeTarget:
         have, needed = state.keys[0].shape[0], state.length + rows
         if needed > have:
             size = max(needed, have + have // 4)
-            state.keys = [grown(cache, 0, state.length, size) for cache in state.keys]
-            state.values = [grown(cache, 0, state.length, size) for cache in state.values]
+            kept = state.length + state.pending
+            state.keys = [grown(cache, 0, kept, size) for cache in state.keys]
+            state.values = [grown(cache, 0, kept, size) for cache in state.values]
 
 
 def load_native(

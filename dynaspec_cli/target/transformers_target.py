@@ -25,6 +25,7 @@ from dynaspec_cli.target.state import (
     check_append,
     check_max_length,
     check_rows,
+    check_start,
     check_taps,
 )
 from dynaspec_cli.weights.weight import Weight, dense
@@ -112,6 +113,10 @@ class TransformersTarget:
         kind = self.model.config.model_type
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
 
+    @property
+    def head(self) -> LMHead:
+        return self._head
+
     def head_weight(self) -> Weight:
         return self._head.weight
 
@@ -146,6 +151,7 @@ class TransformersTarget:
     @torch.inference_mode()
     def prefill(self, state: TransformersState, token_ids: Tensor) -> HeadOutput:
         check_append(state, token_ids, self.vocab_size)
+        state.cache.ahead(0)
         outputs = []
         for piece in token_ids.to(self.device).split(PREFILL_ROWS):
             mask, positions = causal_rows(state.length, piece.numel(), self.device)
@@ -157,13 +163,15 @@ class TransformersTarget:
         return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
-    def verify(self, state: TransformersState, tree: DraftTree) -> HeadOutput:
+    def verify(self, state: TransformersState, tree: DraftTree, start: int = 0) -> HeadOutput:
+        check_start(state, tree, start)
         mask, depth = tree_mask(tree.parents.cpu())
+        state.cache.ahead(start)
         state.pending = tree.tokens.numel()
         features, hidden, taps = self._forward(
             state,
-            tree.tokens.to(self.device),
-            mask.to(self.device),
+            tree.tokens[start:].to(self.device),
+            mask[start:].to(self.device),
             # Nodes beyond the context's end are never accepted, but a position there would change
             # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
             (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
@@ -180,11 +188,13 @@ class TransformersTarget:
     def _forward(
         self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass; its keys and values lie
-        behind the committed ones."""
+        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass over ``tokens`` int64 [n].
+        ``positions`` int64 [t] and ``mask`` bool [n, t]: of all rows behind the committed ones, of
+        which these are the last; keys and values lie there."""
         masks = attention_masks(self._kinds, mask, positions, state.length, self._additive)
+        own = positions[None, -tokens.numel() :]
         features, normed, taps = self.backbone.run(
-            tokens[None], positions[None], masks, state.cache, state.taps
+            tokens[None], own, masks, state.cache, state.taps
         )
         return features[0], normed[0], torch.cat(taps, -1)[0] if taps else features[0, :, :0]
 

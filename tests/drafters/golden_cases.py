@@ -22,6 +22,7 @@ from dynaspec_cli.drafters.published_drafter import PublishedDrafter
 from dynaspec_cli.drafters.registry import load_folder
 from dynaspec_cli.protocols import Frontier
 from dynaspec_cli.target.load import load_target
+from dynaspec_cli.weights.weight import Weight, dense
 
 KEPT = Path(__file__).parent / "golden"
 ATOL = 2e-4
@@ -58,8 +59,8 @@ class TableTarget:
     def embedding_rows(self, ids: Tensor) -> Tensor:
         return self.table[ids]
 
-    def head_weight(self) -> Tensor:
-        return self.head
+    def head_weight(self) -> Weight:
+        return dense(self.head)
 
 
 class Case:
@@ -105,7 +106,7 @@ class Case:
 
 def target_ids(drafter: PublishedDrafter, hidden: Tensor) -> Tensor:
     """The target's token of the head's best row."""
-    best = (hidden @ drafter.head.weight.t()).argmax(-1)
+    best = (hidden @ drafter.head.weight.float().t()).argmax(-1)
     return best if drafter.head.vocab is None else drafter.head.vocab.ids[best]
 
 
@@ -114,7 +115,7 @@ def close(ours: Tensor, theirs: Tensor) -> None:
 
 
 def close_logits(drafter: PublishedDrafter, hidden: Tensor, theirs: Tensor) -> None:
-    close(hidden @ drafter.head.weight.t(), theirs)
+    close(hidden @ drafter.head.weight.float().t(), theirs)
 
 
 def frontier(tokens: list[int], parents: list[int], source: list[int]) -> Frontier:
@@ -146,9 +147,9 @@ def check_chain(case: Case, drafter: PublishedDrafter) -> None:
             close(state.fed, own[j : j + 1])
 
 
-def check_beams(case: Case, drafter: PublishedDrafter) -> None:
-    """EAGLE's three beams of four nodes."""
-    state, hidden = case.prefill(drafter)
+def check_beams(case: Case, drafter: PublishedDrafter, state: Any = None) -> None:
+    """EAGLE's three beams of four nodes, below a ``state`` that has read the prompt."""
+    state = case.prefill(drafter)[0] if state is None else state
     e, root = case.expected, case.expected["chain.hidden_out"][:1]
     close(state.fed, root)
     seen = root.expand(4, -1)

@@ -149,7 +149,7 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[st
         if "norm" in name:
             made[name] = 1 + 0.2 * noise
         else:
-            made[name] = noise * (1.5 / shape[-1] ** 0.5 if len(shape) > 1 else 0.3)
+            made[name] = noise * (1.0 / shape[-1] ** 0.5 if len(shape) > 1 else 0.3)
     return made
 
 

@@ -50,6 +50,19 @@ def test_a_head_agrees_with_its_reference(case: Callable[[str], Case], name: str
     check(case(name), case(name).drafter())
 
 
+@pytest.mark.parametrize("name", [EAGLE1, EAGLE3])
+def test_a_round_forgets_the_one_before(case: Callable[[str], Case], name: str) -> None:
+    """A wide tree, then further committed pairs, then the vectors' tree."""
+    c, drafter = case(name), case(name).drafter()
+    states, known = c.states(drafter), c.expected["embedding.ids"][:8].tolist()
+    state = drafter.begin(c.prompt, 64)
+    drafter.read(state, states[:20], c.following[:20])
+    drafter.step(state, golden.frontier(known, [-1] * 8, [0] * 8))
+    drafter.step(state, golden.frontier(known, [7, 6, 5, 4, 3, 2, 1, 0], list(range(8))))
+    drafter.read(state, states[20:], c.following[20:])
+    golden.check_beams(c, drafter, state)
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [(EAGLE1, "eagle-1"), (EAGLE3, "eagle-3"), (SPECULATORS, "speculators-eagle-3")],

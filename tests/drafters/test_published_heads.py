@@ -130,7 +130,7 @@ def eagle1(**extra: Any) -> dict[str, Any]:
 
 
 def tables(target: Any) -> tuple[Tensor, Tensor]:
-    return target.embedding_rows(torch.arange(VOCAB)), target.head_weight()
+    return target.embedding_rows(torch.arange(VOCAB)), target.head_weight().float()
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3"])
