@@ -403,7 +403,7 @@ _FILLING: tuple[Callable[[Any], Any], ...] = (
         "--draft-temperature",
         type=float,
         metavar="T",
-        help="Of the drafter's distribution.  [default: the target's for drawn children; else "
+        help="What divides the drafter's logits.  [default: the target's for drawn children; else "
         "0.75 for a greedy target, at most 1 for another]",
     ),
     click.option(
