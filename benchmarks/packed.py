@@ -233,7 +233,6 @@ def quality(found: NativeGguf, path: Path, llama: LlamaCpp | None) -> dict[str, 
     models: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     for name, build, dtype in (
         ("packed", load_packed, torch.bfloat16),
-        ("packed, float32 cache", load_packed, torch.float32),
         ("bf16", load_native, torch.bfloat16),
     ):
         target = build(found.weights, "model", found.spec, dtype, "")

@@ -53,7 +53,7 @@ inline std::string shape_text(std::initializer_list<int64_t> sizes) {
                  ::dynaspec::describe(tensor))
 
 // ---- types -------------------------------------------------------------------------------------
-enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt8, kInt32, kInt64, kBool, kUInt8 };
+enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt8, kInt32, kInt64, kBool, kUInt8, kFloat64 };
 
 struct DtypeFacts {
   int32_t code;  // PyTorch's
@@ -62,8 +62,8 @@ struct DtypeFacts {
 };
 
 // By Dtype.
-inline const std::array<DtypeFacts, 8>& dtypes() {
-  static const std::array<DtypeFacts, 8> all = {{
+inline const std::array<DtypeFacts, 9>& dtypes() {
+  static const std::array<DtypeFacts, 9> all = {{
       {aoti_torch_dtype_float32(), "float32", 4},
       {aoti_torch_dtype_bfloat16(), "bfloat16", 2},
       {aoti_torch_dtype_float16(), "float16", 2},
@@ -72,6 +72,7 @@ inline const std::array<DtypeFacts, 8>& dtypes() {
       {aoti_torch_dtype_int64(), "int64", 8},
       {aoti_torch_dtype_bool(), "bool", 1},
       {aoti_torch_dtype_uint8(), "uint8", 1},
+      {aoti_torch_dtype_float64(), "float64", 8},
   }};
   return all;
 }
@@ -88,7 +89,7 @@ inline bool is(const Tensor& t, Dtype type) { return torch_dtype(t) == facts(typ
 
 inline bool is_floating_point(const Tensor& t) {
   return is(t, Dtype::kFloat32) || is(t, Dtype::kBFloat16) || is(t, Dtype::kFloat16) ||
-         torch_dtype(t) == aoti_torch_dtype_float64();
+         is(t, Dtype::kFloat64);
 }
 
 // A dtype that activations may have.
@@ -101,7 +102,6 @@ inline std::string dtype_text(const Tensor& t) {
   for (const DtypeFacts& known : dtypes()) {
     if (known.code == code) return known.name;
   }
-  if (code == aoti_torch_dtype_float64()) return "float64";
   if (code == aoti_torch_dtype_int16()) return "int16";
   return "another dtype";
 }

@@ -48,6 +48,29 @@ STABLE_TORCH_LIBRARY(dynaspec, m) {
   m.def(
       "sampled_walk(Tensor tokens, Tensor parents, Tensor probs, Tensor uniforms, Tensor q,"
       " Tensor q_ids, Tensor q_rows, bool replacement) -> (Tensor path, Tensor residual)");
+  m.def("draw_index(Tensor weights, float u) -> int");
+  m.def(
+      "draw_rows(Tensor weights, Tensor uniforms, int[] counts, float[] enough, bool replacement)"
+      " -> Tensor");
+  m.def(
+      "draw_children(Tensor log_probs, Tensor best, Tensor ids, Tensor uniforms, int[] counts,"
+      " float[] least, float temperature, int top_k, float top_p, float min_p, bool replacement)"
+      " -> (Tensor q, Tensor columns, Tensor tokens, Tensor chances, Tensor mass)");
+  m.def(
+      "filtered_softmax(Tensor logits, float temperature, int top_k, float top_p, float min_p)"
+      " -> Tensor");
+  m.def(
+      "sibling_chances(Tensor p, int[] tokens, int[] columns, Tensor ids, Tensor q, bool "
+      "replacement, float weight) -> (Tensor chances, Tensor residual)");
+  m.def("new_tree(int token, int capacity, float root_value) -> (Tensor nodes, Tensor values)");
+  m.def(
+      "grow_best(Tensor(a!) nodes, Tensor(b!) values, Tensor log_q, Tensor ids, int size, int "
+      "width, float least, bool logarithms, bool whole_beam) -> (Tensor frontier, float mass)");
+  m.def(
+      "grow_drawn(Tensor(a!) nodes, Tensor(b!) values, Tensor log_probs, Tensor log_q, Tensor ids,"
+      " Tensor uniforms, int size, float least, float temperature, int top_k, float top_p, float "
+      "min_p, bool shared) -> (Tensor frontier, Tensor q, float mass)");
+  m.def("grown_tree(Tensor nodes, Tensor values) -> Tensor");
   m.def("kv_commit(Tensor(a!)[] caches, int base_len, Tensor rows) -> ()");
   m.def(
       "topk_expand(Tensor parent_scores, Tensor log_q, int width) -> (Tensor index, Tensor score)");

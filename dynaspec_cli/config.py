@@ -61,14 +61,31 @@ class SamplingConfig:
         return min(1.0, max(GREEDY_DRAFT_TEMPERATURE, self.temperature))
 
 
+DRAWS = ("auto", "sample", "best")
+"""``auto``: sample where the target samples, best where it is greedy."""
+
+
+VERIFICATIONS = ("siblings", "traversal")
+"""How drawn children are verified: child by child from the root, or path by path from the
+leaves."""
+
+
 @dataclass(frozen=True)
 class TreeConfig:
-    """Shape of the draft tree.
+    """Shape of the draft tree, and how it is filled.
 
     ``size``: nodes verified in one pass, the root not counted. ``depth``: levels below the root
     (= draft steps). ``width``: children proposed per node, and nodes expanded per level.
     ``threshold``: a probability in (0, 1] below which drafting stops (dyspec: of a slot; ddd: of
     the beam); None: the policy's own.
+
+    ``draw``: whether children are sampled from the drafter's distribution or are its best tokens
+    (``DRAWS``). ``draft_temperature``: of that distribution (> 0); None: the target's for draws,
+    ``SamplingConfig.draft_temperature`` for best tokens. ``acceptance``: sequoia's probability that
+    the b-th child tried is the one accepted, each in [0, 1], of sum at most 1; None: as measured
+    for the drafter. ``expansion``: specinfer's children per node at each level; None: the paper's,
+    cut or extended to ``size``. ``ddd_steps``: draft steps after which ddd tests its beam; None:
+    each one. ``verification``: of drawn children (``VERIFICATIONS``).
 
     8 nodes by default: on a CPU a pass over 9 rows costs what one over a single row does, one over
     17 a quarter more, which the longer accepted paths do not repay (docs/internals/performance.md).
@@ -79,6 +96,12 @@ class TreeConfig:
     depth: int = 6
     width: int = 4
     threshold: float | None = None
+    draw: str = "auto"
+    draft_temperature: float | None = None
+    acceptance: tuple[float, ...] | None = None
+    expansion: tuple[int, ...] | None = None
+    ddd_steps: tuple[int, ...] | None = None
+    verification: str = "siblings"
 
     def __post_init__(self) -> None:
         _require(1 <= self.size <= 1024, f"--tree-size: expected 1 to 1024 nodes, got {self.size}")
@@ -90,6 +113,51 @@ class TreeConfig:
             self.threshold is None or 0 < self.threshold <= 1,
             f"--tree-threshold: expected a probability above 0 and at most 1, got {self.threshold}",
         )
+        _require(
+            self.draw in DRAWS, f"--tree-draw: expected one of {', '.join(DRAWS)}, got {self.draw}"
+        )
+        _require(
+            self.verification in VERIFICATIONS,
+            f"--tree-verification: expected one of {', '.join(VERIFICATIONS)}, got "
+            f"{self.verification}",
+        )
+        heat, a = self.draft_temperature, self.acceptance
+        _require(
+            heat is None or (math.isfinite(heat) and heat >= LOWEST_TEMPERATURE),
+            f"--draft-temperature: expected a finite number of at least {LOWEST_TEMPERATURE:g}, "
+            f"got {heat}",
+        )
+        _require(
+            a is None or (bool(a) and all(0 <= x <= 1 for x in a) and sum(a) <= 1 + 1e-9),
+            f"--tree-acceptance: expected numbers in [0, 1] of sum at most 1, got {_listed(a)}",
+        )
+        _require(
+            self.expansion is None
+            or (bool(self.expansion) and all(1 <= k <= 64 for k in self.expansion)),
+            "--tree-expansion: expected 1 to 64 children at each level, got "
+            f"{_listed(self.expansion)}",
+        )
+        _require(
+            self.ddd_steps is None
+            or (bool(self.ddd_steps) and all(step >= 1 for step in self.ddd_steps)),
+            f"--ddd-steps: expected draft steps of at least 1, got {_listed(self.ddd_steps)}",
+        )
+
+    def draws(self, sampling: SamplingConfig) -> bool:
+        """Are children sampled under this target?"""
+        return not sampling.greedy if self.draw == "auto" else self.draw == "sample"
+
+    def temperature(self, sampling: SamplingConfig) -> float:
+        """Temperature of the drafter's distribution, for draws or for the scores of best tokens."""
+        if self.draft_temperature is not None:
+            return self.draft_temperature
+        if self.draws(sampling) and not sampling.greedy:
+            return sampling.temperature
+        return sampling.draft_temperature
+
+
+def _listed(values: tuple[float, ...] | tuple[int, ...] | None) -> str:
+    return ",".join(map(str, values or ())) or "none"
 
 
 @dataclass(frozen=True)

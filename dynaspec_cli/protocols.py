@@ -14,6 +14,7 @@ exist yet; rows 1..n are drafted nodes in an order in which a parent precedes it
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -40,6 +41,43 @@ class DraftTree:
     def num_nodes(self) -> int:
         """Nodes below the root."""
         return int(self.tokens.numel()) - 1
+
+
+@dataclass(frozen=True)
+class KeptRows:
+    """What is kept of m rows of a target pass when its output is let go: ``features`` [m, d] and
+    ``taps`` [m, A * d] as in ``TargetOutput``, and ``leaders``, by row the best tokens int64 [k]
+    where they are known. No logits: they can be formed again."""
+
+    features: Tensor
+    taps: Tensor | None
+    leaders: Mapping[int, Tensor]
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+    def first(self, count: int) -> KeptRows:
+        """The first ``count`` rows, in memory of their own."""
+        return KeptRows(
+            self.features[:count].clone(),
+            None if self.taps is None else self.taps[:count].clone(),
+            {row: best for row, best in self.leaders.items() if row < count},
+        )
+
+    @staticmethod
+    def joined(pieces: Sequence[KeptRows]) -> KeptRows:
+        """The rows of all pieces, one after the other."""
+        leaders: dict[int, Tensor] = {}
+        start = 0
+        for piece in pieces:
+            leaders.update({start + row: best for row, best in piece.leaders.items()})
+            start += len(piece)
+        taps = [piece.taps for piece in pieces if piece.taps is not None]
+        return KeptRows(
+            torch.cat([piece.features for piece in pieces]),
+            torch.cat(taps) if taps else None,
+            leaders,
+        )
 
 
 class TargetOutput(Protocol):
@@ -74,6 +112,10 @@ class TargetOutput(Protocol):
 
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
         """int64 [n, k] (or of the given rows): the k most probable tokens, best first."""
+        ...
+
+    def keep(self, rows: Tensor) -> KeptRows:
+        """What outlives this output of the given rows (int64 [m])."""
         ...
 
 
@@ -127,14 +169,26 @@ class Target(Protocol):
         """Append int64 [m] tokens to the cache; output for all m rows."""
         ...
 
-    def verify(self, state: Any, tree: DraftTree) -> TargetOutput:
+    def verify(self, state: Any, tree: DraftTree, start: int = 0) -> TargetOutput:
         """One pass over root and nodes with the tree mask; output for n+1 rows. Nothing is
-        committed."""
+        committed. With ``start`` the tree has grown since it was last verified: its first ``start``
+        rows were verified then, and the pass and its output are of the rows behind them."""
         ...
 
     def commit(self, state: Any, rows: Tensor) -> None:
         """Keep the KV of the given rows of the last verified tree (int64, root first, a path), drop
         the rest."""
+        ...
+
+    def rewind(self, state: Any, length: int, max_length: int) -> None:
+        """Make ``state`` that of another request whose first ``length`` tokens are the same: drop
+        committed rows beyond them, and have room for ``max_length`` tokens plus one tree. What an
+        interrupted pass left behind is dropped too. Raises DynaSpecError where fewer tokens are
+        committed, or ``max_length`` does not fit the model's context."""
+        ...
+
+    def recall(self, kept: Sequence[KeptRows]) -> TargetOutput:
+        """The output of kept rows, as if one pass had yielded them all."""
         ...
 
 
@@ -268,7 +322,7 @@ class Drafter(Protocol):
     """What reports call it: "packaged", a folder, a hub name."""
 
     folder: Path | None
-    """Where its files are, for provenance; None where there are none."""
+    """Where its files are, or its only one, for provenance; None where there are none."""
 
     @property
     def head(self) -> DrafterHead | None:
@@ -301,6 +355,13 @@ class Drafter(Protocol):
     def observe(self, state: Any, tree: DraftTree, path: Tensor) -> None:
         """Learn from a verification: the tree and its accepted rows, root first. Most have nothing
         to learn."""
+        ...
+
+    def rewind(self, state: Any, prompt: Tensor, max_length: int) -> int:
+        """Make ``state`` that of another request whose first tokens are ``prompt`` int64 [m], as
+        if it had read them and nothing else, and had learned nothing; it has read tokens that begin
+        so, or some of them. Returns how many of them it knows now (m at most): what follows comes
+        with the next ``extend``. 0: it cannot, and the request needs a state of its own."""
         ...
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +13,24 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+_ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _no_progress_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test looks at stderr, a slow machine must not add a line of progress to it."""
+    monkeypatch.setattr("dynaspec_cli.ui.lines.PATIENCE_S", 3600.0)
+
+
 _TEXT = (
     "The capital of France is Paris. The quick brown fox jumps over the lazy dog. "
     "Die Straße ist naß, größer wird's nicht. Это просто пример текста. 这是一个例子。 "
     "def add(a, b):\n    return a + b\n\nprint(add(1, 2))  # 3\n 👩‍💻 and 🇫🇷 हिन्दी में"
+)
+
+_TEMPLATE = (
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 
 
@@ -87,6 +103,17 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory, byte_level_tokenize
 
 
 @pytest.fixture(scope="session")
+def chat_model_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
+    """``tiny_model_dir`` with a chat template."""
+    import shutil
+
+    folder = tmp_path_factory.mktemp("chat") / "tiny"
+    shutil.copytree(tiny_model_dir, folder)
+    (folder / "chat_template.jinja").write_text(_TEMPLATE, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_drafter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Path:
     """A random drafter of one layer for ``tiny_model_dir``: hardly accepted, exact all the same."""
     import torch
@@ -125,3 +152,25 @@ def tiny_drafter_dir(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: P
         folder / "model.safetensors",
     )
     return folder
+
+
+@pytest.fixture(scope="session")
+def program() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``program("generate", ...)`` in a process of its own, with the real engine."""
+
+    def start(*args: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("DYNASPEC_")}
+        environment |= {"PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        return subprocess.run(
+            [sys.executable, "-m", "dynaspec_cli", *map(str, args)],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            env={**environment, **env},
+            timeout=300,
+            check=False,
+        )
+
+    return start

@@ -205,6 +205,12 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
         "tree_depth": tree.depth,
         "tree_width": tree.width,
         "tree_threshold": tree.threshold,
+        "tree_draw": tree.draw,
+        "tree_verification": tree.verification,
+        "draft_temperature": tree.draft_temperature,
+        "tree_acceptance": None if tree.acceptance is None else list(tree.acceptance),
+        "tree_expansion": None if tree.expansion is None else list(tree.expansion),
+        "ddd_steps": None if tree.ddd_steps is None else list(tree.ddd_steps),
         "tree_size": tree.size,
         "check_exact": options.check_exact,
         "tie_bound": TIE_BOUND[dtype] if options.check_exact else None,
@@ -219,7 +225,8 @@ _IDENTITY = (
     "model", "drafter", "assistant", "head_hash", "dtype", "device", "threads", "kernels",
     "methods", "suites", "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p",
     "min_p", "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed",
-    "tree_depth", "tree_width", "tree_size", "tree_threshold", "check_exact", "warmup",
+    "tree_depth", "tree_width", "tree_size", "tree_threshold", "tree_draw", "draft_temperature",
+    "tree_acceptance", "tree_expansion", "ddd_steps", "tree_verification", "check_exact", "warmup",
     "target_kernels", "cpu", "versions", "commit",
 )  # fmt: skip
 """Settings that an earlier part of a run must share with a later one."""

@@ -15,7 +15,9 @@ from dynaspec_cli.bench.engine_method import (
 )
 from dynaspec_cli.bench.execute import Lab
 from dynaspec_cli.bench.method import Method
-from dynaspec_cli.bench.peers import PeerSetting, TransformersModel, make_peer
+from dynaspec_cli.bench.peers.make import make_peer
+from dynaspec_cli.bench.peers.setting import PeerSetting
+from dynaspec_cli.bench.peers.transformers import TransformersModel
 from dynaspec_cli.bench.provenance import file_hashes, folder_hashes
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import SamplingConfig, TreeConfig
@@ -83,7 +85,7 @@ def build_lab(
             continue
         if spec.drafter not in engines:
             name, lookup = beside(str(spec.drafter))
-            found = load_drafter(name, engine.target)
+            found = load_drafter(name, engine.target, engine.tokenizer)
             engines[spec.drafter] = Engine(
                 engine.target, engine.tokenizer, found, engine.load_s, lookup=lookup
             )

@@ -166,6 +166,8 @@ def _turn_to_json(turn: TurnTrace) -> dict[str, Any]:
         "steps": [
             {
                 "drafted": step.drafted,
+                "drawn": step.drawn,
+                "distinct": step.distinct,
                 "accepted": step.accepted,
                 "depth": step.depth,
                 "sizes": list(step.shortlist_sizes),
@@ -188,6 +190,8 @@ def _turn_from_json(turn: Mapping[str, Any]) -> TurnTrace:
         steps=tuple(
             StepStats(
                 drafted=step["drafted"],
+                drawn=step["drawn"],
+                distinct=step["distinct"],
                 accepted=step["accepted"],
                 depth=step["depth"],
                 shortlist_sizes=tuple(step["sizes"]),

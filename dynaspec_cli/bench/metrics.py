@@ -181,6 +181,8 @@ def _row(
         "draft_acceptance_rate": None,
         "num_spec_steps": None if spec.kind == "peer" else 0,
         "num_draft_tokens": None if spec.kind == "peer" else 0,
+        "num_drawn": None if spec.kind == "peer" else 0,
+        "num_distinct": None if spec.kind == "peer" else 0,
         "num_accepted_draft_tokens": None if spec.kind == "peer" else 0,
         "phase_ms": stats.phase_ms(steps) if steps else None,
     }
@@ -198,6 +200,8 @@ def _row(
             "draft_acceptance_rate": stats.draft_acceptance_rate(steps),
             "num_spec_steps": len(steps),
             "num_draft_tokens": stats.num_draft_tokens(steps),
+            "num_drawn": stats.num_drawn(steps),
+            "num_distinct": stats.num_distinct(steps),
             "num_accepted_draft_tokens": stats.num_accepted_draft_tokens(steps),
         }
     if checked:

@@ -13,8 +13,16 @@ from dynaspec_cli.errors import UsageError
 from dynaspec_cli.shortlist.names import NAMES as SHORTLISTS
 from dynaspec_cli.tree.registry import TREES
 
-ASSISTED = "transformers-assisted"
-PEERS = ("transformers", "transformers-lookup", ASSISTED, "llama.cpp")
+PEERS = (
+    "transformers",
+    "transformers-lookup",
+    "transformers-assisted",
+    "llama.cpp",
+    "llama.cpp-lookup",
+    "llama.cpp-draft",
+)
+ASSISTED = ("transformers-assisted", "llama.cpp-draft")
+"""Peers that draft with the model of ``--assistant``."""
 
 _HELP = (
     f"ar, SHORTLIST[@SIZE]+TREE[@NODES] (as in dynaspec@4096+eagle2@16) or one of "

@@ -21,6 +21,7 @@ from dynaspec_cli.commands.options import (
     common_options,
     sampling_config,
     sampling_options,
+    tree_filling_options,
 )
 from dynaspec_cli.commands.prompt import utf8_argument
 from dynaspec_cli.config import SamplingConfig, TreeConfig
@@ -60,7 +61,8 @@ class Asked:
     tree_size: int
     tree_depth: int | None
     tree_width: int | None
-    tree_threshold: float | None
+    filling: dict[str, Any]
+    measure_acceptance: bool
     assistant: str | None
 
 
@@ -75,7 +77,8 @@ Examples:
 
 \b
 SPEC is ar, SHORTLIST[@SIZE]+TREE[@NODES] with an optional DRAFTER: before it, or a
-peer: transformers, transformers-lookup, transformers-assisted, llama.cpp.
+peer: transformers, transformers-lookup, transformers-assisted, llama.cpp,
+llama.cpp-lookup, llama.cpp-draft.
 Without --suite and --method: the built-in smoke suite, ar against the shortlists, with
 --check-exact. Exit code 3: an answer differs from the target's own beyond a numerical tie.
 """
@@ -90,7 +93,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 @click.option(
     "--preset",
     metavar="NAME",
-    help=f"A paper's settings: {', '.join(PRESETS)}; flags override it.",
+    help=f"A paper's settings: {', '.join(PRESETS)}; flags override it.  [default: none]",
 )
 @click.option(
     "--list-presets", is_flag=True, help="Print the presets with their sources, and exit."
@@ -101,7 +104,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     metavar="AXIS=N,N,...",
     help="Run every method at every size; axes: shortlist-size, tree-size. Repeatable.",
 )
-@click.option("--limit", type=int, metavar="N", help="Prompts per task.")
+@click.option("--limit", type=int, metavar="N", help="Prompts per task.  [default: all]")
 @click.option(
     "--max-new-tokens",
     type=int,
@@ -109,9 +112,14 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     help=f"New tokens a turn.  [default: {DEFAULT_NEW_TOKENS}; {SMOKE_NEW_TOKENS} for smoke]",
 )
 @click.option(
-    "--max-prompt-tokens", type=int, metavar="N", help="Keep the first N tokens of a turn's text."
+    "--max-prompt-tokens",
+    type=int,
+    metavar="N",
+    help="Keep the first N tokens of a turn's text.  [default: all]",
 )
-@click.option("--repeats", type=int, metavar="N", help="Runs of each prompt.  [default: 1]")
+@click.option(
+    "--repeats", type=int, metavar="N", help="Measured runs of each prompt.  [default: 1]"
+)
 @click.option("--warmup", type=int, metavar="N", help="Discarded runs a method.  [default: 1]")
 @click.option(
     "--prompt-format",
@@ -119,7 +127,9 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     default="auto",
     help="auto: the chat template where the model has one, else raw.",
 )
-@click.option("--system", metavar="TEXT", help="System message; needs a chat template.")
+@click.option(
+    "--system", metavar="TEXT", help="System message; needs a chat template.  [default: none]"
+)
 @click.option(
     "--check-exact/--no-check-exact",
     default=None,
@@ -129,20 +139,21 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Write samples.jsonl, summary.json, report.md, report.html, provenance.json.",
+    help="Write samples.jsonl, summary.json, report.md, report.html, provenance.json there.  "
+    "[default: only print]",
 )
 @click.option("--resume", is_flag=True, help="Go on with a run that was killed in --out.")
 @click.option(
     "--report-only",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Measure nothing: draw the report in DIR again from its samples.",
+    help="Measure nothing: draw the report in DIR again from its samples.  [default: measure]",
 )
 @click.option(
     "--data-dir",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Where the named suites lie: spec-bench is DIR/spec_bench.jsonl.",
+    help="Where the named suites lie: spec-bench is DIR/spec_bench.jsonl.  [default: none]",
 )
 @click.option(
     "--drafter",
@@ -155,24 +166,28 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--tree-size", type=int, metavar="N", default=_TREE.size, help="Nodes of specs without @NODES."
 )
 @click.option(
-    "--tree-depth", type=int, metavar="N", help=f"Levels of a tree.  [default: {_TREE.depth}]"
+    "--tree-depth",
+    type=int,
+    metavar="N",
+    help=f"Levels of nodes of a tree.  [default: {_TREE.depth}]",
 )
 @click.option(
-    "--tree-width", type=int, metavar="N", help=f"Children of a node.  [default: {_TREE.width}]"
+    "--tree-width", type=int, metavar="N", help=f"Child nodes of a node.  [default: {_TREE.width}]"
 )
 @click.option(
-    "--tree-threshold",
-    type=float,
-    metavar="P",
-    help="Probability below which dyspec and ddd stop drafting.  [default: their own]",
+    "--measure-acceptance",
+    is_flag=True,
+    help="Measure the drafter's acceptance by position among siblings at --temperature and write "
+    "it beside the drafter, for --tree sequoia; nothing else is run.",
 )
 @click.option(
     "--assistant",
     metavar="NAME|FOLDER|FILE",
-    help="Small language model for transformers-assisted; drafts of another "
-    "vocabulary pass through text.",
+    help="Small language model for transformers-assisted (drafts of another vocabulary pass "
+    "through text) and llama.cpp-draft (a GGUF file).  [default: none]",
 )
 @sampling_options
+@tree_filling_options
 @common_options
 def bench(
     common: CommonOptions,
@@ -201,13 +216,16 @@ def bench(
     preset = None if asked.preset is None else find_preset(asked.preset)
     tree = _tree(asked, preset)
     suites = _suites(asked, preset)
+    if asked.measure_acceptance:
+        _measure_acceptance(asked, preset, suites, sampling, common)
+        return
     # A wrong spec is told before a model is loaded.
     texts: Sequence[str] = asked.method or (preset.methods if preset else ())
     parse_sweeps(asked.sweep)
     specs = expand(parse_specs(list(texts)), asked.sweep if texts else ())
-    if asked.assistant is not None and ASSISTED not in {spec.peer for spec in specs}:
+    if asked.assistant is not None and not any(spec.peer in ASSISTED for spec in specs):
         raise UsageError(
-            f"--assistant: expected --method {ASSISTED}, which alone uses it, got "
+            f"--assistant: expected --method {' or '.join(ASSISTED)}, which alone use it, got "
             f"{', '.join(map(str, specs)) or 'the default methods'}"
         )
     if asked.system is not None:
@@ -223,6 +241,48 @@ def bench(
     if outcome.interrupted:
         click.get_current_context().exit(INTERRUPTED)
     outcome.check()
+
+
+def _measure_acceptance(
+    asked: Asked,
+    preset: Preset | None,
+    suites: tuple[Suite, ...],
+    sampling: SamplingConfig,
+    common: CommonOptions,
+) -> None:
+    from dynaspec_cli.bench.acceptance import measure_acceptance
+    from dynaspec_cli.tree.acceptance import write_table
+    from dynaspec_cli.ui.console import print_json
+    from dynaspec_cli.ui.measuring import BenchBar
+
+    engine = load_engine(common, asked.drafter)
+    limit = _first(asked.max_prompt_tokens, preset and preset.max_prompt_tokens)
+    new_tokens = max(_new_tokens(suite, asked, preset) for suite in suites)
+    with BenchBar(enabled=not common.quiet) as bar:
+        found = measure_acceptance(engine, suites, sampling, new_tokens, limit, bar)
+    folder = None if engine.drafter is None else engine.drafter.folder
+    if folder is None:
+        raise DynaSpecError("--measure-acceptance: expected a drafter that lies in a folder")
+    path = write_table(folder, {sampling.temperature: found})
+    vector = [round(a, 4) for a in found.vector]
+    if common.json:
+        print_json(
+            {
+                "schema": 1,
+                "temperature": sampling.temperature,
+                "acceptance": vector,
+                "tried": list(found.tried),
+                "accepted": list(found.accepted),
+                "facts": found.facts,
+                "file": str(path),
+            }
+        )
+        return
+    click.echo(",".join(f"{a:g}" for a in vector))
+    if not common.quiet:
+        click.echo(
+            f"{found.tried[0]} nodes at temperature {sampling.temperature:g}: {path}", err=True
+        )
 
 
 REPORT_OPTIONS = ("report_only", "json", "quiet", "debug", "config")
@@ -250,11 +310,12 @@ def _redraw(folder: Path, common: CommonOptions) -> None:
 def _tree(asked: Asked, preset: Preset | None) -> TreeConfig:
     depth = preset.tree_depth if preset else _TREE.depth
     width = preset.tree_width if preset else _TREE.width
+    threshold = _first(asked.filling["threshold"], preset and preset.tree_threshold)
     return TreeConfig(
         size=asked.tree_size,
         depth=depth if asked.tree_depth is None else asked.tree_depth,
         width=width if asked.tree_width is None else asked.tree_width,
-        threshold=_first(asked.tree_threshold, preset and preset.tree_threshold),
+        **{**asked.filling, "threshold": threshold},
     )
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from dynaspec_cli.commands.batch import is_batch, run_batch
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
     ChatArgument,
@@ -49,6 +51,7 @@ Examples:
   dynaspec generate --model FOLDER --chat "Write a haiku about trees"
   dynaspec generate --max-new-tokens 64 --compare --json "1, 1, 2, 3, 5,"
   dynaspec generate --temperature 0.8 --top-p 0.95 --stop "###" < prompt.txt
+  dynaspec generate --prompt-file prompts.jsonl --out answers.jsonl --workers 2
 
 \b
 Without PROMPT (or with -) the prompt comes from standard input. The text goes
@@ -60,10 +63,11 @@ is kept and the exit code is 130.
 @click.option(
     "--prompt-file",
     metavar="FILE|-",
-    help="Read the prompt from a file or standard input, without a line break at its end.",
+    help="Read the prompt from a file or standard input, without a line break at its end.  "
+    "[default: PROMPT]",
 )
 @click.option("--chat", is_flag=True, help="Wrap the prompt in the model's chat template.")
-@click.option("--system", metavar="TEXT", help="System message; needs --chat.")
+@click.option("--system", metavar="TEXT", help="System message; needs --chat.  [default: none]")
 @click.option(
     "--chat-arg",
     type=ChatArgument(),
@@ -71,9 +75,7 @@ is kept and the exit code is 130.
     multiple=True,
     help="A variable of the chat template, as enable_thinking=false; needs --chat; repeatable.",
 )
-@click.option(
-    "--max-new-tokens", type=int, metavar="N", default=256, help="Length limit of the text."
-)
+@click.option("--max-new-tokens", type=int, metavar="N", default=256, help="New tokens at most.")
 @click.option(
     "--stop",
     type=TextType(),
@@ -86,6 +88,16 @@ is kept and the exit code is 130.
     "--compare",
     is_flag=True,
     help="Also decode autoregressively: speedup, and whether the tokens are identical.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.jsonl",
+    help="A JSON line a prompt of --prompt-file FILE.jsonl; goes on where an earlier run stopped.",
+)
+@click.option("--workers", type=int, metavar="N", help="Engines side by side; needs --out.")
+@click.option(
+    "--ray", metavar="ADDRESS", help="Run them on this Ray cluster (or auto, local); needs --out."
 )
 @sampling_options
 @drafting_options
@@ -101,6 +113,9 @@ def generate(
     stop: Sequence[str],
     stream: bool,
     compare: bool,
+    out: Path | None,
+    workers: int | None,
+    ray: str | None,
     drafter: str,
     drafter_option: Sequence[str],
     shortlist: str | None,
@@ -109,7 +124,7 @@ def generate(
     tree_size: int,
     tree_depth: int,
     tree_width: int,
-    tree_threshold: float | None,
+    filling: dict[str, Any],
     temperature: float,
     top_k: int,
     top_p: float,
@@ -129,9 +144,26 @@ def generate(
         max_new_tokens,
         tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
-        tree_config(tree, tree_size, tree_depth, tree_width, tree_threshold),
+        tree_config(tree, tree_size, tree_depth, tree_width, filling),
         shortlist_config(shortlist or "auto", shortlist_size),
     )
+    if is_batch(prompt_file, out, workers, ray):
+        if compare or prompt is not None:
+            raise UsageError(f"{'--compare' if compare else 'PROMPT'}: goes with one prompt only")
+        assert prompt_file is not None
+        assert out is not None
+        run_batch(
+            common,
+            config,
+            prompt_file=prompt_file,
+            out=out,
+            chat=chat,
+            system=system,
+            drafter=drafter,
+            workers=workers,
+            ray=ray,
+        )
+        return
     text = read_prompt(prompt, prompt_file)
     engine = load_engine(common, drafter, drafter_option)
     if compare and engine.drafter is None:

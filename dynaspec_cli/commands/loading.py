@@ -11,9 +11,7 @@ if TYPE_CHECKING:
     from dynaspec_cli.engine.api import Engine
 
 
-def load_engine(
-    common: CommonOptions, drafter: str, drafter_option: Sequence[str] = ()
-) -> Engine:
+def load_engine(common: CommonOptions, drafter: str, drafter_option: Sequence[str] = ()) -> Engine:
     """The engine of ``--model`` and ``--drafter`` with its ``--drafter-option``s."""
     from dynaspec_cli.target.gguf_tokenizer import begin_tokenizer
 

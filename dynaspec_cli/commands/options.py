@@ -16,10 +16,17 @@ import click
 
 from dynaspec_cli import settings_file
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
-from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
-from dynaspec_cli.errors import UsageError
+from dynaspec_cli.config import (
+    DRAWS,
+    VERIFICATIONS,
+    SamplingConfig,
+    ShortlistConfig,
+    TreeConfig,
+)
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.registry import Registry
 from dynaspec_cli.shortlist import names as shortlists
+from dynaspec_cli.tree.acceptance import read_vector
 from dynaspec_cli.tree.registry import TREES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -144,8 +151,16 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),
-    click.option("--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's]"),
-    click.option("--seed", type=int, metavar="N", default=0, help="Seed of every random choice."),
+    click.option(
+        "--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's, one a core]"
+    ),
+    click.option(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="Whole number that every random choice follows from.",
+    ),
     click.option("--json", "json", is_flag=True, help="Print one JSON object and nothing else."),
     click.option("--quiet", "-q", is_flag=True, help="Print the result and errors only."),
     click.option(
@@ -162,7 +177,8 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         is_eager=True,
         expose_value=False,
         callback=_read_config,
-        help="TOML file with options; environment variables and flags override it.",
+        help="TOML file with options; environment variables and flags override it.  "
+        "[default: none]",
     ),
 )
 
@@ -183,12 +199,29 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 _SAMPLING: tuple[Callable[[Any], Any], ...] = (
     click.option(
-        "--temperature", type=float, metavar="T", default=0.0, help="0 is greedy decoding."
+        "--sampling",
+        type=click.Choice(("options", "model")),
+        default="options",
+        help="model: temperature, top-k, top-p and min-p as the model's generation_config.json "
+        "recommends, where the options beside it do not say otherwise.",
     ),
     click.option(
-        "--top-k", type=int, metavar="K", default=0, help="Keep the K best tokens; 0: all."
+        "--temperature",
+        type=float,
+        metavar="T",
+        default=0.0,
+        help="What divides the logits; 0: greedy decoding.",
     ),
-    click.option("--top-p", type=float, metavar="P", default=1.0, help="Nucleus; 1: off."),
+    click.option(
+        "--top-k", type=int, metavar="K", default=0, help="Keep the K most probable tokens; 0: all."
+    ),
+    click.option(
+        "--top-p",
+        type=float,
+        metavar="P",
+        default=1.0,
+        help="Keep the fewest tokens that have probability P together; 1: all.",
+    ),
     click.option(
         "--min-p",
         type=float,
@@ -200,8 +233,41 @@ _SAMPLING: tuple[Callable[[Any], Any], ...] = (
 
 
 def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--temperature --top-k --top-p --min-p``; see ``sampling_config``."""
-    return _compose(*_SAMPLING)(function)
+    """Add ``--sampling --temperature --top-k --top-p --min-p``; see ``sampling_config``."""
+
+    @functools.wraps(function)
+    def wrapper(**params: Any) -> Any:
+        if params.pop("sampling") == "model":
+            params |= _recommended(params["model"], bool(params["quiet"]))
+        return function(**params)
+
+    return _compose(*_SAMPLING)(wrapper)
+
+
+def _recommended(model: str | None, quiet: bool) -> dict[str, Any]:
+    """The model's own filters, those left out that an option gives; says what is not applied."""
+    from dynaspec_cli.target.recommended import recommended
+    from dynaspec_cli.target.resolve import resolve_model
+
+    source = resolve_model(model)
+    found = recommended(source)
+    if found is None:
+        raise DynaSpecError(
+            f"--sampling model: {source.name} comes with no recommendation "
+            "(generation_config.json); give --temperature, --top-k, --top-p, --min-p"
+        )
+    if found.unmet and not quiet:
+        click.echo(
+            f"{found.origin} also asks for {', '.join(found.unmet)}, which dynaspec does not apply",
+            err=True,
+        )
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {
+        name: value
+        for name, value in found.filters.items()
+        if context.get_parameter_source(name) is default
+    }
 
 
 def sampling_config(
@@ -221,6 +287,7 @@ DRAFTER_OPTION = click.option(
 )
 
 _TREE = TreeConfig()
+_SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.items())
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--drafter",
@@ -238,7 +305,10 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         f"  [default: {shortlists.DEFAULT}, or nanospec where no shipped bundle fits the target]",
     ),
     click.option(
-        "--shortlist-size", type=int, metavar="N", help="Tokens.  [default: the method's own]"
+        "--shortlist-size",
+        type=int,
+        metavar="N",
+        help=f"Tokens that a draft step scores.  [default: {_SIZES}]",
     ),
     click.option(
         "--tree",
@@ -254,11 +324,60 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         help="Nodes verified in one target pass, the root not counted.",
     ),
     click.option(
-        "--tree-depth", type=int, metavar="N", default=_TREE.depth, help="Levels below the root."
+        "--tree-depth",
+        type=int,
+        metavar="N",
+        default=_TREE.depth,
+        help="Levels of nodes below the root; draft steps at most.",
     ),
     click.option(
-        "--tree-width", type=int, metavar="N", default=_TREE.width, help="Children of a node."
+        "--tree-width",
+        type=int,
+        metavar="N",
+        default=_TREE.width,
+        help="Child nodes of a node at most.",
     ),
+)
+
+
+def drafting_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--drafter``, ``--shortlist`` with its size, ``--tree`` with its size, depth and width,
+    and ``tree_filling_options``."""
+    return _compose(*_DRAFTING)(tree_filling_options(function))
+
+
+class NumbersType(click.ParamType):
+    """Whole numbers between commas; a list in a configuration file."""
+
+    name = "numbers"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        parts = value if isinstance(value, list | tuple) else str(value).split(",")
+        try:
+            return tuple(int(part) for part in parts)
+        except ValueError:
+            name = param.opts[0] if param is not None else "option"
+            raise UsageError(
+                f"{name}: expected whole numbers between commas, got {value}"
+            ) from None
+
+
+class AcceptanceType(click.ParamType):
+    """``auto`` (None), probabilities between commas, or a JSON file of them."""
+
+    name = "acceptance"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, ...] | None:
+        if isinstance(value, list | tuple):
+            return tuple(float(part) for part in value)
+        return None if value == "auto" else read_vector(str(value), "--tree-acceptance")
+
+
+_FILLING: tuple[Callable[[Any], Any], ...] = (
     click.option(
         "--tree-threshold",
         type=float,
@@ -266,19 +385,71 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         help="Probability below which drafting stops (dyspec, ddd).  [default: dyspec 2 / "
         "--tree-size, ddd 0.74]",
     ),
+    click.option(
+        "--tree-draw",
+        type=click.Choice(DRAWS),
+        default="auto",
+        help="Children are drawn from the drafter's distribution or are its best tokens; auto: "
+        "drawn where the target samples.",
+    ),
+    click.option(
+        "--draft-temperature",
+        type=float,
+        metavar="T",
+        help="Of the drafter's distribution.  [default: the target's for drawn children; else "
+        "0.75 for a greedy target, at most 1 for another]",
+    ),
+    click.option(
+        "--tree-acceptance",
+        type=AcceptanceType(),
+        metavar="auto|LIST|FILE",
+        default="auto",
+        help="sequoia: probability that the 1st, 2nd, ... child tried is the one accepted; auto: "
+        "as bench --measure-acceptance measured it for the drafter.",
+    ),
+    click.option(
+        "--tree-expansion",
+        type=NumbersType(),
+        metavar="K,K,...",
+        help="specinfer: children of a node at each level.  [default: 1,1,k,1,1,1,1,1 with "
+        "--tree-size nodes]",
+    ),
+    click.option(
+        "--ddd-steps",
+        type=NumbersType(),
+        metavar="N,N,...",
+        help="ddd: draft steps after which the beam is tested.  [default: each one]",
+    ),
+    click.option(
+        "--tree-verification",
+        type=click.Choice(VERIFICATIONS),
+        default=_TREE.verification,
+        help="Drawn children are verified one by one from the root, or by whole paths from the "
+        "leaves.",
+    ),
 )
+_FIELDS = {"tree_threshold": "threshold", "tree_draw": "draw", "tree_acceptance": "acceptance"}
+_FIELDS |= {"tree_expansion": "expansion", "tree_verification": "verification"}
+_FIELDS |= {name: name for name in ("draft_temperature", "ddd_steps")}
 
 
-def drafting_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add ``--drafter``, ``--shortlist`` and ``--tree``, each with its own options."""
-    return _compose(*_DRAFTING)(function)
+def tree_filling_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of single tree policies; the command receives them as ``filling``, fields of
+    ``TreeConfig``."""
+
+    @functools.wraps(function)
+    def wrapper(**params: Any) -> Any:
+        filling = {field: params.pop(option) for option, field in _FIELDS.items()}
+        return function(filling=filling, **params)
+
+    return _compose(*_FILLING)(wrapper)
 
 
 def tree_config(
-    tree: str, tree_size: int, tree_depth: int, tree_width: int, tree_threshold: float | None
+    tree: str, tree_size: int, tree_depth: int, tree_width: int, filling: dict[str, Any]
 ) -> TreeConfig:
     """The checked object; raises ``UsageError``."""
-    return TreeConfig(tree, tree_size, tree_depth, tree_width, tree_threshold)
+    return TreeConfig(tree, tree_size, tree_depth, tree_width, **filling)
 
 
 def shortlist_config(shortlist: str, shortlist_size: int | None) -> ShortlistConfig:

@@ -30,6 +30,8 @@ class CommandEntry:
 
 COMMANDS = {
     "generate": CommandEntry("generate", "Generate text, faster, with unchanged output."),
+    "chat": CommandEntry("chat", "Talk with a model; the KV cache is kept between turns."),
+    "serve": CommandEntry("serve", "Serve a model to OpenAI clients."),
     "bench": CommandEntry("bench", "Measure methods against each other and check exactness."),
     "build-clusters": CommandEntry("build_clusters", "Build the shortlist bundle of a model."),
     "train-drafter": CommandEntry("train_drafter", "Train the drafter of a model."),

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from dynaspec_cli.commands.options import CommonOptions, common_options
 
+if TYPE_CHECKING:
+    from dynaspec_cli.training.run import TrainingRun
+    from dynaspec_cli.training.trainer import TrainProgress
+
+INTERRUPTED = 130
 STEPS = 20000
 NO_LIMIT = 10**9
 """Where ``--minutes`` alone ends the run."""
@@ -53,14 +61,15 @@ Examples:
     "--minutes",
     type=float,
     metavar="N",
-    help="Stop after N minutes; the learning rate follows the clock.",
+    help="End after N minutes of wall-clock, loading and scoring included; the learning rate "
+    "follows the clock.  [default: until --steps]",
 )
 @click.option("--resume", is_flag=True, help="Continue the run in --out from its last checkpoint.")
 @click.option(
     "--start",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Begin with the weights of this drafter.",
+    help="Begin with the weights of this drafter.  [default: with the target's]",
 )
 @click.option(
     "--layers", type=int, metavar="N", help="Decoder layers of a new drafter.  [default: 1]"
@@ -68,7 +77,9 @@ Examples:
 @click.option(
     "--unroll", type=int, metavar="N", default=3, help="Draft steps that a loss looks ahead."
 )
-@click.option("--batch-tokens", type=int, metavar="N", default=1024, help="Tokens of a step.")
+@click.option(
+    "--batch-tokens", type=int, metavar="N", default=1024, help="Tokens of an optimiser step."
+)
 @click.option(
     "--passes", type=float, metavar="X", default=2.0, help="Times that a token is trained on."
 )
@@ -78,7 +89,7 @@ Examples:
     type=int,
     metavar="N",
     default=200,
-    help="Steps between checkpoints and held-out scores.",
+    help="Optimiser steps between checkpoints and held-out scores.",
 )
 @common_options
 def train_drafter(
@@ -101,10 +112,11 @@ def train_drafter(
 
     Checkpoints go to --out; a killed run goes on with --resume and, given --steps, ends where it
     would have ended; given --minutes, it goes on for so many more. The drafter there (config.json,
-    model.safetensors) can be used at any time.
+    model.safetensors) can be used at any time. Ctrl-C saves and scores it.
     """
-    from dynaspec_cli.training.run import RunConfig, train
-    from dynaspec_cli.training.shards import ShardConfig
+    begun = time.perf_counter()  # the minutes are those of the whole command
+    from dynaspec_cli.training.run import RunConfig, TrainingRun
+    from dynaspec_cli.training.shards import FIRST_TOKENS, ShardConfig
     from dynaspec_cli.training.trainer import TrainConfig
     from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.progress import LoadBar
@@ -132,17 +144,31 @@ def train_drafter(
             save_every=save_every,
             seed=common.seed,
         ),
-        shards=ShardConfig(seed=common.seed),
+        shards=ShardConfig(seed=common.seed, first=FIRST_TOKENS),
     )
-    last = score = None
+    last, interrupted = None, False
     with LoadBar(not common.quiet) as bar, TrainingView(not common.quiet, minutes) as view:
-        for state in train(config, bar):
-            bar.close()
-            view.show(state)
-            last, score = state, state.score or score
+        run = TrainingRun(config, bar, begun)
+        score = None
+        try:
+            for state in run.steps():
+                bar.close()
+                view.show(state)
+                last, score = state, state.score or score
+        except KeyboardInterrupt:
+            interrupted = True
+        bar.close()
+        if interrupted and last is not None and last.score is None:
+            last = _scored(run, last)
+            view.show(last)
+            score = last.score or score
+    if interrupted:
+        _say(_what_is_left(out, last), common)
+        if last is None:
+            click.get_current_context().exit(INTERRUPTED)
     assert last is not None
-    if not last.losses and not common.quiet:
-        click.echo("nothing to do: the run has reached --steps; give more to prolong it", err=True)
+    if not last.losses:
+        _say("nothing to do: the run has reached --steps; give more to prolong it", common)
     if common.json:
         result = {
             "schema": 1,
@@ -158,3 +184,27 @@ def train_drafter(
         print_json(result)
     else:
         sys.stdout.write(f"{out}\n")
+    if interrupted:
+        click.get_current_context().exit(INTERRUPTED)
+
+
+def _say(message: str, common: CommonOptions) -> None:
+    if not common.quiet:
+        click.echo(message, err=True)
+
+
+def _scored(run: TrainingRun, state: TrainProgress) -> TrainProgress:
+    """``state`` with the score of what was saved, unless a second Ctrl-C says no."""
+    try:
+        return replace(state, score=run.score())
+    except KeyboardInterrupt:
+        return state
+
+
+def _what_is_left(out: Path, last: TrainProgress | None) -> str:
+    if last is None:
+        return "interrupted before the first step"
+    return (
+        f"interrupted after step {last.step}: the drafter in {out} can be used; the same command "
+        "with --resume goes on"
+    )

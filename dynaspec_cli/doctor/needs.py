@@ -14,10 +14,10 @@ from typing import Any
 from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.doctor import memory
-from dynaspec_cli.doctor.drafter import inspect_drafter
+from dynaspec_cli.doctor.drafter import drafter_path, inspect_drafter, language_model_sizes
 from dynaspec_cli.doctor.memory import ModelSizes
 from dynaspec_cli.drafters.files import weight_files
-from dynaspec_cli.drafters.load import packaged_drafter
+from dynaspec_cli.drafters.load import beside, packaged_drafter
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.shortlist.factory import packaged_folder
 from dynaspec_cli.target.demo_package import ChunkedFile
@@ -61,8 +61,9 @@ class Needs:
 
     def of_head(self, sizes: ModelSizes, head: Head) -> dict[str, Any]:
         """``memory`` and, for ``--drafter auto``, ``drafter``."""
-        explicit = None if self.drafter in ("auto", "none") else Path(self.drafter).expanduser()
-        folder = packaged_drafter(head) if self.drafter == "auto" else explicit
+        explicit = drafter_path(self.drafter)
+        named = beside(self.drafter)[0]
+        folder = packaged_drafter(head) if named in ("auto", "packaged") else explicit
         # Without a shipped bundle the shortlist is nanospec's, on the target's own head.
         reordered = folder is not None and packaged_folder(head) is not None
         needed = memory.estimate(
@@ -70,7 +71,7 @@ class Needs:
             self.dtype,
             context=self.context,
             tree_size=TreeConfig().size,
-            drafter_bytes=_file_bytes(folder),
+            drafter_bytes=0 if folder is None else self._drafter_bytes(folder),
             reordered_head=reordered,
             available=self.available,
         )
@@ -102,8 +103,12 @@ class Needs:
         needed = found["parts_bytes"]["weights"]
         return found | {"gguf_bytes": size, "cache_bytes_needed": needed, "note": "; ".join(notes)}
 
-
-def _file_bytes(folder: Path | None) -> int:
-    if folder is None:
-        return 0
-    return sum(path.stat().st_size for path in weight_files(folder, required=False))
+    def _drafter_bytes(self, path: Path) -> int:
+        """A language model has a cache of its own and takes the target's dtype; of other drafters
+        the weights are counted as they lie in their files."""
+        sizes = language_model_sizes(path)
+        if sizes is not None:
+            item = memory.ITEM_BYTES[self.dtype]
+            rows = self.context + TreeConfig().size + 1
+            return (sizes.weights + sizes.kv_width * rows) * item
+        return sum(part.stat().st_size for part in weight_files(path, required=False))

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dynaspec_cli.doctor import head_share, memory
-from dynaspec_cli.doctor.drafter import inspect_drafter
+from dynaspec_cli.doctor.drafter import drafter_path, inspect_drafter
 from dynaspec_cli.doctor.needs import Needs, StoredHead
 from dynaspec_cli.doctor.system import available_memory, system_facts
 from dynaspec_cli.engine.events import SCHEMA
@@ -50,8 +49,8 @@ def examine(
     facts: dict[str, Any] = {"schema": SCHEMA, "system": system_facts(place)}
     facts["system"]["device"] = str(place)
     facts["system"]["dtype"] = str(kind).removeprefix("torch.")
-    folder = None if drafter in ("auto", "none") else Path(drafter).expanduser()
-    facts["drafter"] = None if folder is None else inspect_drafter(folder, drafter_options)
+    given = drafter_path(drafter)
+    facts["drafter"] = None if given is None else inspect_drafter(given, drafter_options)
     try:
         source = resolve_model(model)
     except DynaSpecError as error:

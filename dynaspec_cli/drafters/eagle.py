@@ -21,11 +21,12 @@ from dynaspec_cli.drafters.config import FORMAT, DrafterConfig
 from dynaspec_cli.drafters.files import WEIGHTS_FILE, DrafterFiles
 from dynaspec_cli.drafters.head import target_head
 from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
-from dynaspec_cli.drafters.pairs import EXTEND_ROWS, PairCache, empty_caches
+from dynaspec_cli.drafters.pairs import EXTEND_ROWS, MAX_TREE_ROWS, PairCache, empty_caches
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.layer import LAYER_WEIGHTS, LayerWeights, dense_layer
 from dynaspec_cli.ops.pages import on_huge_pages
 from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 NORMS = ("input_norm", "q_norm", "k_norm", "post_attention_norm", "mlp_norm", "post_mlp_norm")
 
@@ -95,10 +96,15 @@ class EagleDrafter:
         c, device = self.config, self.target.device
         sizes = (len(self.layers), max_length, c.num_kv_heads, c.head_dim)
         k, v = (empty_caches(*sizes, self.dtype, device) for _ in "kv")
-        rows = k[0].shape[0]
-        angle = torch.arange(rows, device=device).float()[:, None] * self.inverse_frequencies
+        cos, sin = self._rotations(k[0].shape[0])
+        return DrafterState(k, v, cos=cos, sin=sin, last_token=int(prompt[0]))
+
+    def _rotations(self, capacity: int) -> tuple[Tensor, Tensor]:
+        """Rotary tables (cos, sin) [capacity, head_dim]."""
+        positions = torch.arange(capacity, device=self.target.device).float()
+        angle = positions[:, None] * self.inverse_frequencies
         angle = torch.cat([angle, angle], 1)
-        return DrafterState(k, v, cos=angle.cos(), sin=angle.sin(), last_token=int(prompt[0]))
+        return angle.cos(), angle.sin()
 
     def extend(self, state: DrafterState, committed: Committed) -> DraftRows:
         features = committed.output.features[committed.rows]
@@ -113,6 +119,17 @@ class EagleDrafter:
 
     def observe(self, state: DrafterState, tree: DraftTree, path: Tensor) -> None:
         """Nothing: what was accepted comes with the next ``extend``."""
+
+    def rewind(self, state: DrafterState, prompt: Tensor, max_length: int) -> int:
+        """Pair t holds tokens t and t + 1, so m tokens leave m - 1 pairs. The pair at the seam, the
+        last kept token's feature with the token that follows now, comes with the next
+        ``extend``."""
+        state.rewind(prompt.numel() - 1)
+        state.last_token = int(prompt[state.length])
+        rows = max_length + MAX_TREE_ROWS
+        if rows > state.cos.shape[0]:
+            state.cos, state.sin = self._rotations(rows)
+        return state.length + 1
 
     def read(self, state: DrafterState, features: Tensor, tokens: Tensor) -> Tensor:
         """Consume committed pairs (feature_t [m, d], token_{t+1} int64 [m]); the predicted feature
@@ -183,7 +200,9 @@ class EagleDrafter:
         return x
 
 
-def load_eagle(files: DrafterFiles, target: Target) -> EagleDrafter:
+def load_eagle(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> EagleDrafter:
     """The drafter that train-drafter made in ``files``, checked against ``target``."""
     config = DrafterConfig.from_values(files.config, f"drafter {files.folder}")
     check_fits(config, target)

@@ -29,6 +29,7 @@ from dynaspec_cli.drafters.published_weights import (
     read_weights,
 )
 from dynaspec_cli.protocols import Drafter, Target, TargetOutput
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 class Eagle1Drafter(PublishedDrafter):
@@ -50,7 +51,9 @@ class Eagle1Drafter(PublishedDrafter):
         return x, x
 
 
-def load_eagle1(files: DrafterFiles, target: Target) -> Drafter:
+def load_eagle1(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> Drafter:
     """The head in ``files``, checked against ``target``."""
     where = f"drafter {files.folder}"
     config = read_head_config(files.config, files.options, EAGLE1, where)

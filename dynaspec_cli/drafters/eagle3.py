@@ -32,6 +32,7 @@ from dynaspec_cli.drafters.published_weights import (
 )
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Drafter, Target, TargetOutput
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 class Eagle3Drafter(PublishedDrafter):
@@ -96,7 +97,9 @@ class Eagle3Drafter(PublishedDrafter):
         return ops.rms_norm(x.contiguous(), weight, self.config.layer.eps)
 
 
-def load_eagle3(files: DrafterFiles, target: Target) -> Drafter:
+def load_eagle3(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> Drafter:
     """The head in ``files``, checked against ``target``."""
     where = f"drafter {files.folder}"
     config = read_head_config(files.config, files.options, EAGLE3, where)

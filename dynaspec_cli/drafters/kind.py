@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.protocols import Drafter, Target
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class HeadFacts:
 
 @dataclass(frozen=True)
 class DrafterKind:
-    """``recognise`` says whether a folder is of this kind; ``load`` makes the drafter, or raises
-    DynaSpecError where folder and target do not fit; ``inspect`` reads what needs no target.
-    ``options``: the keys of ``--drafter-option`` that it reads, with their meaning."""
+    """``recognise`` says whether a folder is of this kind; ``load`` makes the drafter for a target
+    and its tokenizer, or raises DynaSpecError where they do not fit; ``inspect`` reads what needs
+    no target. ``options``: the keys of ``--drafter-option`` that it reads, with their meaning."""
 
     recognise: Callable[[DrafterFiles], bool]
-    load: Callable[[DrafterFiles, Target], Drafter]
+    load: Callable[[DrafterFiles, Target, TextTokenizer | None], Drafter]
     inspect: Callable[[DrafterFiles], HeadFacts]
     options: Mapping[str, str] = field(default_factory=dict)

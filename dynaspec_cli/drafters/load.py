@@ -11,21 +11,29 @@ from dynaspec_cli.checkpoints.fingerprint import Head
 from dynaspec_cli.checkpoints.hub import fetch_drafter
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.files import DrafterFiles
+from dynaspec_cli.drafters.language_model import KIND, load_language_model
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.drafters.options import check_known
 from dynaspec_cli.drafters.registry import load_folder
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Target
+from dynaspec_cli.target.demo_package import SINGLE_FILE_PACKAGES
+from dynaspec_cli.target.resolve import HUB_FILE, resolve_model
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 def load_drafter(
-    value: str, target: Target, options: Mapping[str, str] | None = None
+    value: str,
+    target: Target,
+    tokenizer: TextTokenizer | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> Drafter | None:
     """``auto``: the packaged drafter of this target's head, lookup where there is none;
     ``packaged``: the same, but its absence is an error. ``lookup``: the text itself drafts.
-    ``none``: None. Otherwise a folder, or the name of a hub repository, with a drafter of a kind
-    that drafters/registry.py lists. ``options``: what the user says about a folder's drafter
-    (drafters/options.py).
+    ``none``: None. Otherwise a GGUF file or a package with a language model, or a folder, or the
+    name of a hub repository, with a drafter of a kind that drafters/registry.py lists.
+    ``tokenizer``: the target's, which a language model's is compared with. ``options``: what the
+    user says about a folder's drafter (drafters/options.py).
     """
     if options and value in ("none", "lookup"):
         check_known(options, {}, value)
@@ -36,7 +44,7 @@ def load_drafter(
     if value in ("auto", "packaged"):
         packaged = packaged_drafter(target)
         if packaged is not None:
-            return load_folder(DrafterFiles(packaged, "packaged", options), target)
+            return load_folder(DrafterFiles(packaged, "packaged", options), target, tokenizer)
         if value == "auto":
             check_known(options or {}, {}, "lookup")
             return LookupDrafter()
@@ -44,14 +52,14 @@ def load_drafter(
             f"--drafter packaged: none ships for {target.name}; give a folder, or --drafter auto"
         )
     folder = Path(value).expanduser()
+    one_file = folder.is_file() or value.endswith(".gguf") or HUB_FILE.fullmatch(value)
+    if one_file or value in SINGLE_FILE_PACKAGES:
+        check_known(options or {}, {}, KIND)
+        source = resolve_model(value, "--drafter")
+        return load_language_model(source, value, target, tokenizer)
     if not folder.exists():
         folder = fetch_drafter(value, f"--drafter {value}")
-    if not folder.is_dir():
-        raise DynaSpecError(
-            f"--drafter {value}: expected a folder with config.json and model.safetensors, got a "
-            "file"
-        )
-    return load_folder(DrafterFiles(folder, value, options), target)
+    return load_folder(DrafterFiles(folder, value, options), target, tokenizer)
 
 
 def beside(value: str) -> tuple[str, LookupDrafter | None]:

@@ -62,6 +62,11 @@ class PairCache:
         """Their keys and values stand."""
         self.length += pairs
 
+    def rewind(self, pairs: int) -> None:
+        """Keep the first ``pairs`` committed pairs at most; the caches grow when they must."""
+        self.length = min(self.length, pairs)
+        self.tree_rows, self.tree_mask = 0, None
+
     def begin_step(self, parents: Tensor) -> Rows:
         """Temporary rows below ``parents`` int64 [w] (as in ``Frontier``)."""
         start = self.tree_rows

@@ -111,6 +111,11 @@ class PublishedDrafter:
     def observe(self, state: PublishedState, tree: DraftTree, path: Tensor) -> None:
         """Nothing: what was accepted comes with the next ``extend``."""
 
+    def rewind(self, state: PublishedState, prompt: Tensor, max_length: int) -> int:
+        """Pair t holds tokens t and t + 1, so m tokens leave m - 1 pairs."""
+        state.rewind(prompt.numel() - 1)
+        return state.length + 1
+
     @torch.inference_mode()
     def read(self, state: PublishedState, states: Tensor, tokens: Tensor) -> Tensor:
         """Consume committed pairs: states float32 [m, D], tokens int64 [m]. What the head reads,

@@ -15,6 +15,7 @@ from dynaspec_cli.drafters.other_methods import refuse_other_methods
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Drafter, Target
 from dynaspec_cli.registry import Entry, Registry
+from dynaspec_cli.target.tokenizer import TextTokenizer
 
 KINDS: Registry[DrafterKind] = Registry(
     "kind of drafter",
@@ -30,6 +31,10 @@ KINDS: Registry[DrafterKind] = Registry(
         ),
         "eagle-3": Entry("EAGLE-3 and 3.1 heads", "dynaspec_cli.drafters.eagle3:KIND"),
         "eagle-1": Entry("EAGLE-1, EAGLE-2 and HASS heads", "dynaspec_cli.drafters.eagle1:KIND"),
+        "language-model": Entry(
+            "a causal language model of the target's tokenizer",
+            "dynaspec_cli.drafters.language_model:FOLDER_KIND",
+        ),
     },
 )
 
@@ -53,8 +58,10 @@ def kind_of(files: DrafterFiles) -> tuple[str, DrafterKind]:
     )
 
 
-def load_folder(files: DrafterFiles, target: Target) -> Drafter:
-    """The drafter in ``files``, made for ``target``."""
+def load_folder(
+    files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
+) -> Drafter:
+    """The drafter in ``files``, made for ``target`` and its ``tokenizer``."""
     name, kind = kind_of(files)
     check_known(files.options, kind.options, name)
-    return kind.load(files, target)
+    return kind.load(files, target, tokenizer)

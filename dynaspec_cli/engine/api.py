@@ -27,6 +27,7 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
+from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.engine.session import decode
 from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
 from dynaspec_cli.errors import DynaSpecError, UsageError
@@ -36,6 +37,7 @@ from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.shortlist.names import DEFAULT
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
+from dynaspec_cli.tree.acceptance import nearest, read_table
 from dynaspec_cli.tree.registry import create_tree
 
 
@@ -87,7 +89,7 @@ class Engine:
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
         name, lookup = beside(drafter)
-        found = load_drafter(name, target, drafter_options)
+        found = load_drafter(name, target, tokenizer, drafter_options)
         notices: tuple[str, ...] = ()
         if drafter == "auto" and isinstance(found, LookupDrafter):
             notices = (
@@ -105,6 +107,12 @@ class Engine:
             self._shortlists[key] = shortlists.create(config, self.target, head=head, depth=depth)
         return self._shortlists[key]
 
+    def acceptance(self, temperature: float) -> tuple[float, ...] | None:
+        """Acceptance by position among siblings as it was measured for the drafter, at the
+        temperature next to this one; None where it was not."""
+        table = read_table(None if self.drafter is None else self.drafter.folder)
+        return table[nearest(table, temperature)].vector if table else None
+
     def encode(self, prompt: str) -> list[int]:
         """Prompt ids of a text. Raises DynaSpecError where it is empty."""
         if not prompt.strip():
@@ -118,27 +126,36 @@ class Engine:
         *,
         speculative: bool = True,
         should_stop: Callable[[], bool] = never,
+        cache: PrefixCache | None = None,
     ) -> Iterator[Event]:
         """Yield ``NoticeEvent`` and ``TokensEvent`` as generation goes, then one ``DoneEvent``.
 
         prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is
-        asked after each step; a KeyboardInterrupt inside a step ends the request too
-        ("interrupted"), keeping what was generated. Raises DynaSpecError for an empty prompt or one
+        asked after each step and between pieces of a long prompt; a KeyboardInterrupt inside a step
+        ends the request too ("interrupted"), keeping what was generated. ``cache``: see
+        ``conversation``. Raises DynaSpecError for an empty prompt or one
         that does not leave room in the model's context.
         """
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
-        limit = self._limit(len(ids), config)
+        limit = self.limit(len(ids), config)
         if speculative:
             yield from map(NoticeEvent, self._notices(config))
         building = time.perf_counter()
-        speculation = self._speculation(config) if speculative else None
+        speculation = self.speculation(config) if speculative and self.drafter else None
         built_s = time.perf_counter() - building  # a first request permutes the draft head: loading
         begun += built_s
         detokenizer = IncrementalDetokenizer.for_tokenizer(self.tokenizer, ids, config.stop)
         source = GeneratorSource(config.sampling.seed)
+        cache = PrefixCache(self.target) if cache is None else cache
         emissions = decode(
-            self.target, torch.tensor(ids), len(ids) + limit, config.sampling, source, speculation
+            self.target,
+            torch.tensor(ids),
+            len(ids) + limit,
+            config.sampling,
+            source,
+            speculation,
+            cache=cache,
         )
 
         new: list[int] = []
@@ -147,6 +164,10 @@ class Engine:
         first_s = decode_s = away = 0.0
         try:
             for emission in emissions:
+                if not emission.token_ids:
+                    if should_stop():
+                        break
+                    continue
                 now = time.perf_counter() - begun
                 if emission.step is None:
                     first_s = now
@@ -173,6 +194,7 @@ class Engine:
                     break
         except KeyboardInterrupt:
             reason = "interrupted"
+            cache.drop_drafter()
         finally:
             emissions.close()  # type: ignore[attr-defined]
         tail = detokenizer.finish()
@@ -190,8 +212,13 @@ class Engine:
                 decode_s=decode_s,
                 load_s=self.load_s + built_s,
                 settings=self.settings(config, speculation),
+                cached_prompt_tokens=cache.reused,
             )
         )
+
+    def conversation(self) -> Conversation:
+        """Requests that follow one another, each of which reads only what is new in its prompt."""
+        return Conversation(self)
 
     def complete(
         self, prompt: str | Sequence[int], config: GenerationConfig, *, speculative: bool = True
@@ -259,6 +286,10 @@ class Engine:
                 "tree_depth": tree.depth,
                 "tree_width": tree.width,
                 "tree_threshold": getattr(speculation.policy, "threshold", None),
+                "tree_draw": "sample" if tree.draws(sampling) else "best",
+                "draft_temperature": tree.temperature(sampling),
+                "tree_verification": tree.verification,
+                **getattr(speculation.policy, "settings", {}),
             }
         return {
             "model": self.target.name,
@@ -291,6 +322,13 @@ class Engine:
             return
         for note in self.drafter.describe().get("drafter_notes", ()):
             yield f"drafter {self.drafter.name}: {note}"
+        tree = config.tree
+        asked = tree.policy == "sequoia" and tree.acceptance is None
+        if asked and self.acceptance(config.sampling.temperature) is None:
+            yield (
+                "no acceptance was measured for this drafter, so --tree sequoia takes another "
+                "model's; dynaspec bench --measure-acceptance measures it"
+            )
         head = self.drafter.head
         if head is None or head.own or config.shortlist.method != "auto":
             return
@@ -313,18 +351,21 @@ class Engine:
             "drafter_head": head.describe(),
         }
 
-    def _speculation(self, config: GenerationConfig) -> Speculation | None:
+    def speculation(self, config: GenerationConfig) -> Speculation:
+        """What drafts for one request. Raises DynaSpecError without a drafter."""
         if self.drafter is None:
-            return None
+            raise DynaSpecError(f"there is no drafter for {self.target.name}; give --drafter")
         headed = self.drafter.head is not None
-        policy = create_tree(config.tree, config.sampling, draws=headed)
+        acceptance = self.acceptance(config.sampling.temperature)
+        policy = create_tree(config.tree, config.sampling, acceptance=acceptance, draws=headed)
         # A policy that draws children sets the temperature of its draws itself.
-        temperature = 1.0 if policy.needs_distribution else config.sampling.draft_temperature
+        heat = config.tree.temperature(config.sampling)
+        temperature = 1.0 if policy.needs_distribution else heat
         shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
         lookup = self.lookup if headed else None
         return Speculation(self.drafter, shortlist, policy, temperature, lookup, config.tree.size)
 
-    def _limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
+    def limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""
         if prompt_tokens == 0:
             raise UsageError("the prompt holds no tokens; give some text to continue")
@@ -343,3 +384,38 @@ class Engine:
             if token in self.tokenizer.eos_ids:
                 return tokens[: i + 1], "eos"
         return (tokens[:room], "length") if len(tokens) >= room else (tokens, None)
+
+
+class Conversation:
+    """Requests to one engine whose caches are kept in between: of a prompt that begins like the
+    last request's prompt and answer only the rest is read. The text is a fresh request's. One
+    request at a time."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._cache = PrefixCache(engine.target)
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        config: GenerationConfig,
+        *,
+        speculative: bool = True,
+        should_stop: Callable[[], bool] = never,
+    ) -> Iterator[Event]:
+        """As ``Engine.generate``; after an error everything is read again."""
+        try:
+            yield from self.engine.generate(
+                prompt,
+                config,
+                speculative=speculative,
+                should_stop=should_stop,
+                cache=self._cache,
+            )
+        except Exception:
+            self.reset()
+            raise
+
+    def reset(self) -> None:
+        """Forget everything read so far, and free its memory."""
+        self._cache.reset()

@@ -56,13 +56,22 @@ def root_only(token: int) -> DraftTree:
 
 class Draft:
     """The drafter's, the shortlist's and the tree's state of one request. ``sizes``: tokens scored
-    at each draft step of the last round, of a shortlist; ``depth``: draft steps of it."""
+    at each draft step of the last round, of a shortlist; ``depth``: draft steps of it. ``kept``:
+    the drafter's state of an earlier request, the first ``shared`` tokens of which are the prompt's
+    too."""
 
     def __init__(
-        self, parts: Speculation, prompt: Tensor, prefill: TargetOutput, max_length: int
+        self,
+        parts: Speculation,
+        prompt: Tensor,
+        prefill: TargetOutput,
+        max_length: int,
+        kept: Any = None,
+        shared: int = 0,
     ) -> None:
         self.parts = parts
-        self.drafter = parts.drafter.begin(prompt, max_length)
+        known = parts.drafter.rewind(kept, prompt[:shared], max_length) if shared else 0
+        self.drafter = kept if known else parts.drafter.begin(prompt, max_length)
         self.shortlist = None if parts.shortlist is None else parts.shortlist.begin(prompt, prefill)
         self.selections: list[Any] = []
         self.sizes: list[int] = []
@@ -73,9 +82,10 @@ class Draft:
         if parts.lookup is not None:
             self.beside = Beside(parts.lookup.begin(prompt, max_length))
             self.beside.lookup.append(prompt[1:].tolist())
-        if prompt.numel() > 1:  # the prompt is read before the first token; the rest in its round
-            rows = torch.arange(prompt.numel() - 1)
-            parts.drafter.extend(self.drafter, Committed(prefill, rows, prompt[1:]))
+        known = max(known, 1)
+        if prompt.numel() > known:  # read before the first token; the rest comes with its round
+            rows = torch.arange(known - 1, prompt.numel() - 1)
+            parts.drafter.extend(self.drafter, Committed(prefill, rows, prompt[known:]))
 
     def grow(self, committed: Committed, clock: PhaseClock) -> DraftTree:
         """Feed what was settled, then grow a tree under its last token."""

@@ -47,6 +47,12 @@ class StepStats:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Wall-clock seconds by phase (``PHASES``)."""
 
+    drawn: int = 0
+    """Draws of a policy that samples children, repeated and discarded ones too; 0: none samples."""
+
+    distinct: int = 0
+    """Nodes that the draws gave; those of them that were verified are ``drafted``."""
+
     def up_to(self, tokens: int) -> StepStats:
         """The step as if it had settled its first ``tokens`` tokens only."""
         covered = None if self.covered is None else self.covered[:tokens]
@@ -131,10 +137,14 @@ class GenerationResult:
     num_spec_steps: int
     num_draft_tokens: int
     num_accepted_draft_tokens: int
+    num_drawn: int
+    num_distinct: int
     mean_shortlist_size: float | None
     phase_ms: Mapping[str, float]
     acceptance_by_position: tuple[float, ...]
     settings: Mapping[str, Any]
+    cached_prompt_tokens: int = 0
+    """Tokens of the prompt that an earlier request of the conversation had read."""
     steps: tuple[StepStats, ...] = ()
     """The trace the numbers were computed from; not part of the JSON object."""
     comparison: Comparison | None = None
@@ -146,6 +156,7 @@ class GenerationResult:
             "text": self.text,
             "token_ids": list(self.token_ids),
             "prompt_tokens": self.prompt_tokens,
+            "cached_prompt_tokens": self.cached_prompt_tokens,
             "new_tokens": self.new_tokens,
             "finish_reason": self.finish_reason,
             "tokens_per_second": self.tokens_per_second,
@@ -156,6 +167,8 @@ class GenerationResult:
             "num_spec_steps": self.num_spec_steps,
             "num_draft_tokens": self.num_draft_tokens,
             "num_accepted_draft_tokens": self.num_accepted_draft_tokens,
+            "num_drawn": self.num_drawn,
+            "num_distinct": self.num_distinct,
             "mean_shortlist_size": self.mean_shortlist_size,
             "phase_ms": dict(self.phase_ms),
             "acceptance_by_position": list(self.acceptance_by_position),

@@ -17,6 +17,7 @@ from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.clock import PhaseClock
 from dynaspec_cli.engine.draft import Draft, Speculation, root_only
 from dynaspec_cli.engine.events import StepStats
+from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.protocols import Committed, Target, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
@@ -27,7 +28,7 @@ from dynaspec_cli.sampling.verify import verify
 @dataclass(frozen=True)
 class Emission:
     """Tokens that one step settled (accepted path, then the bonus token). ``step`` is None for the
-    prefill's token."""
+    prefill's token; where there is none either, a piece of the prompt was read."""
 
     token_ids: list[int]
     step: StepStats | None
@@ -41,17 +42,21 @@ def decode(
     source: RandomSource,
     speculation: Speculation | None,
     synchronize: bool = False,
+    cache: PrefixCache | None = None,
 ) -> Iterator[Emission]:
     """Yield emissions without end (the caller stops): prompt int64 [m], at most ``max_length``
-    tokens in all are valid."""
-    state = target.begin(max_length, speculation.drafter.taps if speculation else ())
-    output = target.prefill(state, prompt)
+    tokens in all are valid. ``cache``: what an earlier request left, and a later one finds."""
+    cache = PrefixCache(target) if cache is None else cache
+    for _ in cache.read(prompt, max_length, speculation.drafter.taps if speculation else ()):
+        yield Emission([], None)
+    state, output = cache.state, cache.output
     last = prompt.numel() - 1
     token = _first_token(output, last, sampling, source)
     clock = PhaseClock(target.device, synchronize)
     draft: Draft | None = None
     if speculation is not None:
-        draft = Draft(speculation, prompt, output, max_length)
+        draft = Draft(speculation, prompt, output, max_length, *cache.drafter)
+        cache.drafter = draft.drafter
     committed = Committed(output, torch.tensor([last]), torch.tensor([token]))
     yield Emission([token], None)
     clock.lap()
@@ -62,6 +67,7 @@ def decode(
             verdict = verify(tree, output, sampling, source)
         with clock("commit"):
             target.commit(state, verdict.path)
+            cache.append(tree.tokens[verdict.path], output, verdict.path)
         token = verdict.bonus
         tokens = torch.cat([tree.tokens[verdict.path[1:]], torch.tensor([token])])
         committed = Committed(output, verdict.path, tokens)
@@ -78,6 +84,8 @@ def decode(
                 shortlist_sizes=tuple(draft.sizes) if draft else (),
                 covered=covered,
                 seconds=clock.lap(),
+                drawn=getattr(tree.q, "drawn", 0),
+                distinct=getattr(tree.q, "distinct", 0),
             ),
         )
 

@@ -34,6 +34,16 @@ def num_draft_tokens(steps: Sequence[StepStats]) -> int:
     return sum(step.drafted for step in steps)
 
 
+def num_drawn(steps: Sequence[StepStats]) -> int:
+    """Draws of policies that sample children, repeated and discarded ones too, summed."""
+    return sum(step.drawn for step in steps)
+
+
+def num_distinct(steps: Sequence[StepStats]) -> int:
+    """Nodes that those draws gave, summed; a token drawn twice below a node is one node."""
+    return sum(step.distinct for step in steps)
+
+
 def mean_acceptance_length(steps: Sequence[StepStats]) -> float:
     """tau = 1 + accepted / steps: tokens settled per verification, bonus included. 1.0 without a
     step, which is also what autoregressive decoding has."""
@@ -133,6 +143,7 @@ def summarize(
     decode_s: float,
     load_s: float,
     settings: Mapping[str, Any],
+    cached_prompt_tokens: int = 0,
 ) -> GenerationResult:
     """The result of a request from its trace. ``num_spec_steps`` is 0 without speculation, where
     ``phase_ms`` is the mean per target pass. Times in seconds; ``time_to_first_token_s`` counts
@@ -151,9 +162,12 @@ def summarize(
         num_spec_steps=len(steps) if speculative else 0,
         num_draft_tokens=num_draft_tokens(steps),
         num_accepted_draft_tokens=num_accepted_draft_tokens(steps),
+        num_drawn=num_drawn(steps),
+        num_distinct=num_distinct(steps),
         mean_shortlist_size=mean_shortlist_size(steps),
         phase_ms=phase_ms(steps),
         acceptance_by_position=acceptance_by_position(steps) if speculative else (),
         settings=dict(settings),
+        cached_prompt_tokens=cached_prompt_tokens,
         steps=tuple(steps),
     )

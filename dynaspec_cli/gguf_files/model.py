@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.gguf_files.header import Header, Value, read_header
@@ -105,8 +104,3 @@ def _model(shards: list[tuple[Pieces, Header]]) -> GgufModel:
     return GgufModel(
         place, first.keys, GgufTensors(place, [(p, header.tensors) for p, header in shards])
     )
-
-
-def strings(value: Any) -> list[str]:
-    """The entries of a string array."""
-    return list(value.decoded())

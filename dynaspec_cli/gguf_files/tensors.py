@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -158,14 +157,3 @@ class GgufTensors(Mapping[str, GgufTensor]):
     def num_bytes(self) -> int:
         """Bytes of all tensors together."""
         return sum(entry.size for _, entry in self._entries.values())
-
-
-def as_torch(array: NDArray[Any]) -> Any:
-    """The array as a torch tensor over the same memory; a mapped one must not be written to."""
-    import warnings
-
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # the array is not writable
-        return torch.from_numpy(array)

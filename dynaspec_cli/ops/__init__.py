@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from dynaspec_cli.ops import fakes
 from dynaspec_cli.ops.decoder import decoder_layer
+from dynaspec_cli.ops.draw import (
+    draw_children,
+    draw_index,
+    draw_rows,
+    filtered_softmax,
+    sibling_chances,
+)
 from dynaspec_cli.ops.extension import EXTENSION, backend, backend_reason, compiled
 from dynaspec_cli.ops.failures import NotFiniteLogits
 from dynaspec_cli.ops.head import (
@@ -44,7 +51,11 @@ __all__ = [
     "dense_layer",
     "draft_head",
     "drafter_input",
+    "draw_children",
+    "draw_index",
+    "draw_rows",
     "embed_rows",
+    "filtered_softmax",
     "greedy_walk",
     "kv_commit",
     "linear",
@@ -55,6 +66,7 @@ __all__ = [
     "shortlist_log_probs",
     "shortlist_topk",
     "shortlist_union",
+    "sibling_chances",
     "stochastic_walk",
     "topk_expand",
     "tree_mask",

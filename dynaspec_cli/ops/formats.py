@@ -1,8 +1,9 @@
 """The packed forms of weights: rows of a GGUF file's blocks in the kernels' order, uint8 [rows, row
 bytes]. Their numbers are those of ``Format`` in csrc/cpu/kernels/kernels.h.
 
-``PAIRS`` multiply activations of 16 bits with one scale a row (``max |x| / 32767``), ``QUADS``
-activations of 8 bits with a scale for every 256 values (``max |x| / 127``).
+``PAIRS`` multiply activations of 16 bits with one scale a row (``max |x| / 32767``), where the
+processor has VNNI (the level avx512_bf16) of 8 bits with a scale for every 32 values; ``QUADS``
+activations of 8 bits with a scale for every 256 (``max |x| / 127``).
 """
 
 from __future__ import annotations
@@ -46,7 +47,17 @@ PACKED = {
         PackedFormat("q6_k", 11, (256, 210), QUADS, 6, minimum=False),
     )
 }
+BYTE_LEVELS = ("avx512_bf16",)
+"""Instruction-set levels on which ``PAIRS`` multiply activations of 8 bits."""
+
 _BY_CODE = {form.code: form for form in PACKED.values()}
+
+
+def activation_scales(form: PackedFormat, level: str, columns: int) -> tuple[int, int]:
+    """(values that share a scale, largest code) of the activations that a form multiplies."""
+    if form.activations == QUADS:
+        return 256, 127
+    return (32, 127) if level in BYTE_LEVELS else (columns, 32767)
 
 
 def packed_format(code: int) -> PackedFormat:

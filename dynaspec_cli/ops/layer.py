@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,10 +32,9 @@ class LayerWeights(NamedTuple):
     @property
     def num_bytes(self) -> int:
         """Bytes that a pass reads."""
-        norms = (self.input_norm, self.post_attention_norm, self.mlp_norm, self.post_mlp_norm)
-        heads = (self.qkv_bias, self.q_norm, self.k_norm)
-        matrices = (*self.qkv, self.out, *self.gate_up, self.down)
-        return sum(t.nbytes for t in (*norms, *heads, *matrices))
+        fields: tuple[Tensor | tuple[Tensor, ...], ...] = self[:-1]
+        parts = [(part,) if isinstance(part, Tensor) else part for part in fields]
+        return sum(tensor.nbytes for part in parts for tensor in part)
 
 
 LAYER_WEIGHTS = LayerWeights._fields[:-1]
@@ -43,18 +42,6 @@ LAYER_WEIGHTS = LayerWeights._fields[:-1]
 
 def dense_layer(weights: Sequence[Tensor]) -> LayerWeights:
     """Of tensors in the order of ``LAYER_WEIGHTS``, each matrix in one part and in its dtype."""
-    input_norm, qkv, qkv_bias, q_norm, k_norm, out, after, mlp_norm, gate_up, down, last = weights
-    return LayerWeights(
-        input_norm,
-        (qkv,),
-        qkv_bias,
-        q_norm,
-        k_norm,
-        out,
-        after,
-        mlp_norm,
-        (gate_up,),
-        down,
-        last,
-        (DENSE,) * 4,
-    )
+    named: dict[str, Any] = dict(zip(LAYER_WEIGHTS, weights, strict=True))
+    named |= {name: (named[name],) for name in ("qkv", "gate_up")}
+    return LayerWeights(**named, formats=(DENSE,) * 4)

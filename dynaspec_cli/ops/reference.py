@@ -243,9 +243,8 @@ def decoder_layer(
 ) -> Tensor:
     """One decoder layer over n rows, writing their keys and values to the cache.
 
-    x float32 [n, d] (residual stream); k_cache, v_cache [T,
-    kv_heads, head_dim] (float32 or bf16; keys stored *after* rotation); cos, sin float32 [n,
-    head_dim].
+    x float32 [n, d] (residual stream); k_cache, v_cache [T, kv_heads, head_dim] (float32 or bf16;
+    keys stored *after* rotation); cos, sin float32 [n, head_dim].
 
     The cache holds ``cache_len`` committed rows (row j has position j), then the t rows of a
     tree, of which the last n are this pass's: they are written to cache rows ``cache_len + t - n

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dynaspec_cli.ops.formats import PAIRS, PackedFormat, packed_format
+from dynaspec_cli.ops.extension import backend
+from dynaspec_cli.ops.formats import PAIRS, PackedFormat, activation_scales, packed_format
 
 
 def embed_rows(weight: Tensor, ids: Tensor, format: int, columns: int) -> Tensor:
@@ -15,10 +16,10 @@ def embed_rows(weight: Tensor, ids: Tensor, format: int, columns: int) -> Tensor
     return unpack(weight[ids].cpu(), form, columns)
 
 
-def activations(x: Tensor, form: PackedFormat) -> Tensor:
-    """What the kernels multiply in place of x [n, k]: float64, each value a whole number of its
-    row's (or group's) scale. Halves are rounded to even; a row of zeros stays one."""
-    width, most = (x.shape[1], 32767) if form.activations == PAIRS else (256, 127)
+def activations(x: Tensor, form: PackedFormat, level: str = "scalar") -> Tensor:
+    """What the kernels of a level multiply in place of x [n, k]: float64, each value a whole number
+    of the scale of its row or group. Halves are rounded to even; a row of zeros stays one."""
+    width, most = activation_scales(form, level, x.shape[1])
     groups = x.float().reshape(x.shape[0], -1, width)
     scale = groups.abs().amax(-1, keepdim=True) / most
     codes = torch.where(scale >= torch.finfo(torch.float32).tiny, groups / scale, 0.0).round()
@@ -26,9 +27,11 @@ def activations(x: Tensor, form: PackedFormat) -> Tensor:
 
 
 def products(x: Tensor, weight: Tensor, format: int) -> Tensor:
-    """x [n, k] times packed rows [m, row bytes], float32 [n, m], up to rounding."""
+    """x [n, k] times packed rows [m, row bytes], float32 [n, m], up to rounding; on the level in
+    use."""
     rows = embed_rows(weight, torch.arange(weight.shape[0]), format, x.shape[1])
-    return (activations(x, packed_format(format)) @ rows.double().t()).float()
+    quantised = activations(x, packed_format(format), backend().removeprefix("cpu-"))
+    return (quantised @ rows.double().t()).float()
 
 
 def _halves(rows: Tensor, at: int, count: int) -> Tensor:
@@ -49,21 +52,23 @@ def _pairs(rows: Tensor, form: PackedFormat, columns: int) -> Tensor:
         if form.minimum:
             low = _halves(rows, at, g)
             at += 2 * g
+        place, side = torch.arange(32 * g), min(32, 8 * g)
         if form.bits == 8:
             codes = rows[:, at : at + 32 * g].contiguous().view(torch.int8).int()
+            codes = codes.view(len(rows), -1, 2, side, 2).permute(0, 1, 4, 2, 3).flatten(1)
             at += 32 * g
         else:
-            words = _words(rows, at, 8 * g).reshape(len(rows), -1, 1, min(32, 8 * g))
+            words = _words(rows, at, 8 * g).reshape(len(rows), -1, 1, side)
             nibbles = torch.tensor([0, 4, 8, 12], dtype=torch.int32)[:, None]
             codes = (words >> nibbles & 15).flatten(1)
             at += 16 * g
             if form.bits == 5:
-                bit = torch.arange(16, dtype=torch.int32)[:, None]
-                codes = codes | (_words(rows, at, 2 * g)[:, None] >> bit & 1).flatten(1) << 4
+                f, word = place % (4 * side) // side, place // (4 * side) * side + place % side
+                bit = 8 * (f // 2) + 4 * (f % 2) + word // (2 * g)
+                codes = codes | (_words(rows, at, 2 * g)[:, place % (2 * g)] >> bit & 1) << 4
                 at += 4 * g
             if not form.minimum:
                 codes = codes - (1 << (form.bits - 1))
-        place = torch.arange(32 * g)
         c, lane, per = place // 16, place // 2 % 8, 8 // g
         value = lane // per * 32 + 2 * (c * per + lane % per) + place % 2
         natural = torch.empty_like(codes)

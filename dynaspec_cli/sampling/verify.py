@@ -19,8 +19,10 @@ docs/methods/exactness.md has the proofs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -28,6 +30,7 @@ from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.draw import CERTAIN, sibling_chances
 from dynaspec_cli.ops.tree import greedy_walk
 from dynaspec_cli.protocols import DraftTree, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
@@ -73,13 +76,22 @@ class NodeDraft:
     points: tuple[int, ...] = ()
 
 
+NO_DRAWS = NodeDraft(torch.empty(0, dtype=torch.int64), torch.empty(0), ())
+
+
 @dataclass(frozen=True)
 class SampledDrafts:
     """``DraftTree.q`` of a policy that samples: the draft of every tree row that has children
     (points, draws or both). ``replacement``: whether draws are independent."""
 
-    nodes: dict[int, NodeDraft]
+    nodes: Mapping[int, NodeDraft]
     replacement: bool
+    drawn: int = 0
+    """Draws that the policy made, those that it discarded and repeated ones too."""
+    distinct: int = 0
+    """Nodes that they gave: a token drawn twice below a node is one."""
+    traversal: bool = False
+    """Verified from the leaves up, path by path, instead of child by child."""
 
 
 def row_probabilities(
@@ -94,7 +106,8 @@ def row_probabilities(
         if row not in logits:
             rows = reader.rows(row)[:LOGIT_ROWS]
             logits.update(zip(rows, output.logits(torch.tensor(rows)), strict=True))
-        return probabilities(logits[row][None], config)[0]
+        # Children are tried and tokens drawn on the host, where a seed gives one text.
+        return probabilities(logits[row][None], config)[0].cpu()
 
     return of_row
 
@@ -142,24 +155,94 @@ def verify_sampled(tree: DraftTree, target: RowProbabilities, source: RandomSour
         raise DynaSpecError(
             f"DraftTree.q: expected SampledDrafts or None, got {type(drafts).__name__}"
         )
-    tokens, children = tree.tokens.tolist(), _children(tree)
-    path = [0]
-    while True:
-        row = path[-1]
-        left = target(row)
-        points, draft = children[row], None
-        if drafts is not None and children[row]:
-            draft = _draft_of(row, drafts, children[row])
-            points = list(draft.points)
-        accepted = None
-        if points:
-            accepted, left = _try_points(left, points, tokens, source)
-        if accepted is None and draft is not None and draft.draws:
-            accepted, left = _try_draws(left, draft, tokens, drafts.replacement, source)
-        if accepted is None:
-            bonus = source.categorical(left)
-            return Verdict(torch.tensor(path, dtype=torch.int64), bonus)
-        path.append(accepted)
+    walk = _Walk(tree, target, source, drafts)
+    if drafts is not None and drafts.traversal:
+        verdict = walk.bottom_up(0, 1.0)
+        if verdict is None:  # the root's weight stays 1
+            raise DynaSpecError("traversal verification ended without a token")
+        return verdict
+    return walk.top_down()
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """One walk over a tree. ``target``, ``source`` and ``drafts`` as in ``verify_sampled``."""
+
+    tree: DraftTree
+    target: RowProbabilities
+    source: RandomSource
+    drafts: SampledDrafts | None
+    path: list[int] = field(default_factory=lambda: [0])
+
+    @cached_property
+    def tokens(self) -> list[int]:
+        return self.tree.tokens.tolist()
+
+    @cached_property
+    def children(self) -> list[list[int]]:
+        return _children(self.tree)
+
+    def verdict(self, left: Tensor) -> Verdict:
+        """The walk ends at the last row of its path; the next token's law is ``left``."""
+        bonus = self.source.categorical(left)
+        return Verdict(torch.tensor(self.path, dtype=torch.int64), bonus)
+
+    def top_down(self) -> Verdict:
+        """Accept a child, then try its children."""
+        while True:
+            row = self.path[-1]
+            p = self.target(row)
+            if not self.children[row]:
+                return self.verdict(p)
+            rows, chances, left = self.siblings(p, row, 1.0)
+            for child, chance in zip(rows, chances, strict=False):
+                if chance == CERTAIN or self.source.accept(chance):
+                    self.path.append(child)
+                    break
+            else:
+                return self.verdict(left)
+
+    def bottom_up(self, row: int, weight: float) -> Verdict | None:
+        """Traversal verification (arXiv 2505.12398): the whole path down to a node is to be passed
+        with probability ``weight`` = min(1, w R(x) / D(x)), w its parent's; but its children are
+        asked first, and the node itself only where none of the paths through them is passed."""
+        if not self.children[row]:
+            passed = self.source.accept(weight)
+            return self.verdict(self.target(row)) if passed else None
+        rows, chances, left = self.siblings(self.target(row), row, weight)
+        for child, chance in zip(rows, chances, strict=False):
+            if chance > 0:
+                self.path.append(child)
+                verdict = self.bottom_up(child, min(chance, 1.0))
+                if verdict is not None:
+                    return verdict
+                self.path.pop()
+        return self.verdict(left) if self.source.accept(chances[-1]) else None
+
+    def siblings(self, p: Tensor, row: int, weight: float) -> tuple[list[int], list[float], Tensor]:
+        """(children in the order in which they are tried, their chances and the node's own, what is
+        left of p)."""
+        rows, columns, draft = self.children[row], [], NO_DRAWS
+        if self.drafts is not None:
+            draft = _draft_of(row, self.drafts, rows)
+            rows = [*draft.points, *(draw.row for draw in draft.draws)]
+            columns = [draw.column for draw in draft.draws]
+        chances, left = sibling_chances(
+            p,
+            [self.tokens[child] for child in rows],
+            columns,
+            draft.ids,
+            draft.q,
+            self.drafts is not None and self.drafts.replacement,
+            weight,
+        )
+        found = chances.tolist()
+        for child, chance in zip(rows, found, strict=False):
+            if math.isnan(chance):
+                raise DynaSpecError(
+                    f"DraftTree.q: row {child} holds a token that its q cannot draw"
+                )
+        return rows, found, left
 
 
 def _draft_of(row: int, drafts: SampledDrafts, children: list[int]) -> NodeDraft:
@@ -175,69 +258,3 @@ def _children(tree: DraftTree) -> list[list[int]]:
         if row:
             children[parent].append(row)
     return children
-
-
-def _try_points(
-    p: Tensor, rows: list[int], tokens: list[int], source: RandomSource
-) -> tuple[int | None, Tensor]:
-    """(accepted child or None, R of any positive sum): point masses, given R = p of any positive
-    sum."""
-    ids = torch.tensor([tokens[row] for row in rows])
-    chances = p[ids].tolist()
-    left = float(p.sum(dtype=torch.float64))
-    tried: set[int] = set()
-    for row, chance in zip(rows, chances, strict=True):
-        if tokens[row] in tried:
-            continue  # R is 0 there
-        if source.accept(chance / left):
-            return row, p
-        tried.add(tokens[row])
-        left -= chance
-        if left <= 0:
-            break
-    residual = p.clone()
-    residual[ids] = 0
-    if not bool(residual.any()):
-        return _rounded_away(rows, chances), p
-    return None, residual
-
-
-def _rounded_away(rows: list[int], chances: list[float]) -> int:
-    """The children hold all of p and each was rejected, which only rounding (about 1e-16) can do:
-    the last possible one is the answer."""
-    return [row for row, chance in zip(rows, chances, strict=True) if chance > 0][-1]
-
-
-def _try_draws(
-    p: Tensor, draft: NodeDraft, tokens: list[int], replacement: bool, source: RandomSource
-) -> tuple[int | None, Tensor]:
-    """(accepted child or None, R of any positive sum), given R = p of any positive sum. R and D
-    live on the shortlist, in float64; R outside it is p times a factor, whose sum is
-    ``outside``."""
-    ids, rest = draft.ids.to(p.device), p.clone()
-    rest[ids] = 0
-    factor = 1.0 / float(p.sum(dtype=torch.float64))
-    outside = float(rest.sum(dtype=torch.float64)) * factor
-    residual = p[ids].cpu().double() * factor
-    d = draft.q.double()
-    d = d / d.sum()
-    for column, row in draft.draws:
-        if int(draft.ids[column]) != tokens[row] or not float(d[column]) > 0:
-            raise DynaSpecError(f"DraftTree.q: row {row} holds a token that its q cannot draw")
-        if source.accept(float(residual[column]) / float(d[column])):
-            return row, p
-        after = (residual - d).clamp_(min=0)
-        total = float(after.sum()) + outside
-        if not total > 0:
-            return row, p  # R = D up to rounding, and x was rejected by it
-        residual, outside, factor = after / total, outside / total, factor / total
-        if not replacement:
-            d = d.clone()
-            d[column] = 0
-            mass = float(d.sum())
-            if not mass > 0:
-                break
-            d = d / mass
-    rest = rest.double().mul_(factor)
-    rest[ids] = residual.to(p.device)
-    return None, rest

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynaspec_cli.protocols import DraftTree, ShortlistQuery, Target
+from dynaspec_cli.protocols import DraftTree, KeptRows, ShortlistQuery, Target
 from dynaspec_cli.shortlist.base import BlockShortlist
 
 DEPTH = 3
@@ -67,6 +67,9 @@ class WalkOutput:
 
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
         return (self.top if rows is None else self.top[rows])[:, :k]
+
+    def keep(self, rows: Tensor) -> KeptRows:
+        raise NotImplementedError("a stored walk is not kept a second time")
 
 
 @dataclass

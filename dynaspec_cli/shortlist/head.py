@@ -131,8 +131,11 @@ def build_head(
     rank = torch.full((weight.rows,), -1, dtype=torch.int64, device=device)
     rank[order] = torch.arange(order.numel(), device=device)
     gather = weight.device.type == "cpu" and not int8
-    rows = _quantised(weight, order) if int8 else weight if gather else weight.take(order)
-    return DraftHead(rows, order.to(torch.int32), rank, weight.rows, gather)
+    if int8:
+        weight = _quantised(weight, order)
+    elif not gather:
+        weight = weight.take(order)
+    return DraftHead(weight, order.to(torch.int32), rank, rank.numel(), gather)
 
 
 def _mapped(weight: Weight, order: Tensor | None, int8: bool, vocab: VocabMap) -> DraftHead:

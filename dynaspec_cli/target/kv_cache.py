@@ -29,6 +29,7 @@ class PreallocatedLayer(CacheLayerMixin):
         super().__init__()
         self.rows = rows
         self.length = 0
+        self.ahead = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate from the first keys [1, kv_heads, n, head_dim] seen: only they know the
@@ -44,16 +45,18 @@ class PreallocatedLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Write n rows behind the committed ones; returns views of all rows so far."""
+        """Write n rows behind the committed ones and ``ahead`` others; returns views of all rows so
+        far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        end, have = self.length + key_states.shape[2], self.keys.shape[2]
+        begin = self.length + self.ahead
+        end, have = begin + key_states.shape[2], self.keys.shape[2]
         if end > have:
             rows = max(end, have + have // 4)
-            self.keys = grown(self.keys, 2, self.length, rows)
-            self.values = grown(self.values, 2, self.length, rows)
-        self.keys[:, :, self.length : end] = key_states
-        self.values[:, :, self.length : end] = value_states
+            self.keys = grown(self.keys, 2, begin, rows)
+            self.values = grown(self.values, 2, begin, rows)
+        self.keys[:, :, begin:end] = key_states
+        self.values[:, :, begin:end] = value_states
         return self.keys[:, :, :end], self.values[:, :, :end]
 
     def keep(self, rows: Tensor) -> None:
@@ -65,7 +68,7 @@ class PreallocatedLayer(CacheLayerMixin):
         self.length = end
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.length + query_length, 0
+        return self.length + self.ahead + query_length, 0
 
     def get_seq_length(self) -> int:
         return self.length
@@ -82,10 +85,21 @@ class PreallocatedCache(Cache):
         self._own = [PreallocatedLayer(rows) for _ in range(num_layers)]
         super().__init__(layers=list(self._own))
 
+    def ahead(self, rows: int) -> None:
+        """How many rows of a tree the next pass writes behind."""
+        for layer in self._own:
+            layer.ahead = rows
+
     def append(self, count: int) -> None:
         """Commit the ``count`` rows written last, in order: only the length moves."""
         for layer in self._own:
             layer.length += count
+
+    def rewind(self, length: int) -> None:
+        """Commit the first ``length`` rows alone; an interrupted pass may have left layers of
+        different lengths."""
+        for layer in self._own:
+            layer.length = length
 
     def keep(self, rows: Tensor, device: torch.device | None = None) -> None:
         """Commit the given rows int64 [a] of the tree written last. ``rows`` of the host are

@@ -46,13 +46,14 @@ def layer_kinds(config: Any, name: str) -> dict[str, int] | int:
 
 
 def allowed(mask: Tensor, positions: Tensor, length: int, window: int) -> Tensor:
-    """bool [n, length + n]: what each row of a pass sees. ``mask`` bool [n, n] inside the pass;
-    committed row j holds position j."""
+    """bool [n, length + t]: what each row of a pass sees. ``mask`` bool [n, t] and ``positions``
+    int64 [t]: of the rows behind the committed ones, of which the pass is the last n; committed row
+    j holds position j."""
     n = mask.shape[0]
     past = torch.arange(length, device=mask.device)
     seen = torch.cat([torch.ones(n, length, dtype=torch.bool, device=mask.device), mask], 1)
     if window > 0:
-        seen &= positions[:, None] - torch.cat([past, positions])[None, :] < window
+        seen &= positions[-n:, None] - torch.cat([past, positions])[None, :] < window
     return seen
 
 
@@ -63,7 +64,7 @@ def attention_masks(
     length: int,
     additive: torch.dtype | None,
 ) -> dict[str, Tensor] | Tensor:
-    """The 4-D masks [1, 1, n, length + n] for ``layer_kinds``: bool, or additive of the given dtype
+    """The 4-D masks [1, 1, n, length + t] for ``layer_kinds``: bool, or additive of the given dtype
     (eager attention)."""
 
     def build(window: int) -> Tensor:

@@ -46,7 +46,18 @@ def load(
         if threads < 1:
             raise UsageError(f"--threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
-    source = resolve_model(model)
+    return load_source(resolve_model(model), dtype, kind, place, progress)
+
+
+def load_source(
+    source: ModelSource,
+    dtype: str,
+    kind: torch.dtype,
+    place: torch.device,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Any, TextTokenizer]:
+    """A model that was found, and its tokenizer. ``dtype`` as the option gives it, ``kind`` that of
+    what is not packed."""
     packed = takes_packed(dtype, source, place)
     if source.gguf is not None and place.type == "cpu":
         found = load_gguf(source.gguf, source.name, kind, packed, progress)

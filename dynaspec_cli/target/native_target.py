@@ -7,6 +7,7 @@ emits what plain decoding would, in bf16 too.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.ops import backend, decoder_layer, kv_commit, rms_norm, tree_mask
 from dynaspec_cli.ops.extension import compiled
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import DraftTree, KeptRows
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.native_weights import NativeWeights, Tensors, read_weights
@@ -28,7 +29,9 @@ from dynaspec_cli.target.state import (
     causal_rows,
     check_append,
     check_max_length,
+    check_rewind,
     check_rows,
+    check_start,
     check_taps,
     grown,
 )
@@ -80,6 +83,10 @@ class NativeTarget:
     def bit_exact(self) -> bool:
         return compiled(self._head.weight.data)
 
+    @property
+    def head(self) -> LMHead:
+        return self._head
+
     def head_weight(self) -> Weight:
         return self._head.weight
 
@@ -125,10 +132,11 @@ class NativeTarget:
         return self._output(state, torch.cat(passes))
 
     @torch.inference_mode()
-    def verify(self, state: NativeState, tree: DraftTree) -> HeadOutput:
+    def verify(self, state: NativeState, tree: DraftTree, start: int = 0) -> HeadOutput:
+        check_start(state, tree, start)
         mask, depth = tree_mask(tree.parents)
+        x = self._forward(state, tree.tokens[start:], mask[start:], depth + state.length)
         state.pending = tree.tokens.numel()
-        x = self._forward(state, tree.tokens, mask, depth + state.length)
         return self._output(state, x)
 
     @torch.inference_mode()
@@ -139,6 +147,17 @@ class NativeTarget:
             kv_commit(state.values, state.length, rows)
         state.length += rows.numel()
         state.pending = 0
+
+    def rewind(self, state: NativeState, length: int, max_length: int) -> None:
+        check_max_length(max_length, self.max_context, self.name)
+        check_rewind(state, length)
+        state.length, state.pending, state.max_length = length, 0, max_length
+
+    @torch.inference_mode()
+    def recall(self, kept: Sequence[KeptRows]) -> HeadOutput:
+        rows = KeptRows.joined(kept)
+        hidden = rms_norm(rows.features, self._weights.norm, self._spec.eps)
+        return HeadOutput(rows.features, hidden, self._head, rows.taps, rows.leaders)
 
     def _output(self, state: NativeState, passed: Tensor) -> HeadOutput:
         """From what ``_forward`` yields: taps, then features, side by side."""
@@ -151,12 +170,15 @@ class NativeTarget:
     def _forward(
         self, state: NativeState, tokens: Tensor, mask: Tensor, positions: Tensor
     ) -> Tensor:
-        """Residual streams float32 [n, (A + 1) * d]: those of ``state.taps``, then the one after
-        the last layer; keys and values go behind the committed rows."""
-        self._make_room(state, tokens.numel())
+        """Residual streams float32 [n, (A + 1) * d] of ``tokens`` int64 [n]: those of
+        ``state.taps``, then the one after the last layer. ``positions`` int64 [t] and ``mask`` bool
+        [n, t]: of all rows behind the committed ones, of which these are the last; keys and values
+        go there."""
+        self._make_room(state, positions.numel())
         x = self.embed(tokens)
         streams = {0: x}
-        turns = {name: table.rows(positions) for name, table in self._tables.items()}
+        own = positions[-tokens.numel() :]
+        turns = {name: table.rows(own) for name, table in self._tables.items()}
         layers = zip(
             self._spec.shapes,
             self._spec.rope,
@@ -178,8 +200,9 @@ class NativeTarget:
         have, needed = state.keys[0].shape[0], state.length + rows
         if needed > have:
             size = max(needed, have + have // 4)
-            state.keys = [grown(cache, 0, state.length, size) for cache in state.keys]
-            state.values = [grown(cache, 0, state.length, size) for cache in state.values]
+            kept = state.length + state.pending
+            state.keys = [grown(cache, 0, kept, size) for cache in state.keys]
+            state.values = [grown(cache, 0, kept, size) for cache in state.values]
 
 
 def load_native(

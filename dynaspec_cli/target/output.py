@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
+from dynaspec_cli.protocols import KeptRows
 from dynaspec_cli.target.head import LMHead, leaders
 
 KEPT_LEADERS = 4
@@ -15,10 +18,16 @@ and context shortlists ask for the others after verification."""
 class HeadOutput:
     """``protocols.TargetOutput`` of one pass: ``features`` [n, d], ``hidden`` [n, d] after the
     final norm, and what the head makes of them on demand. A row is read once. Row numbers are
-    tensors of the host. ``taps`` [n, A * d] or None."""
+    tensors of the host. ``taps`` [n, A * d] or None. ``known``: leaders of rows that were read
+    before."""
 
     def __init__(
-        self, features: Tensor, hidden: Tensor, head: LMHead, taps: Tensor | None = None
+        self,
+        features: Tensor,
+        hidden: Tensor,
+        head: LMHead,
+        taps: Tensor | None = None,
+        known: Mapping[int, Tensor] | None = None,
     ) -> None:
         self.features = features
         self.hidden = hidden
@@ -26,7 +35,7 @@ class HeadOutput:
         self.cheap_rows = head.cheap_rows
         self._head = head
         self._logits: dict[int, Tensor] = {}
-        self._leaders: dict[int, Tensor] = {}
+        self._leaders: dict[int, Tensor] = dict(known or {})
         self._whole: Tensor | None = None
 
     @property
@@ -60,6 +69,14 @@ class HeadOutput:
         read = range(self.hidden.shape[0]) if rows is None else rows.tolist()
         self._read(list(read), k, wanted)
         return torch.stack([self._leaders[row][:k] for row in read])
+
+    @torch.inference_mode()
+    def keep(self, rows: Tensor) -> KeptRows:
+        known = self._leaders
+        best = {i: known[row] for i, row in enumerate(rows.tolist()) if row in known}
+        if self._whole is not None:
+            best = dict(enumerate(self._whole[rows]))
+        return KeptRows(self.features[rows], None if self.taps is None else self.taps[rows], best)
 
     def _read(self, rows: list[int], k: int, wanted: int) -> None:
         """Leaders of the rows that lack them, from their logits where these were formed."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import DraftTree
 
 TREE_ROWS = 64
 """Cache rows kept free for a tree; a larger tree makes the cache grow once."""
@@ -72,6 +73,21 @@ def check_rows(state: TargetState, rows: Tensor) -> None:
             f"commit: expected ascending rows of the last verified tree ({state.pending} rows), "
             f"root first, got {ids}"
         )
+
+
+def check_start(state: TargetState, tree: DraftTree, start: int) -> None:
+    """Refuse a tree that does not go on from the rows verified last."""
+    if start and not 0 < start == state.pending < tree.tokens.numel():
+        raise DynaSpecError(
+            f"verify: expected a tree that goes on from row {state.pending}, got {start} of "
+            f"{tree.tokens.numel()} rows"
+        )
+
+
+def check_rewind(state: TargetState, length: int) -> None:
+    """Refuse to keep more tokens than are committed."""
+    if not 0 <= length <= state.length:
+        raise DynaSpecError(f"rewind: expected 0 to {state.length} tokens to keep, got {length}")
 
 
 def causal_rows(start: int, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops import tree_mask
-from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.protocols import DraftTree, KeptRows
 from dynaspec_cli.target.backbone import Backbone
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.kv_cache import PreallocatedCache
@@ -24,7 +25,9 @@ from dynaspec_cli.target.state import (
     causal_rows,
     check_append,
     check_max_length,
+    check_rewind,
     check_rows,
+    check_start,
     check_taps,
 )
 from dynaspec_cli.weights.weight import Weight, dense
@@ -112,6 +115,10 @@ class TransformersTarget:
         kind = self.model.config.model_type
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
 
+    @property
+    def head(self) -> LMHead:
+        return self._head
+
     def head_weight(self) -> Weight:
         return self._head.weight
 
@@ -146,6 +153,7 @@ class TransformersTarget:
     @torch.inference_mode()
     def prefill(self, state: TransformersState, token_ids: Tensor) -> HeadOutput:
         check_append(state, token_ids, self.vocab_size)
+        state.cache.ahead(0)
         outputs = []
         for piece in token_ids.to(self.device).split(PREFILL_ROWS):
             mask, positions = causal_rows(state.length, piece.numel(), self.device)
@@ -157,13 +165,15 @@ class TransformersTarget:
         return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
     @torch.inference_mode()
-    def verify(self, state: TransformersState, tree: DraftTree) -> HeadOutput:
+    def verify(self, state: TransformersState, tree: DraftTree, start: int = 0) -> HeadOutput:
+        check_start(state, tree, start)
         mask, depth = tree_mask(tree.parents.cpu())
+        state.cache.ahead(start)
         state.pending = tree.tokens.numel()
         features, hidden, taps = self._forward(
             state,
-            tree.tokens.to(self.device),
-            mask.to(self.device),
+            tree.tokens[start:].to(self.device),
+            mask[start:].to(self.device),
             # Nodes beyond the context's end are never accepted, but a position there would change
             # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
             (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
@@ -177,14 +187,29 @@ class TransformersTarget:
         state.length += rows.numel()
         state.pending = 0
 
+    def rewind(self, state: TransformersState, length: int, max_length: int) -> None:
+        check_max_length(max_length, self.max_context, self.name)
+        check_rewind(state, length)
+        state.cache.rewind(length)
+        state.length, state.pending, state.max_length = length, 0, max_length
+
+    @torch.inference_mode()
+    def recall(self, kept: Sequence[KeptRows]) -> HeadOutput:
+        rows = KeptRows.joined(kept)
+        return HeadOutput(
+            rows.features, self.norm(rows.features), self._head, rows.taps, rows.leaders
+        )
+
     def _forward(
         self, state: TransformersState, tokens: Tensor, mask: Tensor, positions: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass; its keys and values lie
-        behind the committed ones."""
+        """(features [n, d], normed [n, d], taps [n, A * d]) of one pass over ``tokens`` int64 [n].
+        ``positions`` int64 [t] and ``mask`` bool [n, t]: of all rows behind the committed ones, of
+        which these are the last; keys and values lie there."""
         masks = attention_masks(self._kinds, mask, positions, state.length, self._additive)
+        own = positions[None, -tokens.numel() :]
         features, normed, taps = self.backbone.run(
-            tokens[None], positions[None], masks, state.cache, state.taps
+            tokens[None], own, masks, state.cache, state.taps
         )
         return features[0], normed[0], torch.cat(taps, -1)[0] if taps else features[0, :, :0]
 

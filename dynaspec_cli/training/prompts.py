@@ -57,6 +57,25 @@ def prompt_batches(
     return batches
 
 
+def growing(batches: Sequence[PromptBatch], first: int | None) -> list[PromptBatch]:
+    """The same prompts in the same order; the first batch has about ``first`` tokens, continuations
+    included, and each one after it twice as many, until they are whole (None: all are)."""
+    found: list[PromptBatch] = []
+    size = first
+    for batch in batches:
+        left = batch
+        while size is not None and len(left.tokens):
+            rows = max(1, size // (left.tokens.shape[1] + NEW_TOKENS))
+            if rows >= len(left.tokens):
+                size = None if left is batch else size
+                break
+            found.append(PromptBatch(left.tokens[:rows], left.groups[:rows]))
+            left = PromptBatch(left.tokens[rows:], left.groups[rows:])
+            size *= 2
+        found.append(left)
+    return found
+
+
 def _length(count: int) -> int:
     if count <= EXACT_LENGTH:
         return count

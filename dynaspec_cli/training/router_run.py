@@ -57,7 +57,7 @@ def run(
         target,
         tokenizer.encode,
         progress,
-        _predictor(drafter, load_drafter(drafter, target)),
+        _predictor(drafter, load_drafter(drafter, target, tokenizer)),
         tokenizer.eos_ids,
         tokenizer.bos_id,
     )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,23 @@ from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.drafters.eagle import load_eagle
 from dynaspec_cli.drafters.files import WEIGHTS_FILE, DrafterFiles
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.target.events import ProgressCallback, ignore_progress
+from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
-from dynaspec_cli.training.evaluate import HeldOut, held_out_score
+from dynaspec_cli.training.evaluate import HeldOut, HeldOutScore, held_out_score
 from dynaspec_cli.training.initialise import drafter_config, from_target
-from dynaspec_cli.training.prompts import PromptBatch, prompt_batches
+from dynaspec_cli.training.prompts import PromptBatch, growing, prompt_batches
 from dynaspec_cli.training.shards import Shard, ShardConfig, ShardMaker
 from dynaspec_cli.training.teacher import Teacher
 from dynaspec_cli.training.texts import EncodedTexts, encode_texts
 from dynaspec_cli.training.trainer import CHECKPOINT, TrainConfig, Trainer, TrainProgress
 
 HELD_OUT_TEXTS = 200
+HELD_OUT_SEQUENCES = 64
+SHORT_MINUTES = 30.0
+"""Runs of fewer are scored on a quarter of the sequences."""
+
 MAX_PROMPTED_TOKENS = 768
 """Of a prompt and its continuation."""
 
@@ -78,35 +84,86 @@ class RunConfig:
             )
 
 
+class WallClock:
+    """``minutes`` from when the command began, less ``reserve`` seconds for what comes after the
+    last step."""
+
+    def __init__(self, begun: float, minutes: float) -> None:
+        self._begun, self._seconds = begun, minutes * 60
+        self.reserve = 0.0
+
+    def share(self) -> float:
+        return min(1.0, 1.0 - self.left() / self._seconds)
+
+    def left(self) -> float:
+        return self._begun + self._seconds - self.reserve - time.perf_counter()
+
+
+class TrainingRun:
+    """A run with all that it needs; ``begun`` (``time.perf_counter``): when its minutes began, by
+    default now."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        progress: ProgressCallback = ignore_progress,
+        begun: float | None = None,
+    ) -> None:
+        begun = time.perf_counter() if begun is None else begun
+        self.config = config
+        self.clock = None if config.minutes is None else WallClock(begun, config.minutes)
+        self.trainer, held, self._names = _prepare(config, progress)
+        progress(LoadProgress("the target answers what the drafter is scored on"))
+        started = time.perf_counter()
+        self._held = held()
+        # Scoring takes about as long as making what is scored; then it is measured.
+        self._reserve(time.perf_counter() - started)
+
+    def _reserve(self, seconds: float) -> None:
+        if self.clock is not None:
+            self.clock.reserve = seconds
+
+    def steps(self) -> Iterator[TrainProgress]:
+        """Train, yielding progress after every step; every ``score_every`` steps and at the end
+        with the held-out score. Checkpoint and drafter are saved every ``save_every`` steps, every
+        two minutes and at the end, also when the caller stops early."""
+        try:
+            for state in self.trainer.run(self.clock):
+                if state.step % self.config.score_every == 0 or state.last:
+                    state = dataclasses.replace(state, score=self.score())
+                yield state
+        finally:
+            self.trainer.save()
+
+    def score(self) -> HeldOutScore | None:
+        """Of the drafter as it is now; None where nothing was held out."""
+        started, trainer = time.perf_counter(), self.trainer
+        found = held_out_score(
+            trainer.module,
+            self._held,
+            trainer.maker.teacher.head,
+            trainer.embedding,
+            trainer.norm,
+            trainer.maker.columns,
+            self._names,
+        )
+        self._reserve(time.perf_counter() - started)
+        return found
+
+
 def train(
     config: RunConfig, progress: ProgressCallback = ignore_progress
 ) -> Iterator[TrainProgress]:
-    """Run it, yielding progress after every step; every ``score_every`` steps and at the end with
-    the held-out score. Checkpoint and drafter are saved every ``save_every`` steps and at the end,
-    also when the caller stops early."""
-    trainer, held_out, names = _prepare(config, progress)
-    seconds = None if config.minutes is None else config.minutes * 60
-    try:
-        for state in trainer.run(seconds):
-            if state.step % config.score_every == 0 or state.last:
-                score = held_out_score(
-                    trainer.module,
-                    held_out,
-                    trainer.maker.teacher.head,
-                    trainer.embedding,
-                    trainer.norm,
-                    trainer.maker.columns,
-                    names,
-                )
-                state = dataclasses.replace(state, score=score)
-            yield state
-    finally:
-        trainer.save()
+    """``TrainingRun.steps`` of a new run."""
+    yield from TrainingRun(config, progress).steps()
 
 
 def _prepare(
     config: RunConfig, progress: ProgressCallback
-) -> tuple[Trainer, list[HeldOut], list[str]]:
+) -> tuple[Trainer, Callable[[], list[HeldOut]], list[str]]:
+    """(trainer, what makes the held-out text, the names of the corpus' groups)."""
+    if config.resume:
+        config = _as_begun(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     place = choose_device(config.device)
@@ -120,6 +177,7 @@ def _prepare(
     folder = model_folder(source, kind, progress)
     target = load_transformers(folder, source.name, kind, place)
     tokenizer = load_tokenizer(folder)
+    progress(LoadProgress("reading the corpus"))
     corpus = asked = _encode(config.corpus, tokenizer)
     teacher = Teacher(target)
     batches: list[PromptBatch] = []
@@ -133,6 +191,7 @@ def _prepare(
             longest,
             config.shards.seed,
         )
+        batches = growing(batches, config.shards.first)
     maker = ShardMaker(
         teacher,
         corpus.texts,
@@ -143,12 +202,28 @@ def _prepare(
         tokenizer.eos_ids,
     )
     maker.claim()
+    progress(LoadProgress("the target reads or writes the first text"))
     module = _module(config, target, maker)
     trainer = Trainer(module, maker, config.train, config.out)
     if config.resume:
         trainer.resume()
-    held = _held_out(maker, asked.held, asked.numbers(asked.held_groups), bool(config.prompts))
+    short = config.minutes is not None and config.minutes < SHORT_MINUTES
+    held = partial(
+        _held_out,
+        maker,
+        asked.held,
+        asked.numbers(asked.held_groups),
+        bool(config.prompts),
+        HELD_OUT_SEQUENCES // 4 if short else HELD_OUT_SEQUENCES,
+    )
     return trainer, held, asked.names
+
+
+def _as_begun(config: RunConfig) -> RunConfig:
+    """With shards of equal size where the run to resume was begun with such."""
+    if "first=" in Trainer.saved_shards(config.out):
+        return config
+    return dataclasses.replace(config, shards=dataclasses.replace(config.shards, first=None))
 
 
 def _encode(corpus: Sequence[str], tokenizer: TextTokenizer, whole: bool = False) -> EncodedTexts:
@@ -161,10 +236,10 @@ def _encode(corpus: Sequence[str], tokenizer: TextTokenizer, whole: bool = False
 
 
 def _held_out(
-    maker: ShardMaker, texts: list[Tensor], groups: list[int], whole: bool
+    maker: ShardMaker, texts: list[Tensor], groups: list[int], whole: bool, count: int
 ) -> list[HeldOut]:
-    """Greedy continuations of held-out beginnings, or of ``whole`` prompts of the lengths that most
-    have: what decoding will look like."""
+    """``count`` greedy continuations of held-out beginnings, or of ``whole`` prompts of the lengths
+    that most have: what decoding will look like."""
     new, teacher = 80, maker.teacher
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(texts):
@@ -173,7 +248,7 @@ def _held_out(
             by_length[length].append(index)
     device = teacher.head.device
     held: list[HeldOut] = []
-    left = 64
+    left = count
     for length, members in sorted(by_length.items(), key=lambda item: (-len(item[1]), item[0])):
         chosen = members[:left]
         left -= len(chosen)

@@ -10,6 +10,7 @@ by the target.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ from dynaspec_cli.training.teacher import Teacher
 TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0)
 """Of generated sequences, in turn: most decoding is greedy, but not all."""
 
+FIRST_TOKENS = 1536
+"""Of the first shard of a new run: a target reads or writes it within seconds."""
+
 STAMP = "source.txt"
 """What the shards of a folder were made from, as a digest."""
 
@@ -37,12 +41,14 @@ WRITTEN_SHAPES = ((16, 128), (32, 112), (64, 112), (160, 96), (24, 120), (336, 1
 @dataclass(frozen=True)
 class ShardConfig:
     """``tokens`` a shard, ``length`` of corpus sequences, ``columns``: frequent tokens generation
-    chooses among."""
+    chooses among. ``first``: tokens of the first shard, each one after it has twice as many until
+    they have ``tokens``, so that training can begin at once; None: all have ``tokens``."""
 
     tokens: int = 24576
     length: int = 256
     columns: int = 40960
     seed: int = 0
+    first: int | None = None
 
     def __post_init__(self) -> None:
         if self.length < 16 or self.tokens < self.length:
@@ -50,6 +56,22 @@ class ShardConfig:
                 f"shards: expected 16 <= length <= tokens, got length {self.length}, tokens "
                 f"{self.tokens}"
             )
+        if self.first is not None and self.first < 1:
+            raise UsageError(f"shards: expected at least 1 token in the first, got {self.first}")
+
+    def __str__(self) -> str:
+        """What stands in checkpoints and stamps: as it was before there was a ``first``."""
+        last = "" if self.first is None else f", first={self.first}"
+        return (
+            f"ShardConfig(tokens={self.tokens}, length={self.length}, columns={self.columns}, "
+            f"seed={self.seed}{last})"
+        )
+
+    def tokens_of(self, index: int) -> int:
+        """Tokens of shard ``index``."""
+        if self.first is None:
+            return self.tokens
+        return min(self.tokens, self.first << min(index, 32))
 
 
 @dataclass(frozen=True)
@@ -107,6 +129,7 @@ class ShardMaker:
         # A corpus holds no end of text, and a writer that cannot end writes past its answers.
         self.columns = self.frequent(wanted)
         self.length = min(config.length, teacher.max_length)
+        self._pace: dict[int, float] = {}
 
     def frequent(self, count: int) -> Tensor:
         """int64, ascending: the ``count`` most frequent tokens, and those that end a text."""
@@ -140,7 +163,9 @@ class ShardMaker:
             return _stored(path, choose)
         except (SafetensorError, OSError, KeyError):
             path.unlink(missing_ok=True)
+        begun = time.perf_counter()
         shard = self.make(index)
+        self._pace[self._kind(index)] = (time.perf_counter() - begun) / shard.tokens.numel()
         self.folder.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         tensors = {
@@ -152,12 +177,22 @@ class ShardMaker:
         part.replace(path)
         return _stored(path, choose)
 
-    def epoch_tokens(self) -> list[int]:
-        """Tokens of each shard until they begin anew; corpus text has no end, its shards are
-        alike."""
+    def tokens_of(self, index: int) -> int:
+        """Tokens of shard ``index``; batches of prompts begin anew after the last."""
         if not self.prompts:
-            return [self.config.tokens]
-        return [b.tokens.numel() + len(b.tokens) * NEW_TOKENS for b in self.prompts]
+            return self.config.tokens_of(index)
+        batch = self.prompts[index % len(self.prompts)].tokens
+        return batch.numel() + len(batch) * NEW_TOKENS
+
+    def _kind(self, index: int) -> int:
+        """Shards of one kind take equally long a token."""
+        return 0 if self.prompts else index % 2
+
+    def seconds_to_get(self, index: int) -> float:
+        """What ``get`` will take: 0 where the shard is on disk, or of a kind never made."""
+        if (self.folder / f"shard-{index:06d}.safetensors").exists():
+            return 0.0
+        return self._pace.get(self._kind(index), 0.0) * self.tokens_of(index)
 
     def forget(self, index: int) -> None:
         """Delete a shard that is no longer drawn from."""
@@ -175,7 +210,7 @@ class ShardMaker:
 
     def _read(self, index: int) -> Shard:
         """Packed corpus text: pieces of texts in a random order, end to end."""
-        count = max(1, self.config.tokens // self.length)
+        count = max(1, self.config.tokens_of(index) // self.length)
         generator = self._generator(index)
         rows: list[Tensor] = []
         groups: list[int] = []
@@ -214,7 +249,7 @@ class ShardMaker:
         prompt, new = WRITTEN_SHAPES[(index // 2) % len(WRITTEN_SHAPES)]
         prompt = min(prompt, self.teacher.max_length // 2)
         new = min(new, self.teacher.max_length - prompt)
-        count = max(1, self.config.tokens // (prompt + new))
+        count = max(1, self.config.tokens_of(index) // (prompt + new))
         generator = self._generator(index)
         prompts, groups = [], []
         for text in torch.randint(len(self.texts), (count * 400,), generator=generator).tolist():

@@ -11,11 +11,11 @@ import json
 import math
 import random
 import time
-from bisect import bisect_right
+from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import safe_open
@@ -30,6 +30,22 @@ from dynaspec_cli.training.model import DrafterModule
 from dynaspec_cli.training.shards import Shard, ShardMaker, ended
 
 CHECKPOINT = "checkpoint.safetensors"
+
+SAVE_EVERY_S = 120.0
+"""Seconds after which a run saves between two of its checkpoints by step, so that a short one that
+is killed leaves a drafter."""
+
+
+class Clock(Protocol):
+    """When a run has to end."""
+
+    def share(self) -> float:
+        """The share of its time that is over, in [0, 1]."""
+        ...
+
+    def left(self) -> float:
+        """Seconds that are left."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -125,46 +141,52 @@ class Trainer:
         """Whether the weights are those of ``step``: not in the middle of an update, nor after one
         that ruined them. Else nothing is saved, and the last checkpoint stays."""
         self._saved = -1
-        self._steps = list(accumulate(self._shard_steps()))
+        self._ends: list[int] = []  # the last step that each shard feeds, as far as was asked
 
     # -- the run ----------------------------------------------------------------------------------
 
-    def run(self, seconds: float | None = None) -> Iterator[TrainProgress]:
-        """Train to ``config.steps``, or for ``seconds`` of wall-clock (the learning rate then
-        follows the clock)."""
+    def run(self, clock: Clock | None = None) -> Iterator[TrainProgress]:
+        """Train to ``config.steps``, or until ``clock`` says that it is time (the learning rate
+        then follows it, and no text is made that would not be ready)."""
         begun, first = time.perf_counter(), self.tokens
+        saved = begun
         if self.step >= self.config.steps:
             yield TrainProgress(self.step, self.config.steps, self.tokens, (), 0.0, True)
         while self.step < self.config.steps:
             progress = (self.step + 1) / self.config.steps
-            if seconds is not None:
-                progress = max(progress, min(1.0, (time.perf_counter() - begun) / seconds))
             step = self.step + 1
-            losses = self._update(self._batch(step), self.config.rate(step, progress), step)
+            batch = self._batch(step, math.inf if clock is None else clock.left())
+            if clock is not None:
+                progress = max(progress, clock.share())
+            losses = self._update(batch, self.config.rate(step, progress), step)
             self.step, self.sound = step, True  # only now: an interrupted update is made again
-            rate = (self.tokens - first) / (time.perf_counter() - begun)
+            now = time.perf_counter()
+            rate = (self.tokens - first) / (now - begun)
             over = progress >= 1.0
-            if over or self.step % self.config.save_every == 0:
+            if over or self.step % self.config.save_every == 0 or now - saved > SAVE_EVERY_S:
                 self.save()
+                saved = time.perf_counter()
             yield TrainProgress(
                 self.step, self.config.steps, self.tokens, tuple(losses), rate, over
             )
             if over:
                 return
 
-    def _shard_steps(self) -> list[int]:
-        """Steps that each shard of an epoch feeds: tokens * passes / batch_tokens."""
-        share = self.config.passes / self.config.batch_tokens
-        return [max(1, round(tokens * share)) for tokens in self.maker.epoch_tokens()]
-
     def _round(self, step: int) -> tuple[int, random.Random]:
-        """(newest shard, random numbers) of a 1-based step."""
-        epoch, place = divmod(step - 1, self._steps[-1])
-        newest = epoch * len(self._steps) + bisect_right(self._steps, place)
+        """(newest shard, random numbers) of a 1-based step. A shard feeds tokens * passes /
+        batch_tokens steps."""
+        share = self.config.passes / self.config.batch_tokens
+        while not self._ends or self._ends[-1] < step:
+            steps = max(1, round(self.maker.tokens_of(len(self._ends)) * share))
+            self._ends.append((self._ends[-1] if self._ends else 0) + steps)
+        newest = bisect_left(self._ends, step)
         return newest, random.Random(self.config.seed * 7_919 + step)
 
-    def _batch(self, step: int) -> tuple[Tensor, Tensor, int]:
+    def _batch(self, step: int, seconds: float = math.inf) -> tuple[Tensor, Tensor, int]:
+        """``seconds``: that are left; a shard that would take more to make is not begun."""
         newest, draw = self._round(step)
+        while newest and self.maker.seconds_to_get(newest) > seconds:
+            newest -= 1
         oldest = max(0, newest - self.config.window + 1)
         if oldest:
             self.maker.forget(oldest - 1)
@@ -223,8 +245,8 @@ class Trainer:
 
     def save(self) -> None:
         """The checkpoint, then the drafter made of it; neither where the weights are not
-        ``sound``, nor twice."""
-        if self.sound and self._saved != self.step:
+        ``sound``, nor twice, nor before a first step."""
+        if self.sound and self.step and self._saved != self.step:
             self.save_checkpoint()
             self.save_drafter()
             self._saved = self.step
@@ -255,6 +277,12 @@ class Trainer:
         with safe_open(_checkpoint(folder), "pt") as file:
             saved = json.loads(file.metadata()["config"])["drafter"]
         return DrafterConfig.from_values(json.loads(saved), f"checkpoint {folder}")
+
+    @staticmethod
+    def saved_shards(folder: Path) -> str:
+        """The ``ShardConfig`` of a run's checkpoint, as text."""
+        with safe_open(_checkpoint(folder), "pt") as file:
+            return str(json.loads(file.metadata()["config"])["shards"])
 
     def resume(self) -> None:
         """Continue from the folder's checkpoint. Raises DynaSpecError where the settings differ

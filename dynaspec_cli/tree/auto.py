@@ -146,4 +146,6 @@ def create(request: TreeRequest) -> Auto:
             "--tree auto shapes its trees by the clock, so a seed could not reproduce a sampled "
             "text; choose another tree, or --temperature 0"
         )
+    if request.drawing is not None:
+        raise UsageError("--tree auto: expected --tree-draw auto or best, got sample")
     return Auto(request.config)

@@ -1,35 +1,41 @@
-"""The plain chain: at every step the best token, one branch, ``depth`` levels."""
+"""The plain chain: one branch, ``depth`` levels (at most ``size``); ``width`` is ignored."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from dynaspec_cli.config import TreeConfig
-from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
-from dynaspec_cli.tree.base import ROOT, GrowingTree, add_candidates
+from dynaspec_cli.tree.grown import GrownBest, GrownDrawn
 from dynaspec_cli.tree.request import TreeRequest
+from dynaspec_cli.tree.sampled import Drawing
 
 
-class Chain:
-    """``depth`` levels (at most ``size``) of one node each; ``width`` is ignored."""
+def _narrow(config: TreeConfig) -> TreeConfig:
+    depth = min(config.depth, config.size)
+    return replace(config, width=1, depth=depth, size=depth)
+
+
+class Chain(GrownBest):
+    """The best token at every step."""
 
     name = "chain"
-    width = 1
-    needs_distribution = False
+    logarithms = True
+    whole_beam = True
 
     def __init__(self, config: TreeConfig) -> None:
-        self.depth = min(config.depth, config.size)
-
-    def begin(self, root: int) -> GrowingTree:
-        return GrowingTree([root])
-
-    def grow(self, state: GrowingTree, candidates: DraftHeadOutput) -> Frontier | None:
-        fresh = add_candidates(state, candidates, 1, float("-inf"))
-        if not fresh or state.level >= self.depth:
-            return None
-        return state.expand([fresh[0][1]])
-
-    def finish(self, state: GrowingTree) -> DraftTree:
-        return state.tree(range(ROOT + 1, len(state.tokens)))
+        super().__init__(_narrow(config))
 
 
-def create(request: TreeRequest) -> Chain:
-    return Chain(request.config)
+class ChainDrawn(GrownDrawn):
+    """One draw at every step."""
+
+    name = "chain"
+
+    def __init__(self, config: TreeConfig, drawing: Drawing) -> None:
+        super().__init__(_narrow(config), drawing)
+
+
+def create(request: TreeRequest) -> Chain | ChainDrawn:
+    if request.drawing is None:
+        return Chain(request.config)
+    return ChainDrawn(request.config, request.drawing)

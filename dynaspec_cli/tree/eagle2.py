@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dynaspec_cli.config import TreeConfig
-from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
-from dynaspec_cli.tree.base import GrowingTree, add_candidates, best_nodes
+from dynaspec_cli.tree.grown import GrownBest, GrownDrawn
 from dynaspec_cli.tree.request import TreeRequest
 
 
-class Eagle2:
+class Eagle2(GrownBest):
     """Each level expands the ``width`` best nodes of the level above into ``width`` children each;
     of all candidates the ``size`` best by path probability are verified (a tie goes to the older
     candidate).
@@ -20,27 +18,17 @@ class Eagle2:
     """
 
     name = "eagle2"
-    needs_distribution = False
-
-    def __init__(self, config: TreeConfig) -> None:
-        self.size, self.depth, self.width = config.size, config.depth, config.width
-
-    def begin(self, root: int) -> GrowingTree:
-        return GrowingTree([root])
-
-    def grow(self, state: GrowingTree, candidates: DraftHeadOutput) -> Frontier | None:
-        fresh = add_candidates(state, candidates, self.width, state.bound(self.size))
-        state.offer(fresh, self.size)
-        if state.level >= self.depth:
-            return None
-        beam = best_nodes(fresh, self.width)
-        bound = state.bound(self.size)
-        beam = [node for node in beam if state.scores[node] > bound]
-        return state.expand(beam) if beam else None
-
-    def finish(self, state: GrowingTree) -> DraftTree:
-        return state.tree(state.chosen())
+    logarithms = True
 
 
-def create(request: TreeRequest) -> Eagle2:
-    return Eagle2(request.config)
+class Eagle2Drawn(GrownDrawn):
+    """The same with drawn children: where the original reranks tokens by path probability, the most
+    valuable slots are kept, since a drawn token may not be pruned for what it is."""
+
+    name = "eagle2"
+
+
+def create(request: TreeRequest) -> Eagle2 | Eagle2Drawn:
+    if request.drawing is None:
+        return Eagle2(request.config)
+    return Eagle2Drawn(request.config, request.drawing)

@@ -57,16 +57,14 @@ class FixedTree:
                 for position, token in enumerate(best[i][: counts[i]]):
                     self._fill(state, parent, position, token)
         else:
-            drawn = self.drawing.draw(candidates, max(counts), self.replacement)
+            drawn = self.drawing.draw(candidates, counts, self.replacement)
             for i, parent in enumerate(state.frontier):
                 filled: dict[int, int] = {}
-                for column, token in list(zip(drawn.columns[i], drawn.tokens[i], strict=True))[
-                    : counts[i]
-                ]:
+                for column, token in zip(drawn.columns[i], drawn.tokens[i], strict=True):
                     if column not in filled:
                         filled[column] = self._fill(state, parent, len(filled), token)
-                pairs = [(column, filled[column]) for column in drawn.columns[i][: counts[i]]]
-                state.drafts[parent] = (drawn, i, pairs)
+                pairs = [(column, filled[column]) for column in drawn.columns[i]]
+                state.record(parent, drawn, i, pairs)
         more = [
             node
             for node in range(first, len(state.tokens))
@@ -76,9 +74,9 @@ class FixedTree:
 
     def finish(self, state: PlannedTree) -> DraftTree:
         nodes = range(ROOT + 1, len(state.tokens))
-        return (
-            state.tree(nodes) if self.drawing is None else state.finished(nodes, self.replacement)
-        )
+        if self.drawing is None:
+            return state.tree(nodes)
+        return state.finished(nodes, self.replacement, self.drawing.traversal)
 
     def _fill(self, state: PlannedTree, parent: int, position: int, token: int) -> int:
         state.place.append(self.plan.children[state.place[parent]][position])

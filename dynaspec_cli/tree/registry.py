@@ -6,6 +6,8 @@ package gives by an entry point of the group "dynaspec.trees".
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
@@ -14,7 +16,6 @@ from dynaspec_cli.registry import Entry, Registry
 if TYPE_CHECKING:
     from dynaspec_cli.protocols import TreePolicy
     from dynaspec_cli.sampling.source import RandomSource
-    from dynaspec_cli.tree.options import TreeOptions
     from dynaspec_cli.tree.request import TreeFactory
 
 
@@ -51,25 +52,27 @@ TREES: Registry[TreeFactory] = Registry(
 def create_tree(
     config: TreeConfig,
     sampling: SamplingConfig,
-    options: TreeOptions | None = None,
     source: RandomSource | None = None,
+    acceptance: Sequence[float] | None = None,
     draws: bool = True,
 ) -> TreePolicy:
     """The policy that ``config.policy`` names, for *one request*: a policy that samples holds that
-    request's random numbers, by default the draft stream of ``sampling.seed``. ``draws`` False: the
+    request's random numbers, by default the draft stream of ``sampling.seed``. ``acceptance``: by
+    position, as measured for the drafter; it counts where ``config`` has none. ``draws`` False: the
     drafter has no distribution to draw from, and its best tokens are taken for a sampling target
     too. Unknown names raise ``UsageError``, packages whose tree cannot be loaded
     ``DynaSpecError``.
     """
     from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
-    from dynaspec_cli.tree.options import TreeOptions
+    from dynaspec_cli.tree.acceptance import EXAMPLE
     from dynaspec_cli.tree.request import TreeRequest
     from dynaspec_cli.tree.sampled import Drawing
 
     create = TREES.load(config.policy)
-    options = options or TreeOptions()
     drawing = None
-    if not sampling.greedy and draws:
+    if draws and config.draws(sampling):
         source = source or GeneratorSource(sampling.seed, DRAFT_STREAM)
-        drawing = Drawing(sampling, options.draft_temperature, source)
-    return create(TreeRequest(config, options, drawing, sampling.greedy))
+        law = replace(sampling, temperature=config.temperature(sampling))
+        drawing = Drawing(law, source, config.verification == "traversal")
+    vector = config.acceptance or acceptance or EXAMPLE
+    return create(TreeRequest(config, vector, drawing, sampling.greedy))

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.protocols import TreePolicy
-from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.sampled import Drawing
 
 
 @dataclass(frozen=True)
 class TreeRequest:
-    """``config``: size, depth, width and threshold as the user gave them. ``options``: settings of
-    single policies. ``drawing``: how a policy that samples its children draws them; None for a
-    ``greedy`` target, whose drafts are never sampled, and for a drafter that has no distribution to
-    draw from. A policy that ignores ``drawing`` proposes point masses, which verification handles
-    at every temperature."""
+    """``config``: what the user asked for. ``acceptance``: by position among siblings, the user's
+    or as measured for the drafter (tree/acceptance.py). ``drawing``: how a policy that samples its
+    children draws them; None where they are to be the best tokens, as for a ``greedy`` target, and
+    for a drafter that has no distribution to draw from. A policy that ignores ``drawing`` proposes
+    point masses, which verification handles at every temperature."""
 
     config: TreeConfig
-    options: TreeOptions
+    acceptance: Sequence[float]
     drawing: Drawing | None
     greedy: bool = True
 

@@ -3,13 +3,15 @@ their record for verification."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, NotFiniteError
+from dynaspec_cli.ops.draw import draw_children
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import RandomSource
@@ -17,86 +19,136 @@ from dynaspec_cli.sampling.verify import Draw, NodeDraft, SampledDrafts
 from dynaspec_cli.tree.base import ROOT, GrowingTree
 
 
-@dataclass
-class Drawn:
-    """Draws of one frontier: ``ids`` int64 [S]; ``q`` [w, S]; per row the drawn ``columns``, their
-    ``tokens`` and probabilities ``chances``; ``mass`` the estimated target mass of the shortlist
-    per row."""
+@dataclass(frozen=True)
+class Law:
+    """A level's scores, on the host, where a seed gives the same numbers on every device:
+    ``log_probs`` [w, S] over ``ids`` int64 [S], ``log_q`` [w, k] with the shortlist's mass."""
 
+    log_probs: Tensor
+    log_q: Tensor
     ids: Tensor
-    q: Tensor
-    columns: list[list[int]]
-    tokens: list[list[int]]
-    chances: list[list[float]]
-    mass: list[float]
+    config: SamplingConfig
 
+    def uniforms(self, source: RandomSource, counts: Sequence[int], replacement: bool) -> Tensor:
+        """What decides the draws; a source that must know their law is told it."""
 
-@dataclass
-class SampledTree(GrowingTree):
-    """A growing tree whose children were drawn: per expanded node its level's draws, its row there,
-    and (column, node) of each draw that is a candidate, in draw order. ``shared``: some level's
-    candidates were (``DraftHeadOutput.shared``)."""
+        def law() -> Tensor:
+            return probabilities(self.log_probs, self.config, "the drafter's scores")
 
-    drafts: dict[int, tuple[Drawn, int, list[tuple[int, int]]]] = field(default_factory=dict)
-    shared: bool = False
-
-    def offer_level(self, slots: list[tuple[float, int]], size: int) -> None:
-        """Let a level's (-priority, node) slots compete for the best ``size``.
-
-        Where a level's distributions show what was drawn on other branches, its priorities do too,
-        and a token drawn earlier could decide whether its own slot is displaced. Then slots
-        compete within their level, for the room that the levels above have left.
-        """
-        if self.shared:
-            self.best.extend(sorted(slots)[: size - len(self.best)])
-            self.best.sort()
-        else:
-            self.offer(slots, size)
-
-    def finished(self, nodes: Sequence[int], replacement: bool) -> DraftTree:
-        """The tree of ``nodes`` (ascending) with the distributions that verification needs."""
-        place = {node: row for row, node in enumerate([ROOT, *nodes])}
-        records = {}
-        for node, (drawn, i, pairs) in self.drafts.items():
-            draws = tuple(Draw(column, place[child]) for column, child in pairs if child in place)
-            if node in place and draws:
-                records[place[node]] = NodeDraft(drawn.ids, drawn.q[i], draws)
-        return self.tree(nodes, SampledDrafts(records, replacement))
+        return source.uniforms(law, counts, replacement)
 
 
 class Drawing:
     """Draws children at a ``SamplingConfig`` of the draft: the target's own filters, since a token
-    that they remove from p is never accepted."""
+    that they remove from p is never accepted. ``config`` has a temperature above 0.
+    ``traversal``: how the drawn trees are to be verified (``SampledDrafts``)."""
 
     def __init__(
-        self, sampling: SamplingConfig, draft_temperature: float | None, source: RandomSource
+        self, config: SamplingConfig, source: RandomSource, traversal: bool = False
     ) -> None:
-        heat = sampling.temperature if draft_temperature is None else draft_temperature
-        self.config = replace(sampling, temperature=heat)
-        self.source = source
+        self.config, self.source, self.traversal = config, source, traversal
 
-    def draw(self, candidates: DraftHeadOutput, count: int, replacement: bool) -> Drawn:
-        """``count`` draws for each frontier row (fewer where the support of q is smaller)."""
+    def law(self, candidates: DraftHeadOutput) -> Law:
+        """Raises DynaSpecError where the candidates hold only the best tokens."""
         if candidates.log_probs is None or candidates.all_ids is None:
             raise DynaSpecError(
                 "this tree policy samples its children and needs the shortlist's whole "
                 "distribution; the candidates hold only the best"
             )
-        # Draws are decided on the host: what they need comes there once.
-        log_probs, ids = candidates.log_probs.cpu(), candidates.all_ids.cpu()
-        q = probabilities(log_probs, self.config, "the drafter's scores")
-        columns = self.source.draws(q, count, replacement)
-        flat = [(i, c) for i, row in enumerate(columns) for c in row]
-        rows = [i for i, _ in flat]
-        picked = [c for _, c in flat]
-        tokens: list[list[int]] = [[] for _ in columns]
-        chances: list[list[float]] = [[] for _ in columns]
-        for i, token, chance in zip(
-            rows, ids[picked].tolist(), q[rows, picked].tolist(), strict=True
-        ):
-            tokens[i].append(token)
-            chances[i].append(chance)
-        # log_q is log_probs plus the log of the mass, so their maxima differ by it.
-        best = candidates.log_q[:, 0].cpu()
-        mass = (best - log_probs.amax(1)).exp().clamp(max=1.0).tolist()
-        return Drawn(ids, q, columns, tokens, chances, mass)
+        scores = (candidates.log_probs.cpu(), candidates.log_q.cpu(), candidates.all_ids.cpu())
+        return Law(*scores, self.config)
+
+    def draw(self, candidates: DraftHeadOutput, counts: Sequence[int], replacement: bool) -> Drawn:
+        """``counts[i]`` draws for frontier row i, fewer where the support of q is smaller."""
+        law, c = self.law(candidates), self.config
+        q, columns, tokens, _, mass = draw_children(
+            law.log_probs,
+            law.log_q[:, 0],
+            law.ids,
+            law.uniforms(self.source, counts, replacement),
+            counts,
+            [0.0] * len(counts),
+            c.temperature,
+            c.top_k,
+            c.top_p,
+            c.min_p,
+            replacement,
+        )
+        if any(map(math.isnan, mass.tolist())):
+            raise NotFiniteError.of_drafter()
+        return Drawn(law.ids, q, _drawn(columns), _drawn(tokens))
+
+
+def _drawn(rows: Tensor) -> list[list[int]]:
+    """Each row up to its first -1."""
+    return [row if row[-1] >= 0 else row[: row.index(-1)] for row in rows.tolist()]
+
+
+@dataclass
+class Drawn:
+    """Draws of one frontier: ``ids`` int64 [S]; ``q`` [w, S]; per row the drawn ``columns`` and
+    their ``tokens``."""
+
+    ids: Tensor
+    q: Tensor
+    columns: list[list[int]]
+    tokens: list[list[int]]
+
+
+Record = tuple[Drawn, int, list[tuple[int, int]]]
+"""Draws of a level, the row of a node there, and (column, child) of its draws in their order."""
+
+
+@dataclass
+class SampledTree(GrowingTree):
+    """A growing tree whose children were drawn: a record per expanded node. ``drawn``: draws so
+    far."""
+
+    drafts: dict[int, Record] = field(default_factory=dict)
+    drawn: int = 0
+
+    def record(self, parent: int, drawn: Drawn, row: int, pairs: list[tuple[int, int]]) -> None:
+        """The (column, node) ``pairs`` below ``parent`` were drawn in this order from row ``row``
+        of ``drawn``."""
+        self.drafts[parent] = (drawn, row, pairs)
+        self.drawn += len(pairs)
+
+    def finished(
+        self, nodes: Sequence[int], replacement: bool, traversal: bool = False
+    ) -> DraftTree:
+        """The tree of ``nodes`` (ascending) with the distributions that verification needs."""
+        place = {node: row for row, node in enumerate([ROOT, *nodes])}
+        expanded = {place[node]: record for node, record in self.drafts.items() if node in place}
+        drafts = SampledDrafts(
+            RecordedDrafts(expanded, place),
+            replacement,
+            self.drawn,
+            len(self.tokens) - 1,
+            traversal,
+        )
+        return self.tree(nodes, drafts)
+
+
+class RecordedDrafts(Mapping[int, NodeDraft]):
+    """The draft of every row that has children, made when asked for: a walk visits few rows.
+    ``expanded``: the records of rows, ``place``: the row of each node that is kept."""
+
+    def __init__(self, expanded: dict[int, Record], place: dict[int, int]) -> None:
+        self._expanded = {
+            row: record
+            for row, record in expanded.items()
+            if any(child in place for _, child in record[2])
+        }
+        self._place = place
+
+    def __getitem__(self, row: int) -> NodeDraft:
+        drawn, i, pairs = self._expanded[row]
+        kept = ((column, self._place.get(child)) for column, child in pairs)
+        draws = tuple(Draw(column, below) for column, below in kept if below is not None)
+        return NodeDraft(drawn.ids, drawn.q[i], draws)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._expanded)
+
+    def __len__(self) -> int:
+        return len(self._expanded)

@@ -38,6 +38,7 @@ class Sequoia(FixedTree):
         plan, self.expected_tokens = optimal_plan(
             acceptance[: config.width], config.size, config.depth
         )
+        self.settings = {"tree_acceptance": list(acceptance[: config.width])}
         super().__init__(plan, drawing, replacement=False)
 
 
@@ -144,4 +145,4 @@ def _plan(
 
 
 def create(request: TreeRequest) -> Sequoia:
-    return Sequoia(request.config, request.options.acceptance, request.drawing)
+    return Sequoia(request.config, request.acceptance, request.drawing)

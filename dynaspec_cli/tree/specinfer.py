@@ -8,30 +8,36 @@ from collections.abc import Sequence
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.tree.fixed import FixedTree, Plan
-from dynaspec_cli.tree.options import SPECINFER_EXPANSION
 from dynaspec_cli.tree.request import TreeRequest
 from dynaspec_cli.tree.sampled import Drawing
 
+EXPANSION_LEVELS = 8
+BRANCHING_LEVEL = 3
+"""The paper's default <1, 1, 3, 1, 1, 1, 1, 1> (section 6.1) branches at its third of eight
+levels."""
+
 
 class SpecInfer(FixedTree):
-    """For a greedy target the best tokens in order; for a sampling one, k independent draws a node.
-    A token drawn twice is verified once, with both draws on record."""
+    """The best tokens in order, or k independent draws a node. A token drawn twice is verified
+    once, with both draws on record."""
 
     name = "specinfer"
 
-    def __init__(
-        self, config: TreeConfig, expansion: Sequence[int] | None, drawing: Drawing | None
-    ) -> None:
-        if expansion is None:
-            expansion = default_expansion(config)
-        nodes, levels = sum(level_sizes(expansion)), len(expansion)
-        if nodes > config.size or levels > config.depth:
-            raise UsageError(
-                f"tree expansion {'x'.join(map(str, expansion))} has {nodes} nodes on {levels} "
-                f"levels; raise --tree-size {config.size} and --tree-depth {config.depth}, or "
-                "shorten it"
-            )
-        super().__init__(expansion_plan(expansion), drawing, replacement=True)
+    def __init__(self, config: TreeConfig, drawing: Drawing | None) -> None:
+        super().__init__(_plan(config), drawing, replacement=True)
+
+
+def _plan(config: TreeConfig) -> Plan:
+    if config.expansion is None:
+        return default_plan(config)
+    nodes, levels = sum(level_sizes(config.expansion)), len(config.expansion)
+    if nodes > config.size or levels > config.depth:
+        raise UsageError(
+            f"--tree-expansion {','.join(map(str, config.expansion))}: expected at most "
+            f"--tree-size {config.size} nodes on --tree-depth {config.depth} levels, got {nodes} "
+            f"on {levels}"
+        )
+    return expansion_plan(config.expansion)
 
 
 def level_sizes(expansion: Sequence[int]) -> list[int]:
@@ -43,16 +49,35 @@ def level_sizes(expansion: Sequence[int]) -> list[int]:
     return sizes
 
 
-def default_expansion(config: TreeConfig) -> tuple[int, ...]:
-    """The paper's expansion, no wider than ``width``, cut after the last level that ``depth`` and
-    ``size`` admit."""
-    expansion: list[int] = []
-    for k in SPECINFER_EXPANSION[: config.depth]:
-        longer = [*expansion, min(k, config.width)]
-        if sum(level_sizes(longer)) > config.size:
-            break
-        expansion = longer
-    return tuple(expansion)
+def default_plan(config: TreeConfig) -> Plan:
+    """The paper's tree with as many branches as ``size`` asks for: <1, 1, k, 1, ...> on at most
+    ``depth`` levels with the least k that has ``size`` places, its last branch cut to have no more.
+    Where k would exceed ``width``, the levels above branch too, the second before the first. At
+    20 places, 8 levels and 3 children it is the paper's.
+    """
+    levels = min(config.depth, EXPANSION_LEVELS)
+    expansion = [1] * levels
+    for level in range(min(BRANCHING_LEVEL, levels) - 1, -1, -1):
+        while expansion[level] < config.width and sum(level_sizes(expansion)) < config.size:
+            expansion[level] += 1
+    return first_places(expansion_plan(expansion), config.size)
+
+
+def first_places(plan: Plan, count: int) -> Plan:
+    """A plan's first ``count`` places below the root, branch after branch."""
+    kept: set[int] = set()
+    stack = [0]
+    while stack and len(kept) <= count:
+        place = stack.pop()
+        kept.add(place)
+        stack.extend(reversed(plan.children[place]))
+    number = {place: i for i, place in enumerate(sorted(kept))}
+    return Plan(
+        tuple(
+            tuple(number[child] for child in plan.children[place] if child in kept)
+            for place in sorted(kept)
+        )
+    )
 
 
 def expansion_plan(expansion: Sequence[int]) -> Plan:
@@ -65,4 +90,4 @@ def expansion_plan(expansion: Sequence[int]) -> Plan:
 
 
 def create(request: TreeRequest) -> SpecInfer:
-    return SpecInfer(request.config, request.options.expansion, request.drawing)
+    return SpecInfer(request.config, request.drawing)

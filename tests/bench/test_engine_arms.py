@@ -6,12 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 
 from dynaspec_cli.bench.engine_method import EngineCodec, EngineMethod, EngineReference
-from dynaspec_cli.bench.peers import PeerSetting, TransformersModel, TransformersPeer
+from dynaspec_cli.bench.peers import llama_cpp as llama_cpp_peer
+from dynaspec_cli.bench.peers.llama_cpp import LlamaCppPeer
+from dynaspec_cli.bench.peers.setting import PeerSetting
+from dynaspec_cli.bench.peers.transformers import TransformersModel, TransformersPeer
 from dynaspec_cli.bench.spec import parse_spec
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.engine.api import Engine
@@ -225,42 +229,77 @@ def test_assisted_peer_needs_an_assistant(engine: Engine, tiny_model_dir: Path) 
         TransformersPeer("transformers-assisted", setting, TransformersModel(setting))
 
 
-def test_llama_cpp_answers_from_the_same_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pytest.importorskip("llama_cpp")
+LLAMA_CPP = ("llama.cpp", "llama.cpp-lookup", "llama.cpp-draft")
+
+
+@pytest.fixture
+def tiny_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes tiny GGUF files of one vocabulary."""
     import sys
 
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "target"))
     monkeypatch.setenv("DYNASPEC_CACHE_DIR", str(tmp_path / "cache"))
     from tiny_gguf import write_tiny_gguf
 
-    from dynaspec_cli.bench.peers import LlamaCppPeer
+    def make(seed: int = 0) -> Path:
+        file = tmp_path / f"tiny-{seed}.gguf"
+        write_tiny_gguf(file, seed=seed)
+        return file
 
-    file = tmp_path / "tiny.gguf"
-    write_tiny_gguf(file)
-    engine = Engine.load(str(file), dtype="float32", drafter="none")
-    peer = LlamaCppPeer(peer_setting(engine, file, context=128))
-    peer.prepare()
-    own = EngineMethod(parse_spec("ar"), engine, SamplingConfig(), TreeConfig())
-    for ids in ([0, 40, 50, 60], [0, 40, 50, 61, 62]):
-        theirs, ours = peer.run(ids, 12, 0), own.run(ids, 12, 0)
-        assert theirs.token_ids == ours.token_ids
-        assert theirs.decode_tokens == len(theirs.token_ids) - 1
-    with pytest.raises(DynaSpecError, match="--max-prompt-tokens"):
-        peer.run([5] * 120, 12, 0)
+    yield make
     sys.modules.pop("tiny_gguf")
 
 
-def test_llama_cpp_is_refused_where_it_cannot_run(
-    engine: Engine, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from dynaspec_cli.bench import peers
+@pytest.mark.parametrize("kind", LLAMA_CPP)
+def test_llama_cpp_answers_from_the_same_file(kind: str, tiny_gguf: Any) -> None:
+    """Drafts of the model itself and of another are verified alike."""
+    pytest.importorskip("llama_cpp")
+    file = tiny_gguf()
+    engine = Engine.load(str(file), dtype="float32", drafter="none")
+    own = EngineMethod(parse_spec("ar"), engine, SamplingConfig(), TreeConfig())
+    for assistant in (file, tiny_gguf(1)) if kind == "llama.cpp-draft" else (None,):
+        name = None if assistant is None else str(assistant)
+        peer = LlamaCppPeer(kind, peer_setting(engine, file, context=128, assistant=name))
+        peer.prepare()
+        for ids in ([0, 40, 50, 60], [0, 40, 50, 61, 62], [0, 40, 50, 60, 40, 50]):
+            theirs, ours = peer.run(ids, 12, 0), own.run(ids, 12, 0)
+            assert theirs.token_ids == ours.token_ids
+            assert theirs.decode_tokens == len(theirs.token_ids) - 1
+        with pytest.raises(DynaSpecError, match="--max-prompt-tokens"):
+            peer.run([5] * 120, 12, 0)
+        # Longer than one of its batches; beyond the context that the file names, too.
+        longer = LlamaCppPeer(kind, peer_setting(engine, file, context=1024, assistant=name))
+        longer.prepare()
+        assert len(longer.run([i % 90 + 5 for i in range(700)], 12, 0).token_ids) >= 1
 
+
+def test_llama_cpp_drafts_are_the_assistants(tiny_gguf: Any) -> None:
+    """The model as its own assistant is right about every token."""
+    pytest.importorskip("llama_cpp")
+    file = str(tiny_gguf())
+    engine = Engine.load(file, dtype="float32", drafter="none")
+    peer = LlamaCppPeer("llama.cpp-draft", peer_setting(engine, file, context=128, assistant=file))
+    peer.prepare()
+    said = peer.run([0, 40, 50, 60], 20, 0).token_ids
+    context = np.array([0, 40, 50, 60, *said[:5]], dtype=np.intc)
+    assert peer._model.draft_model(context).tolist() == list(said[5:9])
+    nearly_full = np.full(126, 5, dtype=np.intc)
+    assert peer._model.draft_model(nearly_full).size == 2
+
+
+def test_llama_cpp_is_refused_where_it_cannot_run(
+    engine: Engine, tiny_model_dir: Path, tiny_gguf: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     setting = peer_setting(engine, tiny_model_dir)
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(DynaSpecError, match=r"dynaspec\[peers\]"):
-        peers.LlamaCppPeer(setting)
-    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(llama_cpp_peer.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DynaSpecError, match=r"\.\[peers\]"):
+        LlamaCppPeer("llama.cpp", setting)
+    monkeypatch.setattr(llama_cpp_peer.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(DynaSpecError, match="GGUF file"):
-        peers.LlamaCppPeer(setting)
+        LlamaCppPeer("llama.cpp-lookup", setting)
+    setting = peer_setting(engine, tiny_gguf())
+    with pytest.raises(UsageError, match=r"llama\.cpp-draft: expected --assistant FILE\.gguf"):
+        LlamaCppPeer("llama.cpp-draft", setting)
+    setting = peer_setting(engine, tiny_gguf(), assistant=str(tiny_model_dir))
+    with pytest.raises(DynaSpecError, match="expected --assistant to be a model that comes as a"):
+        LlamaCppPeer("llama.cpp-draft", setting)

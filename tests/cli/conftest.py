@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -126,25 +125,3 @@ def run(engine: FakeEngine) -> Callable[..., Any]:
         return CliRunner().invoke(cli, [str(a) for a in args], input=stdin, env=env)
 
     return invoke
-
-
-@pytest.fixture(scope="session")
-def program() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """``program("generate", ...)`` in a process of its own, with the real engine."""
-
-    def start(*args: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("DYNASPEC_")}
-        environment |= {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-        environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        return subprocess.run(
-            [sys.executable, "-m", "dynaspec_cli", *map(str, args)],
-            input=stdin,
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            env={**environment, **env},
-            timeout=300,
-            check=False,
-        )
-
-    return start

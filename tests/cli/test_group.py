@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from dynaspec_cli import __version__
@@ -172,3 +174,29 @@ def test_documentation_is_current() -> None:
     assert path.read_text(encoding="utf-8") == help_document(cli), (
         "docs/guide/cli.md is not what --help says; run: python -m tests.cli.help_text"
     )
+
+
+OPTIONS = [
+    pytest.param(option, id=f"{name} {option.opts[0]}")
+    for name, entry in COMMANDS.items()
+    for option in entry.load().params
+    if isinstance(option, click.Option) and not option.is_flag
+]
+UNITS = (
+    "tokens?|nodes?|levels|minutes|steps|threads|prompts?|runs|layers|clusters|times|logits|"
+    "probability|rate|number|bytes|seconds"
+)
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_help_says_the_default(option: click.Option) -> None:
+    """Click prints a default that it knows; of others the text does."""
+    assert option.help
+    known = option.default is not None and "UNSET" not in repr(option.default)
+    assert known or option.required or option.multiple or "[default: " in option.help
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_help_says_the_unit_of_a_number(option: click.Option) -> None:
+    if option.type.name in ("integer", "float"):
+        assert re.search(rf"\b({UNITS})\b", str(option.help), re.I)

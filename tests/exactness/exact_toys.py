@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -58,16 +58,22 @@ class Script:
             return support[0]
         return support[self._choose([values[i] / total for i in support])]
 
-    def draws(self, weights: Tensor, k: int, replacement: bool) -> list[list[int]]:
-        drawn = []
-        for row in weights:
-            left, picked = row.double().clone(), []
-            while len(picked) < k and bool(left.any()):
-                picked.append(self.categorical(left))
+    def uniforms(
+        self, law: Callable[[], Tensor], counts: Sequence[int], replacement: bool
+    ) -> Tensor:
+        """Decides which columns are drawn, and gives the middles of their intervals."""
+        uniforms = torch.zeros(len(counts), max(counts), dtype=torch.float64)
+        for i, row in enumerate(law()):
+            left = row.double().clone()
+            for j in range(counts[i]):
+                if not bool(left.any()):
+                    break
+                column = self.categorical(left)
+                middle = float(left[:column].sum()) + float(left[column]) / 2
+                uniforms[i, j] = middle / float(left.sum())
                 if not replacement:
-                    left[picked[-1]] = 0
-            drawn.append(picked)
-        return drawn
+                    left[column] = 0
+        return uniforms
 
 
 def outcomes(experiment: Callable[[Script], Any]) -> Iterator[tuple[Any, float]]:

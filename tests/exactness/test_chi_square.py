@@ -17,7 +17,6 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.protocols import DraftHeadOutput
 from dynaspec_cli.sampling import verify as verification
 from dynaspec_cli.sampling.source import GeneratorSource
-from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import TREES, create_tree
 
 FAMILY = 1e-3
@@ -48,12 +47,16 @@ class Float32Model(ToyModel):
 
 
 def emitted(
-    model: ToyModel, tree: str, sampling: SamplingConfig, length: int, depth: int = 3
+    model: ToyModel,
+    tree: str,
+    sampling: SamplingConfig,
+    length: int,
+    depth: int = 3,
+    draw: str = "auto",
 ) -> Context:
     """The first tokens of a request with the seed of ``sampling``."""
-    config = TreeConfig(tree, size=8, depth=depth, width=3, threshold=0.05)
-    options = TreeOptions(expansion=(2, 1))
-    policy = create_tree(config, sampling, options)
+    config = TreeConfig(tree, size=8, depth=depth, width=3, threshold=0.05, draw=draw)
+    policy = create_tree(config, sampling)
     source = GeneratorSource(sampling.seed)
     tokens: Context = ()
     while len(tokens) < length:
@@ -111,15 +114,11 @@ def test_one_token_of_a_thousand(tree: str) -> None:
 def test_a_mistake_is_seen_at_this_size(monkeypatch: pytest.MonkeyPatch) -> None:
     """Power: the bonus token drawn from p after a rejection."""
 
-    def wrong(p, children, tokens, source):
-        left = 1.0
-        for row in children:
-            chance = float(p[tokens[row]])
-            if source.accept(chance / left):
-                return row, p
-            left -= chance
-        return None, p
+    original = verification.sibling_chances
 
-    monkeypatch.setattr(verification, "_try_points", wrong)
+    def wrong(p, *rest):
+        return original(p, *rest)[0], p
+
+    monkeypatch.setattr(verification, "sibling_chances", wrong)
     model = Float32Model(vocab=6, shortlist_size=3, seed=42)
     assert fit(model, "eagle2", SAMPLERS[0], runs=2500, length=3) < 1e-9

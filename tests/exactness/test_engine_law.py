@@ -92,6 +92,9 @@ class NoisyTarget:
     def observe(self, state: Any, tree: Any, path: Tensor) -> None:
         pass
 
+    def rewind(self, state: Any, prompt: Tensor, max_length: int) -> int:
+        return 0
+
 
 @pytest.fixture(scope="module")
 def target(tiny_model_dir: Path) -> Target:

@@ -19,13 +19,15 @@ from exact_toys import (
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.protocols import TreePolicy
-from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import TREES, create_tree
 
 EXACT = 1e-12
 
-SAMPLING_TREES = [name for name in TREES.names() if name != "auto"]
+DRAWN_TREES = [name for name in TREES.names() if name != "auto"]
 """Trees for temperatures above 0 (the registry refuses the other)."""
+
+SAMPLING_TREES = [f"{name}{form}" for form in ("", " best", " traversal") for name in DRAWN_TREES]
+"""Their children drawn, or the drafter's best tokens, or drawn and verified from the leaves up."""
 
 SAMPLERS = {
     "plain": SamplingConfig(temperature=1.0),
@@ -38,14 +40,25 @@ SAMPLERS = {
 
 
 def policy_maker(name: str, sampling: SamplingConfig, size: int, depth: int, width: int):
+    """``name``: a policy; "policy best": its children are not drawn; "policy traversal": verified
+    from the leaves up."""
+    policy, _, form = name.partition(" ")
     expansion = (width,) + (1,) * (depth - 1)
-    options = TreeOptions(expansion=expansion)
-    if name == "specinfer":
+    if policy == "specinfer":
         size = 1024
-    config = TreeConfig(name, size=size, depth=depth, width=width, threshold=0.05)
+    config = TreeConfig(
+        policy,
+        size,
+        depth,
+        width,
+        threshold=0.05,
+        draw="best" if form == "best" else "auto",
+        expansion=expansion,
+        verification="traversal" if form == "traversal" else "siblings",
+    )
 
     def make(script: Script) -> TreePolicy:
-        return create_tree(config, sampling, options, script)
+        return create_tree(config, sampling, script)
 
     return make
 
@@ -66,7 +79,7 @@ def test_law_of_a_step_by_shortlist_size(tree: str, shortlist_size: int) -> None
     runs out."""
     sampling = SamplingConfig(temperature=1.0)
     model = ToyModel(vocab=4, shortlist_size=shortlist_size, seed=11)
-    depth = 2 if shortlist_size < 4 or tree in ("chain", "eagle2", "ddd") else 1
+    depth = 2 if shortlist_size < 4 or tree.endswith("best") or tree == "chain" else 1
     width = min(3, max(2, shortlist_size))
     law = emitted_law(model, policy_maker(tree, sampling, 4, depth, width), (1,), sampling, 2)
     assert distance(law, target_law(model, (1,), sampling, 2)) < EXACT
@@ -75,11 +88,10 @@ def test_law_of_a_step_by_shortlist_size(tree: str, shortlist_size: int) -> None
 @pytest.mark.parametrize("sampler", ["plain", "all"])
 def test_specinfer_with_two_draws_on_both_levels(sampler: str) -> None:
     model, sampling = ToyModel(vocab=3, shortlist_size=2, seed=5), SAMPLERS[sampler]
-    config = TreeConfig("specinfer", size=6, depth=2, width=2)
-    options = TreeOptions(expansion=(2, 2))
+    config = TreeConfig("specinfer", size=6, depth=2, width=2, expansion=(2, 2))
 
     def make(script: Script) -> TreePolicy:
-        return create_tree(config, sampling, options, script)
+        return create_tree(config, sampling, script)
 
     law = emitted_law(model, make, (0,), sampling, 2)
     assert distance(law, target_law(model, (0,), sampling, 2)) < EXACT
@@ -98,7 +110,7 @@ def test_joint_law_on_larger_toys(tree: str, sampler: str, shortlist_size: int) 
     assert distance(law, target_law(model, (2,), sampling, 2)) < EXACT
 
 
-@pytest.mark.parametrize("tree", ["chain", "eagle2", "dyspec", "specinfer", "sequoia"])
+@pytest.mark.parametrize("tree", [*DRAWN_TREES, "chain best", "eagle2 best", "dyspec best"])
 def test_drafts_may_depend_on_rejected_drafts(tree: str) -> None:
     """The shortlist of the second step is a function of the whole tree of the first, rejected nodes
     too (as with context shortlists): both steps are enumerated together."""
@@ -138,16 +150,18 @@ def test_drafts_may_depend_on_rejected_drafts(tree: str) -> None:
     assert distance(law, target_law(model, (0,), sampling, 2)) < EXACT
 
 
+@pytest.mark.parametrize("verification", ["siblings", "traversal"])
+@pytest.mark.parametrize("policy", ["dyspec", "eagle2", "ddd"])
 @pytest.mark.parametrize("shared", [True, False])
 @pytest.mark.parametrize("seed", [5, 6, 7])
-def test_a_tree_that_is_full(seed: int, shared: bool) -> None:
+def test_a_tree_that_is_full(seed: int, shared: bool, policy: str, verification: str) -> None:
     """More slots than places. A token drawn at the root is in the frontier, so a shortlist that
     asks the frontier shows it to the other branches, and with it what their slots are worth."""
     model = ToyModel(vocab=4, shortlist_size=3, seed=seed, shared=shared)
-    config = TreeConfig("dyspec", size=3, depth=2, width=2, threshold=0.05)
+    config = TreeConfig(policy, size=3, depth=2, width=2, threshold=0.05, verification=verification)
 
     def make(script: Script) -> TreePolicy:
-        return create_tree(config, SamplingConfig(temperature=1.0), TreeOptions(), script)
+        return create_tree(config, SamplingConfig(temperature=1.0), script)
 
     sampling = SamplingConfig(temperature=1.0)
     law = emitted_law(model, make, (0,), sampling, 2)
@@ -172,7 +186,7 @@ def test_greedy_target_in_sampled_verification(tree: str) -> None:
     """With temperature 0 the law is one sequence: the target's argmax tokens."""
     sampling = SamplingConfig(temperature=0.0)
     model = ToyModel(vocab=5, shortlist_size=3, seed=31)
-    policy = create_tree(TreeConfig(tree, size=6, depth=3, width=3), sampling)
+    policy = create_tree(TreeConfig(tree.split()[0], size=6, depth=3, width=3), sampling)
     tree_drafted = draft(model, policy, (0,))
     contexts = node_contexts(tree_drafted, (0,))
     law = emitted_law(model, policy_maker(tree, sampling, 6, 3, 3), (0,), sampling, 4)

@@ -12,7 +12,6 @@ from toy_target import ToyDrafter, ToyTarget, decoded_law
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.draft import Speculation
-from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import TREES as ALL_TREES
 from dynaspec_cli.tree.registry import create_tree
 
@@ -61,8 +60,11 @@ def test_joint_law_of_a_drafter_with_lookup_beside(tree: str, sampler: str) -> N
 
     def make(target: ToyTarget, script: Any) -> Speculation:
         size = 4 if tree == "specinfer" else 3  # what its expansion holds
-        config = TreeConfig(tree, size=size, depth=2, width=2, threshold=0.05)
-        policy = create_tree(config, sampling, TreeOptions(expansion=(2, 1)), script)
+        config = TreeConfig(
+            tree, size=size, depth=2, width=2, threshold=0.05,
+            expansion=(2, 1) if tree == "specinfer" else None,
+        )  # fmt: skip
+        policy = create_tree(config, sampling, source=script)
         return Speculation(ToyDrafter(model, 2), None, policy, 1.0, LookupDrafter(), 3)
 
     law, drafts = decoded_law(model, PROMPT, make, sampling, 3)

@@ -9,6 +9,7 @@ import torch
 from exact_toys import Context, Law, Script, ToyModel, distance, outcomes, target_law
 
 from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.ops.draw import draw_rows
 from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.sampling import verify as verification
 from dynaspec_cli.sampling.processors import probabilities
@@ -22,9 +23,16 @@ class MixedTree:
     """Grows rows below a context: at each expanded row ``points`` tokens (a function of the
     context), then ``draws`` from q over the toy's shortlist. A token that is both has one row."""
 
-    def __init__(self, model: ToyModel, points: int, draws: int, replacement: bool) -> None:
+    def __init__(
+        self,
+        model: ToyModel,
+        points: int,
+        draws: int,
+        replacement: bool,
+        traversal: bool = False,
+    ) -> None:
         self.model, self.points, self.draws = model, points, draws
-        self.replacement = replacement
+        self.replacement, self.traversal = replacement, traversal
 
     def point_tokens(self, context: Context) -> list[int]:
         """Probable tokens of another noise: some in the shortlist, some not."""
@@ -52,12 +60,15 @@ class MixedTree:
                     return of_token[token]
 
                 points = tuple(child(token) for token in self.point_tokens(contexts[row]))
-                drawn = script.draws(q[None], self.draws, self.replacement)[0]
+                counts = [self.draws]
+                uniforms = script.uniforms(lambda q=q: q[None], counts, self.replacement)
+                drawn = draw_rows(q[None], uniforms, counts, None, self.replacement)[0].tolist()
+                drawn = [column for column in drawn if column >= 0]
                 draws = tuple(Draw(column, child(int(ids[column]))) for column in drawn)
                 nodes[row] = NodeDraft(ids, q, draws, points)
                 below += of_token.values()
             level = below
-        drafts = SampledDrafts(nodes, self.replacement)
+        drafts = SampledDrafts(nodes, self.replacement, traversal=self.traversal)
         return DraftTree(torch.tensor(tokens), torch.tensor(parents), drafts)
 
 
@@ -89,20 +100,22 @@ def emitted_law(mixed: MixedTree, levels: int, length: int) -> Law:
 CASES = [(1, 1), (1, 2), (2, 1), (2, 2), (3, 1), (1, 0)]
 
 
+@pytest.mark.parametrize("traversal", [False, True])
 @pytest.mark.parametrize("replacement", [False, True])
 @pytest.mark.parametrize(("points", "draws"), CASES)
 @pytest.mark.parametrize("seed", [3, 8])
-def test_one_level(points: int, draws: int, replacement: bool, seed: int) -> None:
+def test_one_level(points: int, draws: int, replacement: bool, seed: int, traversal: bool) -> None:
     """Four tokens, a shortlist of three: points inside and outside it, drawn again or not."""
     model = ToyModel(vocab=4, shortlist_size=3, seed=seed)
-    law = emitted_law(MixedTree(model, points, draws, replacement), 1, 2)
+    law = emitted_law(MixedTree(model, points, draws, replacement, traversal), 1, 2)
     assert distance(law, target_law(model, (0,), SAMPLING, 2)) < EXACT
 
 
+@pytest.mark.parametrize("traversal", [False, True])
 @pytest.mark.parametrize("replacement", [False, True])
-def test_two_levels(replacement: bool) -> None:
+def test_two_levels(replacement: bool, traversal: bool) -> None:
     model = ToyModel(vocab=3, shortlist_size=2, seed=5)
-    law = emitted_law(MixedTree(model, 1, 1, replacement), 2, 3)
+    law = emitted_law(MixedTree(model, 1, 1, replacement, traversal), 2, 3)
     assert distance(law, target_law(model, (0,), SAMPLING, 3)) < EXACT
 
 
@@ -116,32 +129,27 @@ def test_the_toys_hold_every_kind_of_point() -> None:
     assert points - listed or set(MixedTree(model, 3, 1, False).point_tokens((0,))) - listed
 
 
-@pytest.mark.parametrize("wrong", ["after", "kept", "as draws"])
+@pytest.mark.parametrize("wrong", ["never", "kept", "as draws"])
 def test_mistakes_are_seen(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points tried after the draws with the draws' R thrown away; a rejected point not removed; a
-    point accepted as though it had been drawn."""
+    """A rejected point not removed; a point accepted as though it had been drawn. Never accepting a
+    point is no mistake: it only accepts less."""
     model = ToyModel(vocab=4, shortlist_size=3, seed=8)
-    original = verification._try_points
+    original = verification.sibling_chances
 
-    def kept(p, rows, tokens, source):
-        return original(p, rows, tokens, source)[0], p
+    def changed(p, tokens, columns, *rest):
+        chances, residual = original(p, tokens, columns, *rest)
+        points = len(tokens) - len(columns)
+        if wrong == "kept":
+            residual = original(p, tokens[points:], columns, *rest)[1]
+        elif wrong == "as draws":
+            chances[:points] = (p[tokens[:points]] / 0.5).clamp(max=1)
+        else:
+            chances, residual = original(p, tokens[points:], columns, *rest)
+            chances = torch.cat([torch.zeros(points, dtype=chances.dtype), chances])
+        return chances, residual
 
-    def as_draws(p, rows, tokens, source):
-        for row in rows:
-            if source.accept(min(1.0, float(p[tokens[row]]) / 0.5)):
-                return row, p
-        residual = p.clone()
-        residual[[tokens[row] for row in rows]] = 0
-        return None, residual
-
-    def after(p, rows, tokens, source):
-        return None, p
-
-    monkeypatch.setattr(
-        verification, "_try_points", {"after": after, "kept": kept, "as draws": as_draws}[wrong]
+    monkeypatch.setattr(verification, "sibling_chances", changed)
+    error = distance(
+        emitted_law(MixedTree(model, 2, 1, False), 1, 2), target_law(model, (0,), SAMPLING, 2)
     )
-    law = emitted_law(MixedTree(model, 2, 1, False), 1, 2)
-    if wrong == "after":  # never accepting a point is exact; it only accepts less
-        assert distance(law, target_law(model, (0,), SAMPLING, 2)) < EXACT
-    else:
-        assert distance(law, target_law(model, (0,), SAMPLING, 2)) > 1e-4
+    assert error < EXACT if wrong == "never" else error > 1e-4

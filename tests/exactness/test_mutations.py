@@ -7,13 +7,14 @@ import dataclasses
 from collections.abc import Callable
 
 import pytest
+import torch
 from exact_toys import Script, ToyModel, distance, emitted_law, target_law
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.ops.grow import drawn_so_far
 from dynaspec_cli.protocols import DraftTree, TreePolicy
 from dynaspec_cli.sampling import verify as verification
 from dynaspec_cli.sampling.verify import SampledDrafts
-from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import create_tree
 
 SAMPLING = SamplingConfig(temperature=1.0)
@@ -23,17 +24,21 @@ VISIBLE = 1e-4
 def law_error(tree: str, vocab: int = 3, size: int = 3, depth: int = 2, width: int = 2) -> float:
     """Distance between the emitted law of two tokens and the target's; the shortlist misses one."""
     model = ToyModel(vocab=vocab, shortlist_size=vocab - 1, seed=5)
-    config = TreeConfig(tree, size=size, depth=depth, width=width, threshold=0.05)
-    chosen = TreeOptions(expansion=(2,))
+    policy, _, best = tree.partition(" ")
+    config = TreeConfig(
+        policy, size, depth, width, 0.05, draw="best" if best else "auto", expansion=(2,)
+    )
 
     def make(script: Script) -> TreePolicy:
-        return create_tree(config, SAMPLING, chosen, script)
+        return create_tree(config, SAMPLING, script)
 
     law = emitted_law(model, make, (0,), SAMPLING, 2)
     return distance(law, target_law(model, (0,), SAMPLING, 2))
 
 
-@pytest.mark.parametrize("tree", ["eagle2", "dyspec", "specinfer", "sequoia"])
+@pytest.mark.parametrize(
+    "tree", ["eagle2 best", "eagle2", "ddd", "chain", "dyspec", "specinfer", "sequoia"]
+)
 def test_without_a_mutation_the_law_holds(tree: str) -> None:
     assert law_error(tree) < 1e-12
 
@@ -42,56 +47,43 @@ def change_finish(
     monkeypatch: pytest.MonkeyPatch, tree: str, change: Callable[[DraftTree], DraftTree]
 ) -> None:
     """Alter every tree that the policy hands to verification."""
-    policy = type(create_tree(TreeConfig(tree), SAMPLING, TreeOptions()))
+    policy = type(create_tree(TreeConfig(tree), SAMPLING))
     original = policy.finish
     monkeypatch.setattr(policy, "finish", lambda self, state: change(original(self, state)))
 
 
 def test_rejected_point_not_removed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bonus token of a rejected deterministic draft drawn from p, not from the residual."""
+    original = verification.sibling_chances
 
-    def wrong(p, children, tokens, source):
-        left = 1.0
-        for row in children:
-            chance = float(p[tokens[row]])
-            if source.accept(chance / left):
-                return row, p
-            left -= chance
-        return None, p
+    def wrong(p, *rest):
+        return original(p, *rest)[0], p
 
-    monkeypatch.setattr(verification, "_try_points", wrong)
-    assert law_error("eagle2") > VISIBLE
+    monkeypatch.setattr(verification, "sibling_chances", wrong)
+    assert law_error("eagle2 best") > VISIBLE
 
 
 def test_points_not_renormalised(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second child accepted with p(x), not p(x) / (1 - p(first))."""
+    original = verification.sibling_chances
 
-    def wrong(p, children, tokens, source):
-        residual = p.clone()
-        for row in children:
-            if source.accept(float(residual[tokens[row]])):
-                return row, p
-            residual[tokens[row]] = 0
-        return None, residual
+    def wrong(p, tokens, *rest):
+        return p[list(tokens)], original(p, tokens, *rest)[1]
 
-    monkeypatch.setattr(verification, "_try_points", wrong)
-    assert law_error("eagle2") > VISIBLE
+    monkeypatch.setattr(verification, "sibling_chances", wrong)
+    assert law_error("eagle2 best") > VISIBLE
 
 
 def test_points_accepted_with_a_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
     """A top-k pick treated as if it had been sampled (min(1, p/q)), the mistake asked about
     most."""
+    original = verification.sibling_chances
 
-    def wrong(p, children, tokens, source):
-        for row in children:
-            if source.accept(min(1.0, float(p[tokens[row]]) / 0.5)):
-                return row, p
-        residual = p.clone()
-        residual[[tokens[row] for row in children]] = 0
-        return None, residual
+    def wrong(p, tokens, *rest):
+        return (p[list(tokens)] / 0.5).clamp(max=1), original(p, tokens, *rest)[1]
 
-    monkeypatch.setattr(verification, "_try_points", wrong)
-    assert law_error("eagle2") > VISIBLE
+    monkeypatch.setattr(verification, "sibling_chances", wrong)
+    assert law_error("eagle2 best") > VISIBLE
 
 
 @pytest.mark.parametrize("tree", ["dyspec", "sequoia"])
@@ -149,27 +141,33 @@ def test_another_q_than_the_one_drawn_from(tree: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("tree", ["dyspec", "specinfer", "sequoia"])
 def test_q_indexed_by_the_wrong_tokens(tree: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The column -> token map of q rotated for the residual: an equal-width, permuted map."""
-    original = verification._try_draws
+    original = verification.sibling_chances
 
-    def wrong(p, draft, tokens, replacement, source):
+    def wrong(p, tokens, columns, ids, *rest):
         moved = p.clone()
-        moved[draft.ids] = p[draft.ids.roll(1)]
-        return original(moved, draft, tokens, replacement, source)
+        moved[ids] = p[ids.roll(1)]
+        return original(moved, tokens, columns, ids, *rest)
 
-    monkeypatch.setattr(verification, "_try_draws", wrong)
+    monkeypatch.setattr(verification, "sibling_chances", wrong)
     assert law_error(tree) > VISIBLE
 
 
 def test_sampled_tree_pruned_by_token_probability(monkeypatch: pytest.MonkeyPatch) -> None:
     """DySpec's cap applied to the values of drawn *tokens* instead of slots: improbable draws
     vanish, and what is verified was not drawn from q."""
-    from dynaspec_cli.tree.dyspec import DySpecSampled
+    from dynaspec_cli.tree.dyspec import DySpecDrawn
+
+    original = DySpecDrawn.finish
 
     def finish(self, state):
-        by_token = sorted(range(1, len(state.tokens)), key=lambda node: (-state.scores[node], node))
-        return state.finished(sorted(by_token[: self.size]), replacement=False)
+        count = 1 + drawn_so_far(state.nodes)[1]
+        values, priorities = state.values[0].tolist(), state.values[1]
+        by_token = sorted(range(1, count), key=lambda node: (-values[node], node))
+        priorities[:count] = -torch.inf
+        priorities[by_token[: self.size]] = 1.0
+        return original(self, state)
 
-    monkeypatch.setattr(DySpecSampled, "finish", finish)
+    monkeypatch.setattr(DySpecDrawn, "finish", finish)
     assert law_error("dyspec", vocab=4, size=2, depth=1, width=3) > VISIBLE
 
 

@@ -66,9 +66,9 @@ class ToyTarget:
         state.context = start + tokens
         return ToyOutput(self.model, [start + tokens[: i + 1] for i in range(len(tokens))])
 
-    def verify(self, state: ToyState, tree: DraftTree) -> ToyOutput:
+    def verify(self, state: ToyState, tree: DraftTree, start: int = 0) -> ToyOutput:
         state.rows = node_contexts(tree, (*state.context, int(tree.tokens[0])))
-        return ToyOutput(self.model, state.rows)
+        return ToyOutput(self.model, state.rows[start:])
 
     def commit(self, state: ToyState, rows: Tensor) -> None:
         state.context = state.rows[int(rows[-1])]

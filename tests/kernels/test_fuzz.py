@@ -9,10 +9,12 @@ import time
 import pytest
 import torch
 from head_cases import DTYPES, assert_same_topk, make_case
+from packed_cases import make_packed
 
 from dynaspec_cli import ops
-from dynaspec_cli.ops import reference
+from dynaspec_cli.ops import reference, reference_packed
 from dynaspec_cli.ops.extension import EXTENSION
+from dynaspec_cli.ops.formats import PACKED
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,6 +61,36 @@ def one_round(seed: int) -> None:
     torch.testing.assert_close(log_q, want_q, atol=atol, rtol=0)
 
 
+def packed_round(seed: int) -> None:
+    rng = random.Random(seed)
+    form = PACKED[rng.choice(list(PACKED))]
+    columns = form.block[0] * rng.randint(1, 70 if form.block[0] == 32 else 9)
+    m, n = rng.choice([1, 2, 3, 7, rng.randint(1, 600)]), rng.choice([1, 2, 9, rng.randint(1, 110)])
+    packed, values = make_packed(form, m, columns, seed)
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, columns, generator=g) * 10.0 ** rng.uniform(-6, 6)
+    torch.set_num_threads(rng.choice([1, 2, 3]))
+    bias = torch.randn(m, generator=g) if rng.random() < 0.5 else None
+    got = ops.linear(x, packed, bias, None, form.code)
+    exact = reference_packed.activations(x, form, ops.backend().removeprefix("cpu-"))
+    want = exact @ values.double().t() + (0.0 if bias is None else bias.double())
+    largest = exact.abs().sum(1)[:, None] * values.double().abs().amax(1) + 1.0
+    assert ((got - want).abs() / largest).max() < 40 * 2.0**-24
+    i = rng.randrange(n)
+    alone = ops.linear(x[i : i + 1], packed, bias, None, form.code)
+    assert torch.equal(alone[0], got[i])
+    ids = torch.randint(0, m, (rng.randint(0, 20),), generator=g)
+    assert torch.equal(ops.embed_rows(packed, ids, form.code, columns), values[ids])
+    order = torch.randperm(m, generator=g, dtype=torch.int32)
+    lo = rng.randrange(m)
+    blocks = torch.tensor([[lo, rng.randint(lo + 1, m)]], dtype=torch.int32)
+    x = x / x.abs().amax(1, keepdim=True).clamp_min(1e-30)
+    arguments = (x, packed, torch.empty(0), order, blocks, rng.randint(1, 20), 0.9, form.code, True)
+    moved = (x, packed[order.long()], torch.empty(0), order, *arguments[4:8])
+    for a, b in zip(ops.shortlist_topk(*arguments), ops.shortlist_topk(*moved), strict=True):
+        assert torch.equal(a, b)
+
+
 def test_fuzz() -> None:
     threads = torch.get_num_threads()
     deadline = time.monotonic() + float(os.environ.get("DYNASPEC_FUZZ_SECONDS", "20"))
@@ -68,6 +100,7 @@ def test_fuzz() -> None:
         while time.monotonic() < deadline:
             try:
                 one_round(seed)
+                packed_round(seed)
             except Exception as error:
                 raise AssertionError(f"DYNASPEC_FUZZ_SEED={seed} fails") from error
             seed += 1

@@ -62,7 +62,7 @@ def test_a_file_by_transformers(tmp_path: Path, cache_dir: Path) -> None:
     path, arrays = starcoder2(tmp_path / "m.gguf")
     target, tokenizer = load(str(path), "float32", "cpu")
     assert target.kernels.startswith("transformers")  # type: ignore[attr-defined]
-    head = target.head_weight()  # type: ignore[attr-defined]
+    head = target.head_weight().data  # type: ignore[attr-defined]
     assert torch.equal(head, torch.from_numpy(arrays["token_embd.weight"]))
     assert tokenizer.decode(tokenizer.encode("ok 12")) == "ok 12"
 

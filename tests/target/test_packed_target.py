@@ -13,7 +13,7 @@ import torch
 
 import dynaspec_cli
 from dynaspec_cli.ops.extension import EXTENSION
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.tree.registry import TREES
 
 pytestmark = [
     pytest.mark.model,
@@ -29,7 +29,7 @@ CHILD = """
 import sys
 from dynaspec_cli.config import GenerationConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.engine.api import Engine
-from dynaspec_cli.tree.names import tree_names
+from dynaspec_cli.tree.registry import TREES
 engine = Engine.load(sys.argv[1], dtype="packed", device="cpu")
 assert "packed: " in engine.target.kernels, engine.target.kernels
 assert engine.target.bit_exact
@@ -37,7 +37,7 @@ prompts = ("The capital of France is", "def fibonacci(n):", "Übersetze: The wea
 drafts = 0
 for prompt in prompts:
     plain = engine.complete(prompt, GenerationConfig(max_new_tokens=48), speculative=False)
-    for policy in tree_names():
+    for policy in TREES.names():
         for method, size, nodes in (("nanospec", 2048, 8), ("full", None, 16)):
             config = GenerationConfig(
                 max_new_tokens=48,
@@ -66,7 +66,7 @@ def test_drafted_text_is_plain_text(level: str) -> None:
     command = [sys.executable, "-P", "-c", CHILD, MODEL]
     child = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stderr
-    assert int(child.stdout.split()[-1]) > 2 * len(tree_names())  # most drafts were of use
+    assert int(child.stdout.split()[-1]) > 2 * len(TREES)  # most drafts were of use
 
 
 @pytest.mark.parametrize(("model", "package"), [(MODEL, PACKAGE), (SMALL, SMALL_PACKAGE)])

@@ -109,6 +109,43 @@ def test_tree_rows_equal_their_paths(pair: tuple[Any, Any], prompt: int, nodes: 
         torch.testing.assert_close(logits[row], full_logits(model, ids + path)[-1], **TOLERANCE)
 
 
+@pytest.mark.parametrize(("prompt", "nodes"), [(5, 14), (21, 70)])
+def test_a_tree_that_grows_is_verified_in_parts(
+    pair: tuple[Any, Any], prompt: int, nodes: int
+) -> None:
+    """Rows that are verified behind earlier ones are those of one pass, also where the cache has to
+    grow; then the path is committed and the text goes on."""
+    target, model = pair
+    ids, tree = random_ids(prompt, 7), random_tree(nodes, nodes)
+    state, whole = target.begin(prompt + 8), target.begin(prompt + 8)
+    target.prefill(state, torch.tensor(ids))
+    target.prefill(whole, torch.tensor(ids))
+    expected = target.verify(whole, tree).logits()
+    parts, start = [], 0
+    for end in (1, 4, 9, nodes + 1):
+        grown = DraftTree(tree.tokens[:end], tree.parents[:end])
+        parts.append(target.verify(state, grown, start).logits())
+        start = end
+    if target.bit_exact:
+        assert torch.equal(torch.cat(parts), expected)
+    torch.testing.assert_close(torch.cat(parts), expected, **TOLERANCE)
+    rows = path_to(tree, nodes)[:3]
+    target.commit(state, torch.tensor(rows))
+    text = ids + [int(tree.tokens[row]) for row in rows]
+    more = random_ids(2, 12)
+    output = target.prefill(state, torch.tensor(more))
+    torch.testing.assert_close(output.logits(), full_logits(model, text + more)[-2:], **TOLERANCE)
+
+
+def test_a_tree_that_does_not_go_on_is_refused(pair: tuple[Any, Any]) -> None:
+    target, _ = pair
+    state, tree = target.begin(20), random_tree(6, 1)
+    target.prefill(state, torch.tensor([3, 4]))
+    for start in (2, 7):
+        with pytest.raises(DynaSpecError, match=f"goes on from row 0, got {start} of 7 rows"):
+            target.verify(state, tree, start)
+
+
 def test_a_deep_chain_leaves_its_own_window(pair: tuple[Any, Any]) -> None:
     target, model = pair
     ids, chain = random_ids(3, 8), random_ids(20, 9)

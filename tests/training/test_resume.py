@@ -181,10 +181,11 @@ def test_every_shard_is_trained_on_for_its_own_tokens(tiny_model_dir, corpus, tm
             next(train(run))
     trainer = made[0]
     trainer.config = TrainConfig(batch_tokens=64, passes=2.0)
-    trainer._steps = [2, 5, 13]  # cumulative
-    newest = [trainer._round(step)[0] for step in range(1, 17)]
-    assert newest == [0] * 2 + [1] * 3 + [2] * 8 + [3] * 2 + [4]
-    tokens = trainer.maker.epoch_tokens()
-    assert trainer._shard_steps() == [max(1, round(n * 2 / 64)) for n in tokens]
-    for index, count in enumerate(tokens[:3]):
-        assert trainer.maker.get(index).tokens.numel() == count
+    trainer._ends, maker = [], trainer.maker
+    batches = len(maker.prompts)
+    fed = [max(1, round(maker.tokens_of(i) * 2 / 64)) for i in range(batches + 2)]
+    expected = [shard for shard, steps in enumerate(fed) for _ in range(steps)]
+    assert [trainer._round(step)[0] for step in range(1, sum(fed) + 1)] == expected
+    for index in range(3):
+        assert maker.get(index).tokens.numel() == maker.tokens_of(index)
+    assert maker.tokens_of(batches) == maker.tokens_of(0)

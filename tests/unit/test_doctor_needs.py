@@ -12,7 +12,9 @@ import torch
 from rich.text import Text
 
 from dynaspec_cli import ops
+from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.doctor import memory, needs, system
+from dynaspec_cli.doctor.drafter import inspect_drafter
 from dynaspec_cli.doctor.memory import ModelSizes
 from dynaspec_cli.doctor.needs import Needs
 from dynaspec_cli.drafters import load
@@ -63,6 +65,20 @@ def test_without_a_bundle_the_shortlist_copies_no_head(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(77))
     assert counted(of_head(OTHER, str(tmp_path))) == (77, 0)
     assert counted(of_head(OURS, str(tmp_path))) == (77, HEAD_BYTES)
+
+
+def test_a_language_model_has_a_cache_of_its_own(tiny_model_dir: Path) -> None:
+    """Two layers of 2 KV heads of width 8, 100 tokens of context and a tree, in bf16."""
+    shapes = memory.safetensors_shapes(tiny_model_dir).values()
+    weights = sum(torch.Size(shape).numel() for shape in shapes)
+    rows = 100 + TreeConfig().size + 1
+    expected = 2 * (weights + 2 * 2 * 2 * 8 * rows)
+    for value in (str(tiny_model_dir), f"{tiny_model_dir}+lookup"):
+        assert counted(of_head(OTHER, value)) == (expected, 0)
+    assert counted(of_head(OTHER, "lookup")) == (0, 0)
+    found = inspect_drafter(tiny_model_dir)
+    assert (found["format"], found["head_rows"]) == ("language-model", 400)
+    assert found["can_raise_coverage"] is True
 
 
 @pytest.mark.parametrize(("missing", "fits"), [(0, True), (1, None), (DRAFTER_BYTES, None)])

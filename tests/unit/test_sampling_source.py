@@ -9,12 +9,21 @@ import pytest
 import torch
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.draw import draw_rows
 from dynaspec_cli.sampling.source import (
     DRAFT_STREAM,
     VERIFY_STREAM,
     GeneratorSource,
     stream_seed,
 )
+
+
+def draws(
+    source: GeneratorSource, weights: torch.Tensor, k: int, replacement: bool
+) -> list[list[int]]:
+    counts = [k] * len(weights)
+    drawn = draw_rows(weights, source.uniforms(None, counts), counts, None, replacement)
+    return [[column for column in row if column >= 0] for row in drawn.tolist()]
 
 
 def chi_square_p(counts: list[int], probabilities: list[float]) -> float:
@@ -35,8 +44,8 @@ def test_same_seed_same_decisions() -> None:
             source.uniform(),
             source.accept(0.5),
             source.categorical(weights[0]),
-            source.draws(weights, 3, False),
-            source.draws(weights, 3, True),
+            draws(source, weights, 3, False),
+            draws(source, weights, 3, True),
         ]
 
     assert decisions(7) == decisions(7)
@@ -61,7 +70,7 @@ def test_the_global_generator_is_untouched() -> None:
     source = GeneratorSource(1)
     source.accept(0.5)
     source.categorical(torch.ones(5))
-    source.draws(torch.ones(2, 5), 2, False)
+    draws(source, torch.ones(2, 5), 2, False)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -118,7 +127,7 @@ def test_law_of_ordered_draws(replacement: bool) -> None:
     support = [0, 2, 3]
     rows = 40_000
     source = GeneratorSource(12)
-    drawn = source.draws(torch.tensor([q], dtype=torch.float64).repeat(rows, 1), 2, replacement)
+    drawn = draws(source, torch.tensor([q], dtype=torch.float64).repeat(rows, 1), 2, replacement)
     law = {
         (a, b): q[a] * (q[b] if replacement else q[b] / (1 - q[a]))
         for a, b in itertools.product(support, repeat=2)
@@ -133,16 +142,16 @@ def test_law_of_ordered_draws(replacement: bool) -> None:
 
 def test_draws_without_replacement_end_with_the_support() -> None:
     weights = torch.tensor([[0.0, 1.0, 0.0, 1e-6], [0.0, 0.0, 5.0, 0.0], [1.0, 1.0, 1.0, 1.0]])
-    drawn = GeneratorSource(0).draws(weights, 3, False)
+    drawn = draws(GeneratorSource(0), weights, 3, False)
     assert sorted(drawn[0]) == [1, 3]
     assert drawn[1] == [2]
     assert len(set(drawn[2])) == 3
-    assert [len(row) for row in GeneratorSource(0).draws(weights, 9, False)] == [2, 1, 4]
+    assert [len(row) for row in draws(GeneratorSource(0), weights, 9, False)] == [2, 1, 4]
 
 
 def test_draws_with_replacement_stay_in_the_support() -> None:
     weights = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.0]]).repeat(500, 1)
-    drawn = GeneratorSource(0).draws(weights, 8, True)
+    drawn = draws(GeneratorSource(0), weights, 8, True)
     assert {column for row in drawn for column in row} == {1, 3}
     assert all(len(row) == 8 for row in drawn)
 
@@ -154,7 +163,7 @@ def test_draws_from_a_large_flat_tail() -> None:
     weights[0, 0] = 0.9
     source, hits, rounds = GeneratorSource(13), 0, 400
     for _ in range(rounds):
-        first, second = source.draws(weights, 2, False)[0]
+        first, second = draws(source, weights, 2, False)[0]
         hits += first != 0
         assert first != second
     assert chi_square_p([hits, rounds - hits], [0.1, 0.9]) > 1e-4

@@ -6,7 +6,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -16,7 +16,6 @@ from torch import Tensor
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
-from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import create_tree
 
 Path = tuple[int, ...]
@@ -49,15 +48,25 @@ class InOrder:
             self.law.d(path), self.law.vocab, replacement=False, generator=generator
         ).tolist()
 
-    def draws(self, weights: Tensor, k: int, replacement: bool) -> list[list[int]]:
+    def uniforms(
+        self, law: Callable[[], Tensor], counts: Sequence[int], replacement: bool
+    ) -> Tensor:
+        """The middle of each draw's interval in what the earlier ones left."""
         assert not replacement
-        return [self.order(path)[:k] for path in self.paths]
+        uniforms = torch.zeros(len(counts), max(counts), dtype=torch.float64)
+        for i, (path, row) in enumerate(zip(self.paths, law(), strict=True)):
+            left = row.double().clone()
+            for j, token in enumerate(self.order(path)[: counts[i]]):
+                middle = left[:token].sum() + left[token] / 2
+                uniforms[i, j] = middle / left.sum()
+                left[token] = 0
+        return uniforms
 
     def accept(self, probability: float) -> bool:
         raise AssertionError("drafting accepts nothing")
 
     def categorical(self, weights: Tensor) -> int:
-        raise AssertionError("draws come from draws()")
+        raise AssertionError("draws come from uniforms")
 
 
 def grow(policy: TreePolicy, law: Law, source: InOrder | None = None) -> tuple[DraftTree, int]:
@@ -305,7 +314,7 @@ def test_mass_outside_the_shortlist_lowers_values_only() -> None:
 def test_records_hold_the_draws_in_order() -> None:
     law = Law(2, vocab=6)
     source = InOrder(law, shuffle=9)
-    policy = create_tree(TreeConfig("dyspec", size=9, depth=4, width=4), SAMPLING, None, source)
+    policy = create_tree(TreeConfig("dyspec", size=9, depth=4, width=4), SAMPLING, source)
     tree, _ = grow(policy, law, source)
     paths = paths_of(tree)
     assert not tree.q.replacement
@@ -322,7 +331,7 @@ def test_records_hold_the_draws_in_order() -> None:
 def test_the_drafts_temperature_can_be_its_own() -> None:
     law = Law(3, vocab=6)
     config = TreeConfig("dyspec", size=4, depth=1, width=2)
-    policy = create_tree(config, SAMPLING, TreeOptions(draft_temperature=0.6))
+    policy = create_tree(replace(config, draft_temperature=0.6), SAMPLING)
     tree, _ = grow(policy, law)
     torch.testing.assert_close(tree.q.nodes[0].q, torch.softmax(law.d((0,)).log() / 0.6, 0))
 

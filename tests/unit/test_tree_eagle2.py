@@ -4,6 +4,7 @@ beside it."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -227,7 +228,7 @@ def test_ddd_stops_at_the_first_improbable_beam(steps: tuple[int, ...] | None) -
             if mass < -0.3 and (steps is None or step in steps):
                 expected = step
                 break
-        policy = DynamicDepth(config, steps)
+        policy = DynamicDepth(replace(config, ddd_steps=steps))
         drafted = grow(policy, oracle)
         assert oracle.calls == expected
         shorter = TreeConfig("eagle2", size=200, depth=expected, width=3)

@@ -13,11 +13,11 @@ import torch
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
+from dynaspec_cli.tree.acceptance import EXAMPLE
 from dynaspec_cli.tree.fixed import Plan
-from dynaspec_cli.tree.options import SEQUOIA_ACCEPTANCE, TreeOptions
 from dynaspec_cli.tree.registry import create_tree
 from dynaspec_cli.tree.sequoia import greedy_plan, optimal_plan, programmed_plan
-from dynaspec_cli.tree.specinfer import default_expansion, expansion_plan
+from dynaspec_cli.tree.specinfer import default_plan, expansion_plan
 
 FALLING = (0.5, 0.2, 0.15, 0.05)
 RISING = (0.1, 0.45, 0.02, 0.3)
@@ -76,10 +76,10 @@ def test_sequoia_is_optimal(acceptance: tuple[float, ...], depth: int, size: int
 
 @pytest.mark.parametrize(("size", "depth"), [(16, 6), (40, 3), (64, 20), (100, 10)])
 def test_greedy_plan_equals_the_program(size: int, depth: int) -> None:
-    greedy, value = greedy_plan(SEQUOIA_ACCEPTANCE, size, depth)
-    program, expected = programmed_plan(SEQUOIA_ACCEPTANCE, size, depth)
+    greedy, value = greedy_plan(EXAMPLE, size, depth)
+    program, expected = programmed_plan(EXAMPLE, size, depth)
     assert value == pytest.approx(expected, abs=1e-12)
-    assert plan_value(greedy, SEQUOIA_ACCEPTANCE) == pytest.approx(expected, abs=1e-12)
+    assert plan_value(greedy, EXAMPLE) == pytest.approx(expected, abs=1e-12)
     assert greedy.num_nodes == program.num_nodes == size
 
 
@@ -91,8 +91,8 @@ def test_sequoia_where_nothing_is_ever_accepted() -> None:
 
 
 def test_default_acceptance_is_a_sub_distribution() -> None:
-    assert sum(SEQUOIA_ACCEPTANCE) < 1
-    assert list(SEQUOIA_ACCEPTANCE) == sorted(SEQUOIA_ACCEPTANCE, reverse=True)
+    assert sum(EXAMPLE) < 1
+    assert list(EXAMPLE) == sorted(EXAMPLE, reverse=True)
 
 
 def test_expansion_plan() -> None:
@@ -107,27 +107,66 @@ def test_expansion_plan() -> None:
     )
 
 
+PAPER = (1, 1, 3, 1, 1, 1, 1, 1)
+
+
+def paths(plan: Plan) -> list[int]:
+    """Depth of each leaf, branch after branch."""
+    depths: list[int] = []
+
+    def down(place: int, depth: int) -> None:
+        if not plan.children[place]:
+            depths.append(depth)
+        for child in plan.children[place]:
+            down(child, depth + 1)
+
+    down(0, 0)
+    return depths
+
+
+def default(size: int, depth: int, width: int) -> Plan:
+    return default_plan(TreeConfig("specinfer", size=size, depth=depth, width=width))
+
+
+def test_the_papers_expansion_at_its_own_size() -> None:
+    assert default(20, 8, 3) == default(20, 9, 16) == expansion_plan(PAPER)
+
+
 @pytest.mark.parametrize(
-    ("size", "depth", "width", "expansion"),
+    ("size", "depth", "width", "leaves"),
     [
-        (20, 8, 4, (1, 1, 3, 1, 1, 1, 1, 1)),
-        (16, 6, 4, (1, 1, 3, 1, 1, 1)),
-        (7, 6, 4, (1, 1, 3)),
-        (20, 8, 2, (1, 1, 2, 1, 1, 1, 1, 1)),
-        (1, 1, 1, (1,)),
+        (64, 8, 16, [8] * 10 + [4]),  # 2 + 10 * 6 + 2
+        (8, 6, 4, [6, 4]),
+        (7, 6, 4, [6, 3]),
+        (1, 1, 1, [1]),
+        (5, 2, 3, [2, 2, 2, 1]),
+        (5, 1, 4, [1, 1, 1, 1]),
     ],
 )
-def test_default_expansion(size: int, depth: int, width: int, expansion: tuple[int, ...]) -> None:
-    config = TreeConfig("specinfer", size=size, depth=depth, width=width)
-    assert default_expansion(config) == expansion
+def test_default_plan_has_the_size_asked_for(
+    size: int, depth: int, width: int, leaves: list[int]
+) -> None:
+    plan = default(size, depth, width)
+    assert paths(plan) == leaves
+    assert plan.num_nodes == min(size, 4 if depth == 1 else size)
+
+
+@pytest.mark.parametrize("width", [4, 8])
+@pytest.mark.parametrize("size", [2, 9, 33, 64, 100, 200])
+def test_default_plan_is_full_where_it_can_be(size: int, width: int) -> None:
+    """Where one level's branches do not suffice, the levels above it branch too."""
+    plan = default(size, 8, width)
+    assert plan.num_nodes == size
+    assert plan.width <= width
+    assert [c for below in plan.children for c in below] == list(range(1, size + 1))
 
 
 def test_an_expansion_too_large_for_the_tree() -> None:
-    config = TreeConfig("specinfer", size=16, depth=6, width=4)
-    with pytest.raises(UsageError, match=r"3x3x3 has 39 nodes on 3 levels; raise --tree-size 16"):
-        create_tree(config, SamplingConfig(0.0), TreeOptions(expansion=(3, 3, 3)))
-    with pytest.raises(UsageError, match="64x64x64x64x64"):
-        create_tree(config, SamplingConfig(0.0), TreeOptions(expansion=(64,) * 5))
+    for expansion, found in (((3, 3, 3), "got 39 on 3"), ((64,) * 5, "64,64,64,64,64")):
+        config = TreeConfig("specinfer", size=16, depth=6, width=4, expansion=expansion)
+        with pytest.raises(UsageError, match="--tree-expansion") as caught:
+            create_tree(config, SamplingConfig(0.0))
+        assert found in str(caught.value)
 
 
 def grow(policy: TreePolicy, vocab: int, seed: int = 0) -> tuple[DraftTree, list[int]]:
@@ -157,7 +196,7 @@ def child_counts(tree: DraftTree) -> list[int]:
 @pytest.mark.parametrize("sampling", [SamplingConfig(0.0), SamplingConfig(1.0)])
 def test_sequoia_fills_its_plan(sampling: SamplingConfig) -> None:
     config = TreeConfig("sequoia", size=16, depth=6, width=4)
-    plan, _ = optimal_plan(SEQUOIA_ACCEPTANCE[:4], 16, 6)
+    plan, _ = optimal_plan(EXAMPLE[:4], 16, 6)
     tree, steps = grow(create_tree(config, sampling), vocab=50)
     assert child_counts(tree) == [len(below) for below in plan.children]
     assert len(steps) == plan_depth(plan)
@@ -175,12 +214,13 @@ def test_places_without_tokens_stay_empty() -> None:
 
 def test_specinfer_verifies_a_repeated_draw_once() -> None:
     """Three draws from two tokens: a token is one node, with all its draws on record."""
-    config = TreeConfig("specinfer", size=9, depth=2, width=3)
-    options = TreeOptions(expansion=(3, 2))
+    config = TreeConfig("specinfer", size=9, depth=2, width=3, expansion=(3, 2))
     for seed in range(20):
         sampling = SamplingConfig(1.0, seed=seed)
-        tree, _ = grow(create_tree(config, sampling, options), vocab=2, seed=seed)
+        tree, _ = grow(create_tree(config, sampling), vocab=2, seed=seed)
         assert tree.q.replacement
+        assert tree.q.drawn == 3 + 2 * len({draw.row for draw in tree.q.nodes[0].draws})
+        assert tree.q.distinct == tree.num_nodes
         assert len(tree.q.nodes[0].draws) == 3
         assert {draw.row for draw in tree.q.nodes[0].draws} == {
             row for row in range(1, tree.num_nodes + 1) if int(tree.parents[row]) == 0
@@ -192,7 +232,7 @@ def test_specinfer_verifies_a_repeated_draw_once() -> None:
 
 
 def test_specinfer_greedy_takes_the_best_in_order() -> None:
-    config = TreeConfig("specinfer", size=16, depth=6, width=4)
+    config = TreeConfig("specinfer", size=14, depth=6, width=4)
     tree, steps = grow(create_tree(config, SamplingConfig(0.0)), vocab=50)
     assert child_counts(tree)[:3] == [1, 1, 3]
     assert steps == [1, 1, 1, 3, 3, 3]

@@ -12,7 +12,6 @@ import torch
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
-from dynaspec_cli.tree.options import TreeOptions
 from dynaspec_cli.tree.registry import TREES, create_tree
 
 CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
@@ -27,12 +26,27 @@ def test_names_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(CONTRACT))
-def test_only_sampling_policies_ask_for_the_distribution(name: str) -> None:
-    """A greedy target never needs it; above temperature 0 chain, eagle2 and ddd stay point
-    masses."""
-    assert not create_tree(TreeConfig(name), SamplingConfig(0.0)).needs_distribution
-    samples = create_tree(TreeConfig(name), SamplingConfig(0.7)).needs_distribution
-    assert samples == (name in {"specinfer", "sequoia", "dyspec"})
+def test_draws_need_the_distribution(name: str) -> None:
+    """By default children are drawn where the target samples; either can be asked for."""
+    for temperature, draw, draws in [
+        (0.0, "auto", False),
+        (0.7, "auto", True),
+        (0.0, "sample", True),
+        (0.7, "best", False),
+    ]:
+        policy = create_tree(TreeConfig(name, draw=draw), SamplingConfig(temperature))
+        assert policy.needs_distribution == draws
+        assert policy.name == name
+
+
+def test_temperature_of_the_draft() -> None:
+    greedy, hot = SamplingConfig(0.0), SamplingConfig(1.5)
+    assert TreeConfig().temperature(greedy) == greedy.draft_temperature == 0.75
+    assert TreeConfig().temperature(hot) == 1.5
+    assert TreeConfig(draw="best").temperature(hot) == hot.draft_temperature == 1.0
+    assert TreeConfig(draw="sample").temperature(greedy) == 0.75
+    for sampling in (greedy, hot):
+        assert TreeConfig(draft_temperature=0.6).temperature(sampling) == 0.6
 
 
 def test_names_need_no_torch() -> None:
@@ -51,9 +65,11 @@ def test_unknown_name() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
+        {"draw": "worst"},
         {"draft_temperature": 0.0},
         {"draft_temperature": math.inf},
         {"ddd_steps": (0, 2)},
+        {"ddd_steps": ()},
         {"expansion": ()},
         {"expansion": (2, 0)},
         {"expansion": (65,)},
@@ -66,7 +82,7 @@ def test_unknown_name() -> None:
 )
 def test_impossible_options(bad: dict) -> None:
     with pytest.raises(UsageError) as caught:
-        TreeOptions(**bad)
+        TreeConfig(**bad)
     assert "\n" not in str(caught.value)
     assert "expected" in str(caught.value)
 

@@ -17,20 +17,20 @@ NAMED_SYNCS = {
     ("shortlist/dynaspec.py", "_choose"): "the whole distribution is as wide as the shortlist, "
     "whose size the device decides: one number a draft step that samples",
     ("tree/base.py", "take"): "policies grow trees on the host: one small copy a draft step",
-    ("tree/sampled.py", "draw"): "children are drawn on the host, where a seed gives the same "
+    ("tree/grown.py", "grow"): "the same",
+    ("tree/sampled.py", "law"): "children are drawn on the host, where a seed gives the same "
     "numbers on every device: one copy a draft step",
     ("sampling/verify.py", "verify_greedy"): "the accepted tokens are printed: one small copy a "
     "verification",
-    ("sampling/verify.py", "_try_points"): "the drafted tokens' probabilities, once a visited row",
-    ("sampling/verify.py", "_try_draws"): "the target's probabilities within the shortlist and the "
-    "mass outside it, once a visited row",
+    ("sampling/verify.py", "of_row"): "children are tried on the host: the target's probabilities, "
+    "once a visited row",
     ("sampling/source.py", "categorical"): "the token that is drawn is printed: once a "
     "verification",
     ("sampling/processors.py", "_check"): "logits that hold NaN must end in an error, not in a "
     "draw: once a visited row",
-    ("sampling/processors.py", "_filtered"): "top-p and min-p keep a number of tokens that depends "
+    ("ops/reference_draw.py", "_filtered"): "top-p and min-p keep a number of tokens that depends "
     "on the logits: once a visited row",
-    ("sampling/processors.py", "_heavy"): "the same",
+    ("ops/reference_draw.py", "_heavy"): "the same",
     (
         "shortlist/context.py",
         "add",

@@ -85,6 +85,8 @@ struct Kernels {
   FormatKernels formats[kNumFormats];
   // Divides logits[0..count) by temperature in place and returns their softmax statistics.
   SoftmaxPart (*softmax_part)(float* logits, int64_t count, float temperature);
+  // x[i] = exp(x[i] - max) * factor in place, for x up to max.
+  void (*exponentials)(float* x, int64_t count, float max, float factor);
   // Offers logits[j] of row rows[j], in ascending order of rows.
   void (*offer)(const float* logits, RowSet rows, float part_max, TopK* top);
   const LayerKernels* layer;

@@ -158,6 +158,18 @@ SoftmaxPart softmax_part(float* logits, int64_t count, float temperature) {
   return {max, total};
 }
 
+void exponentials(float* x, int64_t count, float max, float factor) {
+  const int64_t whole = count / kWidth * kWidth;
+  const Vf shift = vset(max), scale = vset(factor);
+  for (int64_t j = 0; j < whole; j += kWidth)
+    vstore(x + j, vmul(exp_nonpositive(vsub(vload(x + j), shift)), scale));
+  if (whole == count) return;
+  float lanes[kWidth];
+  vstore(lanes,
+         exp_nonpositive(vsub(vload_part(x + whole, static_cast<int>(count - whole)), shift)));
+  for (int64_t j = whole; j < count; ++j) x[j] = lanes[j - whole] * factor;
+}
+
 inline void insert(TopK* top, float value, int32_t row) {
   int32_t at = top->count < top->k ? top->count++ : top->k - 1;
   for (; at > 0 && value > top->value[at - 1]; --at) {

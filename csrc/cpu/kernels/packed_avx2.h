@@ -3,7 +3,6 @@
 namespace dynaspec::cpu::DYNASPEC_LEVEL {
 namespace {
 
-constexpr int kPackedLanes = 8;
 constexpr int kPackedRows = 1;  // weight rows multiplied together: one fills the registers
 
 inline __m256i dot_pairs(__m256i acc, __m256i w, __m256i x) {
@@ -36,7 +35,7 @@ struct FifthBit {
   alignas(32) uint16_t of[2 * G][16];
   constexpr FifthBit() : of{} {
     for (int c = 0; c < 2 * G; ++c) {
-      for (int q = 0; q < 16; ++q) of[c][q] = static_cast<uint16_t>(1u << ((16 * c + q) / (2 * G)));
+      for (int q = 0; q < 16; ++q) of[c][q] = static_cast<uint16_t>(1u << fifth_bit(G, 16 * c + q));
     }
   }
 };
@@ -51,10 +50,12 @@ constexpr int kPart = 2 * G < 8 ? 2 * G : 8;
 template <int G, int kBits>
 inline void pair_codes(const char* p, int z, __m256i* q) {
   if constexpr (kBits == 8) {
-#pragma GCC unroll 8
-    for (int c = 0; c < kPart<G>; ++c) {
-      q[c] = _mm256_cvtepi8_epi16(
-          _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 128 * z + 16 * c)));
+    // Words of two bytes: the low ones are the first half of the places.
+#pragma GCC unroll 4
+    for (int w = 0; w < kPart<G> / 2; ++w) {
+      const __m256i words = load_bytes(p + 128 * z + 32 * w);
+      q[w] = _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
+      q[kPart<G> / 2 + w] = _mm256_srai_epi16(words, 8);
     }
     return;
   }
@@ -124,7 +125,7 @@ struct PairProducts {
         __m256i sum = _mm256_madd_epi16(q[0], xi[0]);
 #pragma GCC unroll 8
         for (int c = 1; c < kPart<G>; ++c) sum = dot_pairs(sum, q[c], xi[c]);
-        Vf a = vfma(_mm256_cvtepi32_ps(sum), scale, sums[i]);
+        Vf a = vfma(_mm256_cvtepi32_ps(sum), scale, z == 0 ? x.begun(sums + i) : sums[i]);
         if (kOffset && z == 0) {
           a = vfma(vload(reinterpret_cast<const float*>(x.sums + i * x.stride)), offset, a);
         }
@@ -203,7 +204,7 @@ struct QuadMin {
       const float* const sums = reinterpret_cast<const float*>(x.sums + i * x.stride) + 16;
       const __m256i sum = dot_quads<kBits == 5 ? 4 : 8, 1, 0>(q, xi);
       const Vf whole = vmul(_mm256_cvtepi32_ps(sum), vset(x.scale(i)));
-      acc[i] = vfma(vload(sums), offset, vfma(whole, scale, acc[i]));
+      acc[i] = vfma(vload(sums), offset, vfma(whole, scale, x.begun(acc + i)));
     }
   }
 };
@@ -247,7 +248,7 @@ struct Q6_K {
           vfma(vload(sums), centre, vmul(_mm256_cvtepi32_ps(dot_quads<2, 2, 0>(q, xi)), unit));
       const Vf odd =
           vfma(vload(sums + 8), centre, vmul(_mm256_cvtepi32_ps(dot_quads<2, 2, 1>(q, xi)), unit));
-      acc[i] = vfma(odd, scale[1], vfma(even, scale[0], acc[i]));
+      acc[i] = vfma(odd, scale[1], vfma(even, scale[0], x.begun(acc + i)));
     }
   }
 };

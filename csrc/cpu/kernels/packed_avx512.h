@@ -3,22 +3,17 @@
 namespace dynaspec::cpu::DYNASPEC_LEVEL {
 namespace {
 
-constexpr int kPackedLanes = 16;
 constexpr int kPackedRows = 2;  // weight rows multiplied together: each load of x serves both
 
-// acc + pairs of int16 products, and acc + quads of uint8 x int8 products. In assembly, since GCC
-// 12 gives the intrinsics' results a register of their own (vec_avx512.h).
 #ifdef DYNASPEC_BF16_DOT
-inline __m512i dot_pairs(__m512i acc, __m512i w, const __m512i& x) {
-  __asm__("vpdpwssd %2, %1, %0" : "+v"(acc) : "v"(w), "vm"(x));
-  return acc;
-}
+// acc + quads of uint8 x int8 products. In assembly, since GCC 12 gives the intrinsic's result a
+// register of its own (vec_avx512.h).
 inline __m512i dot_quads(__m512i acc, __m512i w, const __m512i& x) {
   __asm__("vpdpbusd %2, %1, %0" : "+v"(acc) : "v"(w), "vm"(x));
   return acc;
 }
 #else
-inline __m512i dot_pairs(__m512i acc, __m512i w, const __m512i& x) {
+inline __m512i dot_pairs(__m512i acc, __m512i w, __m512i x) {
   return _mm512_add_epi32(acc, _mm512_madd_epi16(w, x));
 }
 #endif
@@ -42,13 +37,138 @@ inline __m512 pair_scales(const char* p) {
   }
 }
 
+// The words of fifth bits of g blocks, repeated.
+template <int G>
+inline __m512i fifth_words(const char* p) {
+  if constexpr (G == 8) {
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  } else if constexpr (G == 4) {
+    return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  } else {
+    int64_t word = 0;
+    std::memcpy(&word, p, 4 * G);
+    return G == 2 ? _mm512_set1_epi64(word) : _mm512_set1_epi32(static_cast<int32_t>(word));
+  }
+}
+
+#ifdef DYNASPEC_BF16_DOT
+// Vectors of bytes of g blocks.
+template <int G>
+constexpr int kByteVectors = G < 2 ? 1 : G / 2;
+
+// Bit of its byte of the fifth-bit words that each byte of a group's vectors needs.
+template <int G>
+struct FifthBit {
+  uint8_t of[kByteVectors<G>][64];
+  constexpr FifthBit() : of{} {
+    for (int byte = 0; byte < 32 * G; ++byte) {
+      const int side = side_words(G), half = byte / (2 * side), q = byte % (2 * side) / 2;
+      const int place = 4 * side * (half / 2) + side * (half % 2 + 2 * (byte % 2)) + q;
+      of[byte / 64][byte % 64] = static_cast<uint8_t>(1u << (fifth_bit(G, place) % 8));
+    }
+  }
+};
+template <int G>
+constexpr FifthBit<G> kFifthBit;
+
+// The codes of g blocks as bytes without a sign (q8_0: plus 128), in the order of PairBytesX.
+template <int G, int kBits>
+inline void pair_bytes(const char* p, __m512i* q) {
+  if constexpr (kBits == 8) {
+    const __m512i sign = _mm512_set1_epi8(static_cast<char>(0x80));
+    if constexpr (G == 1) {
+      const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+      q[0] = _mm512_zextsi256_si512(_mm256_xor_si256(half, _mm512_castsi512_si256(sign)));
+    } else {
+#pragma GCC unroll 4
+      for (int v = 0; v < G / 2; ++v) {
+        q[v] = _mm512_xor_si512(_mm512_loadu_si512(p + 64 * v), sign);
+      }
+    }
+    return;
+  }
+  const __m512i low = _mm512_set1_epi8(15);
+  if constexpr (G >= 4) {
+#pragma GCC unroll 2
+    for (int z = 0; z < G / 4; ++z) {
+      const __m512i words = _mm512_loadu_si512(p + 64 * z);
+      q[2 * z] = _mm512_and_si512(words, low);
+      q[2 * z + 1] = _mm512_and_si512(_mm512_srli_epi16(words, 4), low);
+    }
+  } else if constexpr (G == 2) {
+    const __m512i words =
+        _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+    const __m512i by = _mm512_inserti64x4(_mm512_setzero_si512(), _mm256_set1_epi16(4), 1);
+    q[0] = _mm512_and_si512(_mm512_srlv_epi16(words, by), low);
+  } else {
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    const __m256i both = _mm256_set_m128i(_mm_srli_epi16(words, 4), words);
+    q[0] = _mm512_zextsi256_si512(_mm256_and_si256(both, _mm512_castsi512_si256(low)));
+  }
+  if constexpr (kBits == 5) {
+    const __m512i bits = fifth_words<G>(p + 16 * G);
+#pragma GCC unroll 4
+    for (int v = 0; v < kByteVectors<G>; ++v) {
+      const __mmask64 set = _mm512_test_epi8_mask(bits, _mm512_loadu_si512(kFifthBit<G>.of[v]));
+      q[v] = _mm512_mask_add_epi8(q[v], set, q[v], _mm512_set1_epi8(16));
+    }
+  }
+}
+
+// acc[r][i] += <group of weight row r, group of x row i>, a lane each.
+template <int kBits, bool kMin>
+struct PairProducts {
+  template <int G, int R>
+  static void multiply(const char* const* w, const GroupOfX& x, Vf* const* acc) {
+    constexpr int kVectors = kByteVectors<G>;
+    __m512i q[R][kVectors];
+    Vf scale[R], offset[R];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      scale[r] = pair_scales<G>(w[r]);
+      if constexpr (kMin) {
+        offset[r] = pair_scales<G>(w[r] + 2 * G);
+      } else {
+        offset[r] = vmul(scale[r], vset(-static_cast<float>(1 << (kBits - 1))));
+      }
+      pair_bytes<G, kBits>(w[r] + (kMin ? 4 : 2) * G, q[r]);
+    }
+    for (int64_t i = 0; i < x.n; ++i) {
+      const __m512i* const xi = reinterpret_cast<const __m512i*>(x.codes + i * x.stride);
+      const char* const facts = x.sums + i * x.stride;
+      // q8_0's codes are 128 too large: its sums begin with what that adds, taken off.
+      const __m512i from =
+          kBits == 8 ? _mm512_load_si512(facts + PairBytesX::kExcess) : _mm512_setzero_si512();
+      const Vf unit = _mm512_broadcast_f32x8(
+          _mm256_load_ps(reinterpret_cast<const float*>(facts + PairBytesX::kUnits)));
+      __m512i sum[R];
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) sum[r] = from;
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const __m512i xv = xi[v];
+#pragma GCC unroll 2
+        for (int r = 0; r < R; ++r) sum[r] = dot_quads(sum[r], q[r][v], xv);
+      }
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) {
+        Vf a = vfma(vmul(_mm512_cvtepi32_ps(sum[r]), unit), scale[r], x.begun(acc[r] + i));
+        if constexpr (kBits != 8) {
+          a = vfma(vload(reinterpret_cast<const float*>(facts)), offset[r], a);
+        }
+        acc[r][i] = a;
+      }
+    }
+  }
+};
+#else
 // Bit of the fifth-bit words that vector u of a group needs in each of its 32 places.
 template <int G>
 struct FifthBit {
   uint16_t of[G][32];
   constexpr FifthBit() : of{} {
     for (int u = 0; u < G; ++u) {
-      for (int q = 0; q < 32; ++q) of[u][q] = static_cast<uint16_t>(1u << ((32 * u + q) / (2 * G)));
+      for (int q = 0; q < 32; ++q) of[u][q] = static_cast<uint16_t>(1u << fifth_bit(G, 32 * u + q));
     }
   }
 };
@@ -59,9 +179,20 @@ constexpr FifthBit<G> kFifthBit;
 template <int G, int kBits>
 inline void pair_codes(const char* p, __m512i* q) {
   if constexpr (kBits == 8) {
-#pragma GCC unroll 8
-    for (int u = 0; u < G; ++u) {
-      q[u] = _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * u)));
+    // Words of two bytes: the low ones are the first half of the places.
+    if constexpr (G == 1) {
+      const __m256i words = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+      const __m256i low = _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
+      q[0] = _mm512_inserti64x4(_mm512_castsi256_si512(low), _mm256_srai_epi16(words, 8), 1);
+    } else {
+#pragma GCC unroll 4
+      for (int v = 0; v < G / 2; ++v) {
+        constexpr int kApart = G == 2 ? 1 : 2;
+        const __m512i words = _mm512_loadu_si512(p + 64 * v);
+        const int at = v / kApart * 2 * kApart + v % kApart;
+        q[at] = _mm512_srai_epi16(_mm512_slli_epi16(words, 8), 8);
+        q[at + kApart] = _mm512_srai_epi16(words, 8);
+      }
     }
     return;
   }
@@ -91,17 +222,7 @@ inline void pair_codes(const char* p, __m512i* q) {
     q[0] = _mm512_and_si512(_mm512_srlv_epi16(words, by), low);
   }
   if constexpr (kBits == 5) {
-    const char* const h = p + 16 * G;
-    __m512i bits;
-    if constexpr (G == 8) {
-      bits = _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(h)));
-    } else if constexpr (G == 4) {
-      bits = _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h)));
-    } else {
-      int64_t word = 0;
-      std::memcpy(&word, h, 4 * G);
-      bits = G == 2 ? _mm512_set1_epi64(word) : _mm512_set1_epi32(static_cast<int32_t>(word));
-    }
+    const __m512i bits = fifth_words<G>(p + 16 * G);
 #pragma GCC unroll 8
     for (int u = 0; u < G; ++u) {
       const __mmask32 set = _mm512_test_epi16_mask(bits, _mm512_loadu_si512(kFifthBit<G>.of[u]));
@@ -141,7 +262,7 @@ struct PairProducts {
       }
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
-        Vf a = vfma(_mm512_cvtepi32_ps(sum[r]), scale[r], acc[r][i]);
+        Vf a = vfma(_mm512_cvtepi32_ps(sum[r]), scale[r], x.begun(acc[r] + i));
         if constexpr (kOffset) {
           a = vfma(vload(reinterpret_cast<const float*>(x.sums + i * x.stride)), offset[r], a);
         }
@@ -150,6 +271,7 @@ struct PairProducts {
     }
   }
 };
+#endif
 
 inline float half_at(const char* p) {
   uint16_t h;
@@ -275,7 +397,7 @@ struct QuadProducts {
 #pragma GCC unroll 2
       for (int r = 0; r < R; ++r) {
         const Vf whole = vmul(_mm512_cvtepi32_ps(sum[r]), unit);
-        acc[r][i] = vfma(sums, offset[r], vfma(whole, scale[r], acc[r][i]));
+        acc[r][i] = vfma(sums, offset[r], vfma(whole, scale[r], x.begun(acc[r] + i)));
       }
     }
   }

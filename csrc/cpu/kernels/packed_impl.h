@@ -12,123 +12,13 @@ constexpr int kPackedBlock = 8;
 // Rows of x a pass: their groups and the block's sums fit the L1 cache.
 constexpr int64_t kPackedTile = 16;
 
-inline int64_t num_pair_groups(int64_t k) {
-  const int64_t blocks = k / 32;
-  return blocks / 8 + __builtin_popcountll(static_cast<uint64_t>(blocks % 8));
-}
-
-// Max |x|, NaN if any x is infinite or NaN.
-inline float peak(const float* x, int64_t k) {
-  const int64_t whole = k / kWidth * kWidth;
-  Vf best = vzero(), bad = vzero();
-  for (int64_t i = 0; i < whole; i += kWidth) {
-    const Vf a = vload(x + i);
-    best = vmax(vmax(a, vsub(vzero(), a)), best);
-    bad = vfma(a, vzero(), bad);
-  }
-  float lanes[2 * kWidth], top = 0.0f, poison = 0.0f;
-  vstore(lanes, best);
-  vstore(lanes + kWidth, bad);
-  for (int i = 0; i < kWidth; ++i) {
-    top = lanes[i] > top ? lanes[i] : top;
-    poison += lanes[kWidth + i];
-  }
-  return top + poison;
-}
-
-// Codes round(x / scale), halves to even. Adding 1.5 * 2^23 rounds. A scale so small that it lost
-// bits itself, or NaN, counts as none.
-template <class Code>
-inline void quantise(const float* x, int64_t count, float scale, Code* codes) {
-  const bool sound = scale >= __FLT_MIN__;
-  for (int64_t i = 0; i < count; ++i) {
-    const float whole = sound ? (x[i] / scale + 12582912.0f) - 12582912.0f : 0.0f;
-    codes[i] = static_cast<Code>(static_cast<int32_t>(whole));
-  }
-}
-
-struct PairX {
-  static int64_t sums_at(int64_t k) { return round_up(2 * k, kLine); }
-  static int64_t scale_at(int64_t k) {
-    return sums_at(k) + num_pair_groups(k) * kPackedLanes * static_cast<int64_t>(sizeof(float));
-  }
-  static int64_t stride(int64_t k) {
-    return (round_up(scale_at(k) + static_cast<int64_t>(sizeof(float)), kLine) / kLine | 1) * kLine;
-  }
-
-  static void pack(const float* x, int64_t k, char* packed) {
-    const float scale = peak(x, k) / 32767.0f;
-    int16_t* codes = reinterpret_cast<int16_t*>(packed);
-    float* sums = reinterpret_cast<float*>(packed + sums_at(k));
-    for (int64_t at = 0; at < k;) {
-      const int g = group_size((k - at) / 32), per = 8 / g;
-      int16_t natural[256];
-      int32_t lanes[kPackedLanes] = {};
-      quantise(x + at, 32 * g, scale, natural);
-      for (int c = 0; c < 2 * g; ++c) {
-        for (int l = 0; l < 8; ++l) {
-          const int16_t* from = natural + l / per * 32 + 2 * (c * per + l % per);
-          codes[at + 16 * c + 2 * l] = from[0];
-          codes[at + 16 * c + 2 * l + 1] = from[1];
-          lanes[(8 * c + l) % kPackedLanes] += from[0] + from[1];
-        }
-      }
-      for (int l = 0; l < kPackedLanes; ++l) sums[l] = static_cast<float>(lanes[l]);
-      sums += kPackedLanes;
-      at += 32 * g;
-    }
-    std::memcpy(packed + scale_at(k), &scale, sizeof(scale));
-  }
-};
-
-// Sums a group: of the lanes of all codes (16 lanes), or of even y, of odd y and of both (8 lanes).
-constexpr int kQuadSums = kPackedLanes == 16 ? 16 : 24;
-
-struct QuadX {
-  static int64_t sums_at(int64_t k) { return k; }
-  static int64_t scale_at(int64_t k) {
-    return k + k / 256 * kQuadSums * static_cast<int64_t>(sizeof(float));
-  }
-  static int64_t stride(int64_t k) {
-    return (round_up(scale_at(k) + k / 256 * 4, kLine) / kLine | 1) * kLine;
-  }
-
-  static void pack(const float* x, int64_t k, char* packed) {
-    int8_t* codes = reinterpret_cast<int8_t*>(packed);
-    float* sums = reinterpret_cast<float*>(packed + sums_at(k));
-    float* scales = reinterpret_cast<float*>(packed + scale_at(k));
-    for (int64_t at = 0; at < k; at += 256) {
-      const float scale = peak(x + at, 256) / 127.0f;
-      int8_t natural[256];
-      int32_t lanes[16] = {};
-      quantise(x + at, 256, scale, natural);
-      for (int y = 0; y < 8; ++y) {
-        for (int l = 0; l < 8; ++l) {
-          const int8_t* from = natural + 32 * l + 4 * (y / 2 + 4 * (y % 2));
-          std::memcpy(codes + at + 32 * y + 4 * l, from, 4);
-          lanes[8 * (y % 2) + l] += from[0] + from[1] + from[2] + from[3];
-        }
-      }
-      for (int l = 0; l < 16; ++l) sums[l] = static_cast<float>(lanes[l]) * scale;
-      for (int l = 16; l < kQuadSums; ++l) {
-        sums[l] = static_cast<float>(lanes[l - 16] + lanes[l - 8]) * scale;
-      }
-      sums += kQuadSums;
-      *scales++ = scale;
-    }
-  }
-};
-
 // How a format's rows are walked: its groups, and which products take them.
 template <int kBits, bool kMin>
 struct PairFormat {
-  using X = PairX;
+  using X = PairForm;
   using Products = PairProducts<kBits, kMin>;
-  static constexpr int kSums = kPackedLanes;
-  static constexpr bool kRowScale = true;
   static int size(int64_t left) { return group_size(left / 32); }
   static constexpr int64_t bytes(int g) { return ((kMin ? 4 : 2) + 4 * kBits) * g; }
-  static int64_t code_bytes(int g) { return 64 * g; }
   static int64_t values(int g) { return 32 * g; }
 };
 
@@ -136,11 +26,8 @@ template <class F>
 struct QuadFormat {
   using X = QuadX;
   using Products = QuadProducts<F>;
-  static constexpr int kSums = kQuadSums;
-  static constexpr bool kRowScale = false;
   static int size(int64_t) { return 8; }
   static constexpr int64_t bytes(int) { return F::kBytes; }
-  static int64_t code_bytes(int) { return 256; }
   static int64_t values(int) { return 256; }
 };
 
@@ -179,10 +66,7 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
     for (int64_t i0 = 0; i0 < x.n; i0 += kPackedTile) {
       const int64_t n = smaller(kPackedTile, x.n - i0);
       const char* const base = x.data + i0 * x.stride;
-      for (int64_t r = 0; r < padded; ++r) {
-        for (int64_t i = 0; i < n; ++i) acc[r][i] = vzero();
-      }
-      GroupOfX part{base, base + F::X::sums_at(k), base + F::X::scale_at(k), x.stride, n};
+      GroupOfX part{base, base + F::X::sums_at(k), base + F::X::scale_at(k), x.stride, n, true};
       int64_t offset = 0;
       for (int64_t at = 0; at < k;) {
         const int g = F::size(k - at);
@@ -200,7 +84,7 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
             w[s] = pointer[r + s] + offset;
             sums[s] = acc[r + s];
           }
-          if constexpr (F::kRowScale) {
+          if constexpr (F::X::kPairs) {
             multiply_group<typename F::Products, kPackedRows>(g, w, part, sums);
           } else {
             F::Products::template multiply<8, kPackedRows>(w, part, sums);
@@ -208,22 +92,29 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
         }
         offset += bytes;
         at += F::values(g);
-        part.codes += F::code_bytes(g);
-        part.sums += F::kSums * sizeof(float);
-        if constexpr (!F::kRowScale) part.scales += sizeof(float);
+        part.first = false;
+        part.codes += F::X::code_bytes(g);
+        part.sums += F::X::kSums * sizeof(float);
+        if constexpr (!F::X::kRowScale) part.scales += sizeof(float);
       }
       for (int64_t i = 0; i < n; ++i) {
-        const float unit = F::kRowScale ? part.scale(i) : 1.0f;
+        const float unit = F::X::kRowScale ? part.scale(i) : 1.0f;
+        float* const results = out + (i0 + i) * ldo + j0;
         for (int64_t r = 0; r < here; r += kTileRows) {
           const int64_t count = smaller(kTileRows, here - r);
           Vf four[kTileRows];
           for (int64_t s = 0; s < kTileRows; ++s) four[s] = acc[r + smaller(s, count - 1)][i];
           float values[kTileRows];
           reduce4(four, values);
-          for (int64_t s = 0; s < count; ++s) {
-            const float y = values[s] * unit;
-            out[(i0 + i) * ldo + j0 + r + s] =
-                weight.bias != nullptr ? y + weight.bias[rows[j0 + r + s]] : y;
+          F4 y = load4(values);
+          if constexpr (F::X::kRowScale) y = y * unit;
+          if (weight.bias != nullptr) {
+            for (int64_t s = 0; s < count; ++s) y[s] += weight.bias[rows[j0 + r + s]];
+          }
+          if (count == kTileRows) {
+            store4(results + r, y);
+          } else {
+            for (int64_t s = 0; s < count; ++s) results[r + s] = y[s];
           }
         }
       }

@@ -9,11 +9,15 @@
 //
 //   pairs   g blocks of 32. Place 16 c + 2 l + e (c < 2 g, l < 8, e < 2) has block l g / 8 and of
 //   it
-//           value 2 (8 c / g + l mod (8 / g)) + e. x is int16 in the same order.
-//     q8_0  d[g] (f16), then a byte a place.
-//     q4_x  d[g], m[g] (q4_1 alone), then words of 4 bits: nibble f of word q of the first (second)
-//           32 words is place 32 f + q (+ 128). Groups below 4 have w = 8 g words: place w f + q.
-//     q5_x  as q4_x, and then bit b of word q < 2 g: the fifth bit of place 2 g b + q.
+//           value 2 (8 c / g + l mod (8 / g)) + e. Codes are words of four places: word Q < 8 g = z
+//           s + q, of which s = min(32, 8 g) lie side by side, has places 128 z + s f + q, f < 4.
+//           So int16 vectors are made by shifts, and the bytes of a 32-bit lane have one block too.
+//     q8_0  d[g] (f16), then for each z the words' places f = 0 and 2 (low and high byte), and then
+//           those of f = 1 and 3.
+//     q4_x  d[g], m[g] (q4_1 alone), then the words: nibble f is place f.
+//     q5_x  as q4_x, and then 2 g words of the fifth bits: of place f of word Q bit 8 (f / 2) + 4
+//     (f
+//           mod 2) + Q / 2 g of word Q mod 2 g.
 //   quads   256 values. Place 32 y + 4 l + e (y < 8, l < 8, e < 4) is value 32 l + 4 c + e with c =
 //   y
 //           / 2 + 4 (y mod 2). x is int8 in the same order. Lanes of even y hold the first half of
@@ -47,6 +51,16 @@ constexpr int group_size(int64_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : 
 constexpr int pair_value(int g, int place) {
   const int c = place / 16, l = place / 2 % 8, per = 8 / g;
   return l / per * 32 + 2 * (c * per + l % per) + place % 2;
+}
+
+// Words of a group that lie side by side.
+constexpr int side_words(int g) { return g >= 4 ? 32 : 8 * g; }
+
+// Bit of its fifth-bit word that a place needs; the word is the place modulo 2 g.
+constexpr int fifth_bit(int g, int place) {
+  const int side = side_words(g), f = place % (4 * side) / side;
+  const int word = place / (4 * side) * side + place % side;
+  return 8 * (f / 2) + 4 * (f % 2) + word / (2 * g);
 }
 
 // Value of the group's 256 at a place (quads).

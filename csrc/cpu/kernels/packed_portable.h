@@ -3,7 +3,6 @@
 namespace dynaspec::cpu::DYNASPEC_LEVEL {
 namespace {
 
-constexpr int kPackedLanes = 8;
 constexpr int kPackedRows = 1;
 
 inline float half_at(const char* p) {
@@ -36,10 +35,16 @@ struct PairProducts {
       offset[l] = kMin ? half_at(w[0] + 2 * (G + l * G / 8)) : scale[l] * -(1 << (kBits - 1));
     }
     int16_t q[32 * G];
+    constexpr int kWords = side_words(G);
     if constexpr (kBits == 8) {
-      for (int p = 0; p < 32 * G; ++p) q[p] = static_cast<int8_t>(in[p]);
+      for (int half = 0; half < 16 * G / kWords; ++half) {
+        int16_t* const to = q + 4 * kWords * (half / 2) + kWords * (half % 2);
+        for (int p = 0; p < kWords; ++p) {
+          to[p] = static_cast<int8_t>(in[2 * (kWords * half + p)]);
+          to[2 * kWords + p] = static_cast<int8_t>(in[2 * (kWords * half + p) + 1]);
+        }
+      }
     } else {
-      constexpr int kWords = G >= 4 ? 32 : 8 * G;
       for (int z = 0; z < (G == 8 ? 2 : 1); ++z) {
         for (int p = 0; p < kWords; ++p) {
           const int a = in[2 * (kWords * z + p)], b = in[2 * (kWords * z + p) + 1];
@@ -51,11 +56,10 @@ struct PairProducts {
         }
       }
       if constexpr (kBits == 5) {
-        for (int p = 0; p < 2 * G; ++p) {
-          const int word = in[16 * G + 2 * p] | in[16 * G + 2 * p + 1] << 8;
-          for (int b = 0; b < 16; ++b) {
-            q[2 * G * b + p] = static_cast<int16_t>(q[2 * G * b + p] | (word >> b & 1) << 4);
-          }
+        uint16_t high[2 * G];
+        std::memcpy(high, in + 16 * G, sizeof(high));
+        for (int p = 0; p < 32 * G; ++p) {
+          q[p] = static_cast<int16_t>(q[p] | (high[p % (2 * G)] >> fifth_bit(G, p) & 1) << 4);
         }
       }
     }
@@ -69,7 +73,8 @@ struct PairProducts {
           sum[l] += q[p] * xi[p] + q[p + 1] * xi[p + 1];
         }
       }
-      acc[0][i] = add_lanes(acc[0][i], sum, 1.0f, scale, sums, kBits == 8 ? nullptr : offset);
+      acc[0][i] =
+          add_lanes(x.begun(acc[0] + i), sum, 1.0f, scale, sums, kBits == 8 ? nullptr : offset);
     }
   }
 };
@@ -138,7 +143,7 @@ struct QuadProducts {
     for (int64_t i = 0; i < x.n; ++i) {
       const int8_t* const xi = reinterpret_cast<const int8_t*>(x.codes + i * x.stride);
       const float* const sums = reinterpret_cast<const float*>(x.sums + i * x.stride);
-      Vf a = acc[0][i];
+      Vf a = x.begun(acc[0] + i);
       for (int odd = 0; odd < 2; ++odd) {
         int32_t sum[8] = {};
         for (int y = odd; y < 8; y += 2) {

@@ -100,10 +100,10 @@ struct Pairs {
         }
         decode(block, natural + 32 * j);
       }
+      place_pairs(natural, g, codes);
       if constexpr (kBits == 8) {
-        place_pairs(natural, g, out);
+        store_bytes(codes, g, out);
       } else {
-        place_pairs(natural, g, codes);
         store_words(codes, g, out);
       }
       blocks += g * kBytes;
@@ -113,8 +113,30 @@ struct Pairs {
     return sound;
   }
 
+  static void store_bytes(const uint8_t* codes, int g, uint8_t* out) {
+    const int side = side_words(g);
+    for (int half = 0; half < 8 * g / side * 2; ++half) {
+      const uint8_t* from = codes + 4 * side * (half / 2) + side * (half % 2);
+      for (int q = 0; q < side; ++q) {
+        *out++ = from[q];
+        *out++ = from[2 * side + q];
+      }
+    }
+  }
+
+  static void load_bytes(const uint8_t* in, int g, uint8_t* codes) {
+    const int side = side_words(g);
+    for (int half = 0; half < 8 * g / side * 2; ++half) {
+      uint8_t* to = codes + 4 * side * (half / 2) + side * (half % 2);
+      for (int q = 0; q < side; ++q) {
+        to[q] = *in++;
+        to[2 * side + q] = *in++;
+      }
+    }
+  }
+
   static void store_words(const uint8_t* codes, int g, uint8_t* out) {
-    const int words = g >= 4 ? 32 : 8 * g;  // side by side
+    const int words = side_words(g);
     for (int z = 0; z < (g == 8 ? 2 : 1); ++z) {
       const uint8_t* from = codes + 128 * z;
       for (int q = 0; q < words; ++q) {
@@ -125,17 +147,16 @@ struct Pairs {
       out += 2 * words;
     }
     if constexpr (kBits == 5) {
-      for (int q = 0; q < 2 * g; ++q) {
-        uint32_t word = 0;
-        for (int b = 0; b < 16; ++b) word |= static_cast<uint32_t>(codes[2 * g * b + q] >> 4) << b;
-        out[2 * q] = static_cast<uint8_t>(word);
-        out[2 * q + 1] = static_cast<uint8_t>(word >> 8);
+      uint16_t high[16] = {};
+      for (int place = 0; place < 32 * g; ++place) {
+        high[place % (2 * g)] |= static_cast<uint16_t>(codes[place] >> 4 << fifth_bit(g, place));
       }
+      std::memcpy(out, high, 4 * g);
     }
   }
 
   static void load_words(const uint8_t* in, int g, uint8_t* codes) {
-    const int words = g >= 4 ? 32 : 8 * g;
+    const int words = side_words(g);
     for (int z = 0; z < (g == 8 ? 2 : 1); ++z) {
       uint8_t* to = codes + 128 * z;
       for (int q = 0; q < words; ++q) {
@@ -147,9 +168,10 @@ struct Pairs {
       in += 2 * words;
     }
     if constexpr (kBits == 5) {
-      for (int q = 0; q < 2 * g; ++q) {
-        const uint32_t word = in[2 * q] | static_cast<uint32_t>(in[2 * q + 1]) << 8;
-        for (int b = 0; b < 16; ++b) codes[2 * g * b + q] |= (word >> b & 1) << 4;
+      uint16_t high[16];
+      std::memcpy(high, in, 4 * g);
+      for (int place = 0; place < 32 * g; ++place) {
+        codes[place] |= (high[place % (2 * g)] >> fifth_bit(g, place) & 1) << 4;
       }
     }
   }
@@ -160,7 +182,7 @@ struct Pairs {
       const uint8_t* in = reinterpret_cast<const uint8_t*>(row) + kScaleBytes * g;
       uint8_t codes[256];
       if constexpr (kBits == 8) {
-        std::memcpy(codes, in, 32 * g);
+        load_bytes(in, g, codes);
       } else {
         load_words(in, g, codes);
       }

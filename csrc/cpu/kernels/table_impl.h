@@ -36,6 +36,7 @@ const Kernels& table() {
           packed<QuadFormat<Q6_K>>(),
       },
       softmax_part,
+      exponentials,
       offer,
       &kLayerKernels,
   };

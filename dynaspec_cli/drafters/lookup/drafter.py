@@ -95,6 +95,11 @@ class LookupDrafter:
     def observe(self, state: LookupState, tree: DraftTree, path: Tensor) -> None:
         """Nothing: what was settled comes with the next ``extend``."""
 
+    def rewind(self, state: LookupState, prompt: Tensor, max_length: int) -> int:
+        """The state is a function of the text that was read, to which tokens can be added; none can
+        be taken away."""
+        return state.text.size if state.text.size <= prompt.numel() else 0
+
     def _propose(self, state: LookupState, nodes: Sequence[Node]) -> DraftHeadOutput:
         state.rows = [children(state.text, state.reliability, node) for node in nodes]
         width = max(map(len, state.rows), default=0)

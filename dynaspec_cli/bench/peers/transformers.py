@@ -1,4 +1,4 @@
-"""Other programs on the same model: ``transformers`` generate, lookup, assisted; ``llama.cpp``.
+"""``transformers`` on the same model: generate, prompt lookup, assisted generation.
 
 They get the same ids and the same limits. A peer reports no steps, so that acceptance and phases
 are unknown for it; its time to the first ids and its greedy answers are compared like everybody's.
@@ -6,40 +6,19 @@ are unknown for it; its time to the first ids and its greedy answers are compare
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from dynaspec_cli.bench.method import TurnTrace
-from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.bench.peers.setting import PeerSetting
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.installing import extra
-from dynaspec_cli.target.cache_dir import cache_root, make_folder
-from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.load import model_folder
-from dynaspec_cli.target.resolve import ModelSource, resolve_model
+from dynaspec_cli.target.resolve import resolve_model
 
 LOOKUP_TOKENS = 10
 """``prompt_lookup_num_tokens`` of ``transformers``' documentation example."""
-
-
-@dataclass(frozen=True)
-class PeerSetting:
-    """What peers share. ``assistant``: a small model as ``--model`` names one, for
-    ``transformers-assisted``. ``context``: tokens that llama.cpp keeps room for."""
-
-    model: str | None
-    dtype: Any
-    device: Any
-    threads: int
-    sampling: SamplingConfig
-    eos_ids: frozenset[int]
-    context: int
-    assistant: str | None = None
 
 
 class TransformersModel:
@@ -182,109 +161,3 @@ class TransformersPeer:
             finish_reason="eos" if new and new[-1] in self._setting.eos_ids else "length",
             first_tokens=min(first.tokens, len(new)),
         )
-
-
-class LlamaCppPeer:
-    """``llama-cpp-python`` on the very GGUF file that the target was converted from: its own
-    weights in their quantised form, where the target holds them widened to its dtype."""
-
-    name = "llama.cpp"
-
-    def __init__(self, setting: PeerSetting):
-        if importlib.util.find_spec("llama_cpp") is None:
-            raise DynaSpecError(
-                f"--method llama.cpp: llama-cpp-python is not installed; run {extra('peers')}"
-            )
-        self._setting = setting
-        self._source = resolve_model(setting.model)
-        if self._source.gguf is None:
-            raise DynaSpecError(
-                "--method llama.cpp: expected a model that comes as a GGUF file, "
-                f"{self._source.name} is a folder of safetensors"
-            )
-        self._model: Any = None
-
-    def prepare(self) -> None:
-        from llama_cpp import Llama, llama_supports_gpu_offload
-
-        if self._model is not None:
-            return
-        on_gpu = self._setting.device.type == "cuda"
-        if on_gpu and not llama_supports_gpu_offload():
-            raise DynaSpecError(
-                "--method llama.cpp: this build of llama.cpp has no GPU support; build it with "
-                "CUDA, or measure with --device cpu"
-            )
-        try:
-            self._model = Llama(
-                str(gguf_path(self._source)),
-                n_ctx=self._setting.context,
-                n_threads=self._setting.threads,
-                n_threads_batch=self._setting.threads,
-                n_gpu_layers=-1 if on_gpu else 0,
-                verbose=False,
-            )
-        except (ValueError, RuntimeError) as error:
-            raise DynaSpecError(f"--method llama.cpp: cannot load the model ({error})") from error
-
-    def run(self, prompt_ids: Sequence[int], max_new_tokens: int, seed: int) -> TurnTrace:
-        sampling = self._setting.sampling
-        model = self._model
-        if len(prompt_ids) + max_new_tokens > self._setting.context:
-            raise DynaSpecError(
-                f"{len(prompt_ids)} prompt tokens and {max_new_tokens} new ones do not fit the "
-                f"{self._setting.context} that llama.cpp keeps room for; give --max-prompt-tokens"
-            )
-        model.reset()  # nothing of the last prompt's cache may be taken over
-        model.set_seed(seed)
-        new: list[int] = []
-        reason = "length"
-        begun = first_at = last_at = time.perf_counter()
-        for token in model.generate(
-            list(prompt_ids),
-            temp=sampling.temperature,
-            top_k=sampling.top_k if sampling.top_k else (1 if sampling.greedy else 0),
-            top_p=sampling.top_p,
-            min_p=sampling.min_p,
-            repeat_penalty=1.0,
-        ):
-            last_at = time.perf_counter()
-            if not new:
-                first_at = last_at
-            new.append(int(token))
-            if token in self._setting.eos_ids:
-                reason = "eos"
-                break
-            if len(new) >= max_new_tokens:
-                break
-        return TurnTrace(
-            prompt_tokens=len(prompt_ids),
-            token_ids=tuple(new),
-            prefill_s=first_at - begun,
-            decode_s=last_at - first_at,
-            finish_reason=reason,
-        )
-
-
-def gguf_path(source: ModelSource) -> Path:
-    """The model's GGUF file; one that comes in pieces is put together once, in the cache folder."""
-    if not isinstance(source.gguf, ChunkedFile):
-        if source.gguf is None:
-            raise DynaSpecError(f"{source.name}: comes as no GGUF file")
-        return source.gguf
-    folder = cache_root() / "gguf"
-    make_folder(folder)
-    whole = folder / f"{source.name}-{source.gguf.sha256[:12]}.gguf"
-    if not whole.is_file() or whole.stat().st_size != source.gguf.size:
-        temporary = whole.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            source.gguf.assemble(temporary)
-            temporary.replace(whole)
-        finally:
-            temporary.unlink(missing_ok=True)
-    return whole
-
-
-def make_peer(kind: str, setting: PeerSetting, shared: TransformersModel) -> Any:
-    """The arm of a peer's name."""
-    return LlamaCppPeer(setting) if kind == "llama.cpp" else TransformersPeer(kind, setting, shared)

@@ -1,0 +1,77 @@
+// A draft tree under growth, one call a draft step: plain pointers, no PyTorch.
+//
+// The state of a round lies in two arrays that the caller owns. `nodes` is int64 [8, capacity],
+// row-major: token, parent, row in the drafter's cache (-1: not stepped), column of q that the
+// token was drawn from, draft step that the node was expanded in (-1: none), its row therein, the
+// nodes of the frontier in its order, and the counters of `Counter`. `values` is double [2,
+// capacity]: what the path down to the node is worth (its probability, or the logarithm), and its
+// priority, -inf where it is not among those that would be verified. Node 0 is the root; a parent
+// precedes its children.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernels/draw.h"
+
+namespace dynaspec::cpu {
+
+enum NodeField {
+  kToken,
+  kParent,
+  kCacheRow,
+  kColumn,
+  kStep,
+  kRow,
+  kFrontier,
+  kCounters,
+  kNodeFields
+};
+enum Counter { kCount, kLevel, kStepped, kWide, kShared, kDrawn, kNumCounters };
+
+struct GrowingTree {
+  int64_t* nodes;
+  double* values;
+  int64_t capacity;
+
+  int64_t& at(NodeField field, int64_t node) const { return nodes[field * capacity + node]; }
+  int64_t& counter(Counter which) const { return at(kCounters, which); }
+  double& value(int64_t node) const { return values[node]; }
+  double& priority(int64_t node) const { return values[capacity + node]; }
+};
+
+// What a policy asks for: at most `size` verified nodes, `width` children a node and nodes a
+// frontier, nothing below `least` (0: no limit).
+struct GrowRule {
+  int64_t size, width;
+  double least;
+  bool logarithms;  // values are log-probabilities, and `least` is unused
+  bool whole_beam;  // candidates that cannot be verified are kept and expanded
+};
+
+// The next frontier: tokens, the parents' cache rows and their rows in the last frontier, [3][n];
+// `mass`: the probability of the `width` best new nodes.
+struct NextFrontier {
+  std::vector<int64_t> rows[3];
+  double mass = 0;
+};
+
+// Takes the best tokens of the frontier's nodes: log_q, ids [rows, k], best first, -1 is padding.
+// A child is added for as long as its value exceeds the bound that the best `size` set and, for
+// probabilities, the place it takes (its parent's value times what its elder siblings leave) is
+// worth `least`. False where a score is NaN. O(candidates log candidates).
+bool grow_best(const GrowingTree& tree, const double* log_q, const int64_t* ids, int64_t k,
+               const GrowRule& rule, NextFrontier* next);
+
+// Draws children of the frontier's nodes without replacement (`level`, whose counts and least
+// values are set here), from q [rows, size]: a *slot* is filled for as long as its value exceeds
+// the bound and is at least `least`, and the most valuable slots are kept. `shared`: the level's
+// candidates may show what was drawn on other branches, so slots compete within their level. False
+// where a score is NaN or infinite. O(rows size).
+bool grow_drawn(const GrowingTree& tree, Level level, const double* uniforms, const GrowRule& rule,
+                bool shared, float* q, NextFrontier* next);
+
+// Rows of the tree to verify, ascending, the root first; returns their number.
+int64_t grown_rows(const GrowingTree& tree, int64_t* kept);
+
+}  // namespace dynaspec::cpu

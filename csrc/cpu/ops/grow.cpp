@@ -1,0 +1,185 @@
+// The ops that grow a tree on the CPU: checks and outputs.
+#include "cpu/kernels/grow.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <string>
+#include <tuple>
+
+#include "common.h"
+
+namespace dynaspec::cpu {
+namespace {
+
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+
+// The state, whose counters and frontier lie within it and leave room for `more` nodes.
+GrowingTree check_tree(const char* op, const Tensor& nodes, const Tensor& values, int64_t more) {
+  DYNASPEC_EXPECT(nodes.dim() == 2 && nodes.size(0) == kNodeFields &&
+                      nodes.size(1) >= kNumCounters && is(nodes, Dtype::kInt64) && nodes.is_cpu() &&
+                      nodes.is_contiguous(),
+                  op, "nodes", "contiguous int64 [8, capacity] on the CPU", nodes);
+  const int64_t capacity = nodes.size(1);
+  DYNASPEC_EXPECT(values.dim() == 2 && values.size(0) == 2 && values.size(1) == capacity &&
+                      is(values, Dtype::kFloat64) && values.is_cpu() && values.is_contiguous(),
+                  op, "values",
+                  "contiguous float64 [2, " + std::to_string(capacity) + "] on the CPU", values);
+  const GrowingTree tree{mutable_data<int64_t>(nodes), mutable_data<double>(values), capacity};
+  const int64_t count = tree.counter(kCount), wide = tree.counter(kWide);
+  DYNASPEC_CHECK(count >= 1 && count <= capacity - more && wide >= 0 && wide <= count, op,
+                 ": nodes: expected room for ", more, " more, got ", count, " nodes, ", wide,
+                 " in the frontier, of ", capacity);
+  for (int64_t i = 0; i < wide; ++i) {
+    const int64_t node = tree.at(kFrontier, i);
+    DYNASPEC_CHECK(node >= 0 && node < count, op, ": nodes: expected a frontier of nodes below ",
+                   count, ", got ", node);
+  }
+  return tree;
+}
+
+GrowRule check_rule(const char* op, int64_t size, int64_t width) {
+  DYNASPEC_CHECK(size > 0 && width > 0, op, ": size, width: expected 1 or more, got ", size,
+                 " and ", width);
+  return {size, width, 0, false, false};
+}
+
+Tensor frontier_of(const NextFrontier& next) {
+  const int64_t n = static_cast<int64_t>(next.rows[0].size());
+  Tensor out = empty({3, n}, Dtype::kInt64, cpu_place());
+  int64_t* data = mutable_data<int64_t>(out);
+  for (int64_t i = 0; i < 3; ++i) {
+    std::copy(next.rows[i].begin(), next.rows[i].end(), data + i * n);
+  }
+  return out;
+}
+
+std::vector<double> doubles(const Tensor& t) {
+  std::vector<double> out(t.numel());
+  if (is(t, Dtype::kFloat64)) {
+    std::copy_n(data<double>(t), out.size(), out.begin());
+  } else {
+    std::copy_n(data<float>(t), out.size(), out.begin());
+  }
+  return out;
+}
+
+std::tuple<Tensor, Tensor> new_tree_op(int64_t token, int64_t capacity, double root_value) {
+  DYNASPEC_CHECK(capacity >= 1, "new_tree: capacity: expected 1 or more, got ", capacity);
+  capacity = std::max<int64_t>(capacity, kNumCounters);
+  Tensor nodes = empty({kNodeFields, capacity}, Dtype::kInt64, cpu_place()),
+         values = empty({2, capacity}, Dtype::kFloat64, cpu_place());
+  const GrowingTree tree{mutable_data<int64_t>(nodes), mutable_data<double>(values), capacity};
+  const int64_t root[kNodeFields] = {token, -1, -1, -1, -1, -1, 0, 1};
+  for (int i = 0; i < kNodeFields; ++i) tree.nodes[i * capacity] = root[i];
+  for (int i = 1; i < kNumCounters; ++i) tree.counter(static_cast<Counter>(i)) = i == kWide;
+  tree.value(0) = root_value;
+  tree.priority(0) = -std::numeric_limits<double>::infinity();
+  return {nodes, values};
+}
+
+std::tuple<Tensor, double> grow_best_op(const Tensor& nodes, const Tensor& values,
+                                        const Tensor& log_q, const Tensor& ids, int64_t size,
+                                        int64_t width, double least, bool logarithms,
+                                        bool whole_beam) {
+  constexpr const char* op = "grow_best";
+  GrowRule rule = check_rule(op, size, width);
+  rule.least = least;
+  rule.logarithms = logarithms;
+  rule.whole_beam = whole_beam;
+  DYNASPEC_EXPECT(log_q.dim() == 2 && log_q.is_cpu() &&
+                      (is(log_q, Dtype::kFloat32) || is(log_q, Dtype::kFloat64)) &&
+                      log_q.is_contiguous(),
+                  op, "log_q", "contiguous float32 or float64 [w, k] on the CPU", log_q);
+  const int64_t k = log_q.size(1);
+  const GrowingTree tree = check_tree(op, nodes, values, log_q.size(0) * std::min(k, width));
+  DYNASPEC_CHECK(log_q.size(0) == tree.counter(kWide), op, ": log_q: expected ",
+                 tree.counter(kWide), " rows, got ", log_q.size(0));
+  DYNASPEC_EXPECT(has_shape(ids, {log_q.size(0), k}) && is(ids, Dtype::kInt64) && ids.is_cpu() &&
+                      ids.is_contiguous(),
+                  op, "ids", "contiguous int64 " + shape_text(log_q.sizes()) + " on the CPU", ids);
+  const std::vector<double> scores = doubles(log_q);
+  NextFrontier next;
+  const bool sound = grow_best(tree, scores.data(), data<int64_t>(ids), k, rule, &next);
+  return {frontier_of(next), sound ? next.mass : kNan};
+}
+
+std::tuple<Tensor, Tensor, double> grow_drawn_op(const Tensor& nodes, const Tensor& values,
+                                                 const Tensor& log_probs, const Tensor& log_q,
+                                                 const Tensor& ids, const Tensor& uniforms,
+                                                 int64_t size, double least, double temperature,
+                                                 int64_t top_k, double top_p, double min_p,
+                                                 bool shared) {
+  constexpr const char* op = "grow_drawn";
+  DYNASPEC_EXPECT(uniforms.dim() == 2 && uniforms.size(1) > 0 && is(uniforms, Dtype::kFloat64) &&
+                      uniforms.is_cpu() && uniforms.is_contiguous(),
+                  op, "uniforms", "contiguous float64 [w, k] on the CPU", uniforms);
+  const int64_t rows = uniforms.size(0), k = uniforms.size(1);
+  GrowRule rule = check_rule(op, size, k);
+  rule.least = least;
+  const GrowingTree tree = check_tree(op, nodes, values, rows * k);
+  DYNASPEC_CHECK(rows == tree.counter(kWide), op, ": uniforms: expected ", tree.counter(kWide),
+                 " rows, got ", rows);
+  check_temperature(op, temperature);
+  DYNASPEC_CHECK(top_k >= 0 && top_p > 0, op, ": expected top_k of 0 or more and top_p above 0");
+  const auto rows_of = [&](const Tensor& t) {
+    return t.dim() == 2 && t.size(0) == rows && t.size(1) > 0 && is(t, Dtype::kFloat32) &&
+           t.is_cpu() && t.is_contiguous();
+  };
+  const std::string wanted = "contiguous float32 [" + std::to_string(rows) + ", S] on the CPU";
+  DYNASPEC_EXPECT(rows_of(log_probs), op, "log_probs", wanted, log_probs);
+  DYNASPEC_EXPECT(rows_of(log_q), op, "log_q", wanted, log_q);
+  const int64_t vocab = log_probs.size(1);
+  DYNASPEC_EXPECT(ids.dim() == 1 && ids.size(0) == vocab && is(ids, Dtype::kInt64) &&
+                      ids.is_cpu() && ids.is_contiguous(),
+                  op, "ids", "contiguous int64 [" + std::to_string(vocab) + "] on the CPU", ids);
+  std::vector<float> best(rows);
+  for (int64_t i = 0; i < rows; ++i) best[i] = data<float>(log_q)[i * log_q.size(1)];
+  const Level level{data<float>(log_probs),
+                    best.data(),
+                    data<int64_t>(ids),
+                    rows,
+                    vocab,
+                    k,
+                    nullptr,
+                    nullptr,
+                    {temperature, top_k, top_p, min_p},
+                    false};
+  Tensor q = empty({rows, vocab}, Dtype::kFloat32, cpu_place());
+  NextFrontier next;
+  const bool sound =
+      grow_drawn(tree, level, data<double>(uniforms), rule, shared, mutable_data<float>(q), &next);
+  return {frontier_of(next), q, sound ? next.mass : kNan};
+}
+
+Tensor grown_tree_op(const Tensor& nodes, const Tensor& values) {
+  const GrowingTree tree = check_tree("grown_tree", nodes, values, 0);
+  std::vector<int64_t> kept(tree.counter(kCount)), place(tree.counter(kCount), -1);
+  const int64_t n = grown_rows(tree, kept.data());
+  Tensor out = empty({5, n}, Dtype::kInt64, cpu_place());
+  int64_t* rows = mutable_data<int64_t>(out);
+  for (int64_t i = 0; i < n; ++i) {
+    const int64_t node = kept[i];
+    place[node] = i;
+    rows[i] = tree.at(kToken, node);
+    rows[n + i] = i == 0 ? -1 : place[tree.at(kParent, node)];
+    rows[2 * n + i] = tree.at(kColumn, node);
+    rows[3 * n + i] = tree.at(kStep, node);
+    rows[4 * n + i] = tree.at(kRow, node);
+  }
+  return out;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(dynaspec, CompositeExplicitAutograd, m) {
+  m.impl("new_tree", TORCH_BOX(&new_tree_op));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(dynaspec, CPU, m) {
+  m.impl("grow_best", TORCH_BOX(&grow_best_op));
+  m.impl("grow_drawn", TORCH_BOX(&grow_drawn_op));
+  m.impl("grown_tree", TORCH_BOX(&grown_tree_op));
+}
+
+}  // namespace dynaspec::cpu

@@ -1,0 +1,1 @@
+"""A conversation: its messages, the lines that are typed, and where they come from."""

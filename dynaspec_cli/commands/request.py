@@ -1,0 +1,114 @@
+"""The options of a request where a command answers many: packed into one object."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import click
+
+from dynaspec_cli.commands.options import (
+    TextType,
+    common_options,
+    drafting_options,
+    sampling_config,
+    sampling_options,
+    shortlist_config,
+    tree_config,
+)
+from dynaspec_cli.commands.prompt import utf8_argument
+from dynaspec_cli.config import GenerationConfig
+
+MAX_NEW_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class RequestOptions:
+    """``config`` of every request and the ``drafter`` asked for; ``system``: None where not
+    given."""
+
+    config: GenerationConfig
+    drafter: str
+    system: str | None
+
+    @property
+    def speculative(self) -> bool:
+        return self.drafter != "none"
+
+
+def request_options(
+    temperature: float, length_help: str, system: bool
+) -> Callable[[Callable[..., Any]], Any]:
+    """Add the options of a request and the common ones; the command receives ``common`` and
+    ``request: RequestOptions``. ``temperature``: its default; ``system``: is there --system."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        @functools.wraps(function)
+        def wrapper(common: Any, **params: Any) -> Any:
+            values = {name: params.pop(name) for name in _NAMES if name in params}
+            given = values.get("system")
+            config = GenerationConfig(
+                values["max_new_tokens"],
+                tuple(utf8_argument("--stop", text) for text in values["stop"]),
+                sampling_config(
+                    common.seed,
+                    values["temperature"],
+                    values["top_k"],
+                    values["top_p"],
+                    values["min_p"],
+                ),
+                tree_config(
+                    values["tree"],
+                    values["tree_size"],
+                    values["tree_depth"],
+                    values["tree_width"],
+                    values["tree_threshold"],
+                ),
+                shortlist_config(values["shortlist"] or "auto", values["shortlist_size"]),
+            )
+            system = None if given is None else utf8_argument("--system", given)
+            request = RequestOptions(config, values["drafter"], system)
+            return function(common=common, request=request, **params)
+
+        options: Any = common_options(wrapper)
+        options = drafting_options(options)
+        options = sampling_options(options)
+        for option in options.__click_params__:
+            if option.name == "temperature":
+                option.default = temperature
+        options = click.option(
+            "--stop",
+            type=TextType(),
+            metavar="TEXT",
+            multiple=True,
+            help="End a text before this one; can be repeated.",
+        )(options)
+        options = click.option(
+            "--max-new-tokens", type=int, metavar="N", default=MAX_NEW_TOKENS, help=length_help
+        )(options)
+        if system:
+            options = click.option("--system", metavar="TEXT", help="System message.")(options)
+        return options
+
+    return decorate
+
+
+_NAMES = (
+    "max_new_tokens",
+    "stop",
+    "system",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "drafter",
+    "shortlist",
+    "shortlist_size",
+    "tree",
+    "tree_size",
+    "tree_depth",
+    "tree_width",
+    "tree_threshold",
+)

@@ -1,0 +1,84 @@
+"""Ops that grow a draft tree on the host, one call a draft step.
+
+Layout of the state, shapes and meaning stand in ``reference_grow.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.ops import reference_grow as reference
+from dynaspec_cli.ops.extension import EXTENSION, compiled
+
+_ops = torch.ops.dynaspec
+
+
+def new_tree(token: int, capacity: int, root_value: float) -> tuple[Tensor, Tensor]:
+    """(nodes, values) of a tree that is its root, ``token``; room for ``capacity`` nodes."""
+    run = reference.new_tree if EXTENSION.module is None else _ops.new_tree
+    return run(token, capacity, root_value)
+
+
+def grow_best(
+    nodes: Tensor,
+    values: Tensor,
+    log_q: Tensor,
+    ids: Tensor,
+    size: int,
+    width: int,
+    least: float,
+    logarithms: bool,
+    whole_beam: bool = False,
+) -> tuple[Tensor, float]:
+    """(next frontier [3, w'], probability of the best new nodes); in place."""
+    args = (nodes, values, log_q, ids, size, width, least, logarithms, whole_beam)
+    return _ops.grow_best(*args) if compiled(nodes) else reference.grow_best(*args)
+
+
+def grow_drawn(
+    nodes: Tensor,
+    values: Tensor,
+    log_probs: Tensor,
+    log_q: Tensor,
+    ids: Tensor,
+    uniforms: Tensor,
+    size: int,
+    least: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    shared: bool,
+) -> tuple[Tensor, Tensor, float]:
+    """(next frontier [3, w'], q [w, S], probability of the best new nodes); in place."""
+    rest = (size, least, temperature, top_k, top_p, min_p, shared)
+    if log_probs.dtype == torch.float32 and compiled(nodes):
+        scores = (log_probs.contiguous(), log_q.contiguous(), ids.contiguous())
+        return _ops.grow_drawn(nodes, values, *scores, uniforms, *rest)
+    return reference.grow_drawn(nodes, values, log_probs, log_q, ids, uniforms, *rest)
+
+
+def grown_tree(nodes: Tensor, values: Tensor) -> Tensor:
+    """Int64 [5, n + 1]: token, parent's row, column, draft step and row therein."""
+    return (
+        _ops.grown_tree(nodes, values) if compiled(nodes) else reference.grown_tree(nodes, values)
+    )
+
+
+def drawn_so_far(nodes: Tensor) -> tuple[int, int]:
+    """(draws, nodes below the root) that a tree has had, discarded ones too."""
+    counters = nodes[reference.COUNTERS]
+    return int(counters[reference.DRAWN]), int(counters[reference.COUNT]) - 1
+
+
+def _fake_tree(nodes: Tensor, values: Tensor) -> Tensor:
+    return nodes.new_empty((5, torch.library.get_ctx().new_dynamic_size()))
+
+
+_FAKES: dict[str, Callable[..., object]] = {"grown_tree": _fake_tree}
+if EXTENSION.module is not None:
+    for _name, _function in _FAKES.items():
+        torch.library.register_fake(f"dynaspec::{_name}", _function)

@@ -1,0 +1,237 @@
+"""Plain references of the ops that grow a draft tree, one call a draft step.
+
+The state of a round lies in two tensors. ``nodes`` int64 [8, capacity]: token, parent, row in the
+drafter's cache (-1: not stepped), column of q that the token was drawn from, draft step that the
+node was expanded in (-1: none), its row therein, the nodes of the frontier in its order, and
+counters (nodes, levels, cache rows, nodes in the frontier, whether some level was shared, draws).
+``values`` float64 [2, capacity]: what the path down to the node is worth (its probability, or the
+logarithm), and its priority, -inf where it is not among those that would be verified. Node 0 is the
+root.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from dynaspec_cli.ops.reference_draw import draw_children
+
+TOKEN, PARENT, CACHE_ROW, COLUMN, STEP, ROW, FRONTIER, COUNTERS = range(8)
+COUNT, LEVEL, STEPPED, WIDE, SHARED, DRAWN = range(6)
+COUNTER_NAMES = 6
+
+
+class _Tree:
+    """The state as lists, written back by ``store``."""
+
+    def __init__(self, nodes: Tensor, values: Tensor) -> None:
+        self.tensors = (nodes, values)
+        self.fields = nodes.tolist()
+        self.value, self.priority = values.tolist()
+        counters = self.fields[COUNTERS]
+        self.count, self.level, self.stepped, wide, self.shared, self.drawn = counters[:6]
+        self.frontier = self.fields[FRONTIER][:wide]
+        for place, node in enumerate(self.frontier):
+            self.fields[STEP][node] = self.level
+            self.fields[ROW][node] = place
+        self.level += 1
+        self.first = self.count
+
+    def store(self) -> None:
+        self.fields[FRONTIER][: len(self.frontier)] = self.frontier
+        counters = [self.count, self.level, self.stepped, len(self.frontier)]
+        self.fields[COUNTERS][:6] = [*counters, self.shared, self.drawn]
+        nodes, values = self.tensors
+        nodes.copy_(torch.tensor(self.fields))
+        values.copy_(torch.tensor([self.value, self.priority], dtype=torch.float64))
+
+    def add(self, parent: int, token: int, column: int, value: float, priority: float) -> None:
+        node = self.count
+        self.count += 1
+        for field, entry in enumerate((token, parent, -1, column, -1, -1)):
+            self.fields[field][node] = entry
+        self.value[node], self.priority[node] = value, priority
+
+    def verified(self, nodes: Iterable[int] | None = None) -> list[int]:
+        nodes = range(1, self.count) if nodes is None else nodes
+        return [node for node in nodes if self.priority[node] > -math.inf]
+
+    def bound(self, size: int) -> float:
+        """A priority at or below this can no longer enter the best ``size`` nodes."""
+        kept = [self.priority[node] for node in self.verified()]
+        return min(kept) if len(kept) >= size else -math.inf
+
+    def offer(self, size: int, within_level: bool) -> None:
+        """Let the level's nodes compete for the best ``size``, a tie going to the older node;
+        ``within_level``: for the room that the levels above have left."""
+        nodes = self.verified(range(self.first, self.count) if within_level else None)
+        room = size - (len(self.verified()) - len(nodes) if within_level else 0)
+        for node in sorted(nodes, key=lambda node: (-self.priority[node], node))[room:]:
+            self.priority[node] = -math.inf
+
+    def expand(
+        self, size: int, width: int, least: float, logarithms: bool, whole_beam: bool
+    ) -> tuple[Tensor, float]:
+        """(next frontier, probability of the ``width`` best new nodes)."""
+        fresh = range(self.first, self.count)
+        beam = sorted(fresh, key=lambda node: (-self.value[node], node))[:width]
+        mass = math.fsum(math.exp(self.value[i]) if logarithms else self.value[i] for i in beam)
+        floor = self.bound(size)
+        worth = [
+            self.value[node] > floor and (logarithms or self.value[node] >= least) for node in beam
+        ]
+        if whole_beam:
+            beam = beam if worth and worth[0] else []
+        else:
+            beam = [node for node, good in zip(beam, worth, strict=True) if good]
+        parents = [self.fields[PARENT][node] for node in beam]
+        rows = [self.fields[TOKEN], self.fields[CACHE_ROW], self.fields[ROW]]
+        frontier = torch.tensor(
+            [
+                [rows[0][node] for node in beam],
+                [rows[1][parent] for parent in parents],
+                [rows[2][parent] for parent in parents],
+            ],
+            dtype=torch.int64,
+        )
+        for node in beam:
+            self.fields[CACHE_ROW][node] = self.stepped
+            self.stepped += 1
+        self.frontier = beam
+        return frontier, mass
+
+
+def new_tree(token: int, capacity: int, root_value: float) -> tuple[Tensor, Tensor]:
+    """(nodes, values) of a tree that is its root; room for ``capacity`` nodes."""
+    capacity = max(capacity, COUNTER_NAMES)
+    nodes = torch.empty(8, capacity, dtype=torch.int64)
+    values = torch.empty(2, capacity, dtype=torch.float64)
+    nodes[:, 0] = torch.tensor([token, -1, -1, -1, -1, -1, 0, 1])
+    nodes[COUNTERS, 1:COUNTER_NAMES] = torch.tensor([0, 0, 1, 0, 0])
+    values[:, 0] = torch.tensor([root_value, -torch.inf], dtype=torch.float64)
+    return nodes, values
+
+
+def grow_best(
+    nodes: Tensor,
+    values: Tensor,
+    log_q: Tensor,
+    ids: Tensor,
+    size: int,
+    width: int,
+    least: float,
+    logarithms: bool,
+    whole_beam: bool,
+) -> tuple[Tensor, float]:
+    """Take the best tokens of the frontier's nodes: log_q [w, k], ids int64 [w, k], best first, -1
+    is padding. At most ``size`` nodes are verified, ``width`` children of a node proposed and
+    ``width`` nodes expanded.
+
+    A child is added for as long as its value exceeds the bound that the best ``size`` set and, for
+    probabilities (not ``logarithms``), the place it takes (its parent's value times what its elder
+    siblings leave) is worth ``least``. ``whole_beam``: candidates that cannot be verified are kept
+    and expanded. Returns (int64 [3, w']: tokens, the parents' cache rows and rows in the last
+    frontier; probability of the ``width`` best new nodes, NaN where a score is). In place.
+    """
+    tree = _Tree(nodes, values)
+    floor = -math.inf if whole_beam else tree.bound(size)
+    scores, tokens = log_q.tolist(), ids.tolist()
+    for i, parent in enumerate(tree.frontier):
+        above, left = tree.value[parent], 1.0
+        for log_d, token in list(zip(scores[i], tokens[i], strict=True))[:width]:
+            if token < 0:
+                break
+            if math.isnan(log_d):
+                return torch.empty(3, 0, dtype=torch.int64), math.nan
+            d = math.exp(min(log_d, 0.0))
+            value = above + min(log_d, 0.0) if logarithms else above * d
+            if value <= floor or (not logarithms and above * left < least):
+                break
+            left -= d
+            tree.add(parent, token, -1, value, value)
+    tree.offer(size, False)
+    result = tree.expand(size, width, least, logarithms, whole_beam)
+    tree.store()
+    return result
+
+
+def grow_drawn(
+    nodes: Tensor,
+    values: Tensor,
+    log_probs: Tensor,
+    log_q: Tensor,
+    ids: Tensor,
+    uniforms: Tensor,
+    size: int,
+    least: float,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    shared: bool,
+) -> tuple[Tensor, Tensor, float]:
+    """Draw children of the frontier's nodes without replacement (``draw_children``; uniforms
+    float64 [w, width]). A *slot*, the k-th draw below a node, is filled for as long as its value
+    exceeds the bound that the best ``size`` set and is at least ``least``, and the most valuable
+    slots are kept. ``shared``: the candidates may show what was drawn on other branches, so slots
+    compete within their level (docs/exactness.md).
+
+    Returns (the frontier as ``grow_best``; q [w, S]; the new nodes' probability, NaN where a score
+    is NaN or infinite). In place.
+    """
+    tree = _Tree(nodes, values)
+    tree.shared |= shared
+    width, floor = uniforms.shape[1], tree.bound(size)
+    above = [tree.value[node] for node in tree.frontier]
+    rests = [max(least, floor) / value if value > 0 else 1.0 for value in above]
+    q, columns, tokens, chances, mass = draw_children(
+        log_probs,
+        log_q[:, 0],
+        ids,
+        uniforms,
+        [width] * len(above),
+        rests,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        False,
+    )
+    if bool(mass.isnan().any()):
+        return torch.empty(3, 0, dtype=torch.int64), q, math.nan
+    for i, parent in enumerate(tree.frontier):
+        left, is_open = 1.0, True
+        for column, token, chance in zip(
+            columns[i].tolist(), tokens[i].tolist(), chances[i].tolist(), strict=True
+        ):
+            if column < 0:
+                break
+            tree.drawn += 1
+            slot, d = above[i] * left, float(mass[i]) * chance
+            is_open = is_open and slot >= least and slot > floor
+            if is_open:
+                tree.add(parent, token, column, min(above[i] * d, slot), slot)
+                left = max(left - d, 0.0)
+    tree.offer(size, bool(tree.shared))
+    if tree.shared and len(tree.verified()) >= size:
+        frontier, total = torch.empty(3, 0, dtype=torch.int64), 0.0
+        tree.frontier = tree.frontier[:]
+    else:
+        frontier, total = tree.expand(size, width, least, False, False)
+    tree.store()
+    return frontier, q, total
+
+
+def grown_tree(nodes: Tensor, values: Tensor) -> Tensor:
+    """Int64 [5, n + 1], the root first, parents before their children: token, parent's row (-1),
+    column, draft step that expanded it (-1: none), row therein."""
+    fields, priorities = nodes.tolist(), values[1].tolist()
+    count = fields[COUNTERS][COUNT]
+    kept = [0, *(node for node in range(1, count) if priorities[node] > -math.inf)]
+    place = {node: row for row, node in enumerate(kept)}
+    rows = [[fields[field][node] for node in kept] for field in (TOKEN, COLUMN, STEP, ROW)]
+    parents = [-1, *(place[fields[PARENT][node]] for node in kept[1:])]
+    return torch.tensor([rows[0], parents, *rows[1:]], dtype=torch.int64)

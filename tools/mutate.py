@@ -1,0 +1,147 @@
+"""Mutation run: change one operator, comparison or index at a time and see whether tests notice.
+
+    python tools/mutate.py dynaspec_cli/sampling/verify.py \\
+        --tests tests/unit/test_sampling_verify.py
+    python tools/mutate.py csrc/cpu/kernels/draw.cpp \\
+        --build "python setup.py build_ext --inplace" --tests tests/unit/test_ops_draw.py
+
+Each mutant replaces one token outside comments and strings; the tests run until the first failure.
+Survivors are printed with their line, and appended to --out as they are found, so that a run that
+was ended goes on (--out is read first). The file is put back whatever happens.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tokenize
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch  # noqa: F401  (loaded once, before the forks)
+
+SWAPS = {
+    "+": ["-"], "-": ["+"], "*": ["/"], "/": ["*"], "<": ["<=", ">"], ">": [">=", "<"],
+    "<=": ["<", ">="], ">=": [">", "<="], "==": ["!="], "!=": ["=="], "+=": ["-="], "-=": ["+="],
+    "*=": ["/="], "/=": ["*="], "and": ["or"], "or": ["and"], "&&": ["||"], "||": ["&&"],
+    "not": [""], "min": ["max"], "max": ["min"], "True": ["False"], "False": ["True"],
+    "0": ["1"], "1": ["0"], "2": ["1"], "0.0": ["1.0"], "1.0": ["0.0"],
+}  # fmt: skip
+
+
+class Mutant(NamedTuple):
+    line: int
+    column: int
+    old: str
+    new: str
+
+    def name(self, path: Path) -> str:
+        return f"{path}:{self.line}:{self.column}: {self.old} -> {self.new or 'nothing'}"
+
+
+def python_tokens(text: str) -> Iterator[tuple[int, int, str]]:
+    """(line from 1, column from 0, token) of operators, names and numbers; no annotations of
+    functions, no imports."""
+    for token in tokenize.generate_tokens(StringIO(text).readline):
+        first = token.line.lstrip()
+        if first.startswith(("import ", "from ", "@", "def ", "class ")):
+            continue
+        if token.type in (tokenize.OP, tokenize.NAME, tokenize.NUMBER):
+            yield token.start[0], token.start[1], token.string
+
+
+CPP = re.compile(r"//.*|\"(?:\\.|[^\"\\])*\"|\b\w[\w.]*\b|<=|>=|==|!=|&&|\|\||[-+*/]=|[-+*/<>]")
+
+
+def cpp_tokens(text: str) -> Iterator[tuple[int, int, str]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        code = line.split("//")[0]
+        if code.lstrip().startswith(("#", "template", "for (auto")) or (
+            "<" in code and "::" in code
+        ):
+            continue
+        for match in CPP.finditer(code):
+            spaced = code[match.start() - 1 : match.start()] == " "
+            if match[0] in "<>*-+/" and not (spaced and code[match.end() : match.end() + 1] == " "):
+                continue
+            yield number, match.start(), match[0]
+
+
+def mutants(path: Path, text: str) -> list[Mutant]:
+    tokens = python_tokens(text) if path.suffix == ".py" else cpp_tokens(text)
+    return [
+        Mutant(line, column, old, new) for line, column, old in tokens for new in SWAPS.get(old, [])
+    ]
+
+
+def changed(text: str, mutant: Mutant) -> str:
+    lines = text.splitlines(keepends=True)
+    line = lines[mutant.line - 1]
+    end = mutant.column + len(mutant.old)
+    lines[mutant.line - 1] = line[: mutant.column] + mutant.new + line[end:]
+    return "".join(lines)
+
+
+def killed(tests: list[str], build: str | None, timeout: float) -> bool:
+    """Does a test fail, or the build, or does either hang? The tests run in a fork that has torch
+    loaded already and nothing of the project."""
+    try:
+        if build and subprocess.run(build, shell=True, capture_output=True, timeout=600).returncode:
+            return True
+    except subprocess.TimeoutExpired:
+        return True
+    child = os.fork()
+    if not child:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 1)
+        os.dup2(null, 2)
+        signal.alarm(int(timeout))
+        sys.path.insert(0, str(Path.cwd()))
+        sys.dont_write_bytecode = True  # a stale .pyc of the same second and size would be taken
+        os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])) != 0)
+    return os.waitpid(child, 0)[1] != 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--tests", nargs="+", required=True, help="paths and options of pytest")
+    parser.add_argument("--build", help="command to run before the tests")
+    parser.add_argument("--out", type=Path, help="verdicts, one a line; read first")
+    parser.add_argument("--timeout", type=float, default=120.0, help="seconds a test run")
+    parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
+    asked = parser.parse_args()
+    text = asked.file.read_text(encoding="utf-8")
+    if killed(asked.tests, asked.build, 10 * asked.timeout):
+        print("the tests fail without a mutation", file=sys.stderr)
+        return 1
+    seen = asked.out.read_text().splitlines() if asked.out and asked.out.exists() else []
+    done = {line.split(" ", 1)[1]: line.split(" ", 1)[0] for line in seen}
+    try:
+        for mutant in mutants(asked.file, text)[:: asked.every]:
+            name = mutant.name(asked.file)
+            if name not in done:
+                asked.file.write_text(changed(text, mutant), encoding="utf-8")
+                dead = killed(asked.tests, asked.build, asked.timeout)
+                done[name] = "killed" if dead else "survived"
+                if asked.out:
+                    with asked.out.open("a") as out:
+                        out.write(f"{done[name]} {name}\n")
+            if done[name] == "survived":
+                print(f"{name}    {text.splitlines()[mutant.line - 1].strip()}", flush=True)
+    finally:
+        asked.file.write_text(text, encoding="utf-8")
+    alive = sum(verdict == "survived" for verdict in done.values())
+    print(f"{len(done)} mutants, {alive} survived")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
