@@ -111,10 +111,4 @@ class Needs:
             item = memory.ITEM_BYTES[self.dtype]
             rows = self.context + TreeConfig().size + 1
             return (sizes.weights + sizes.kv_width * rows) * item
-        return _file_bytes(path)
-
-
-def _file_bytes(folder: Path | None) -> int:
-    if folder is None:
-        return 0
-    return sum(path.stat().st_size for path in weight_files(folder, required=False))
+        return sum(part.stat().st_size for part in weight_files(path, required=False))
