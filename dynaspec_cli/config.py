@@ -87,6 +87,9 @@ class TreeConfig:
     cut or extended to ``size``. ``ddd_steps``: draft steps after which ddd tests its beam; None:
     each one. ``verification``: of drawn children (``VERIFICATIONS``).
 
+    ``adapt``: ``size`` is a limit; how many nodes a round has follows from what rounds cost on this
+    machine and what the request's rounds have brought (tuning/pace.py), down to none.
+
     8 nodes by default: on a CPU a pass over 9 rows costs what one over a single row does, one over
     17 a quarter more, which the longer accepted paths do not repay (docs/internals/performance.md).
     """
@@ -102,6 +105,7 @@ class TreeConfig:
     expansion: tuple[int, ...] | None = None
     ddd_steps: tuple[int, ...] | None = None
     verification: str = "siblings"
+    adapt: bool = False
 
     def __post_init__(self) -> None:
         _require(1 <= self.size <= 1024, f"--tree-size: expected 1 to 1024 nodes, got {self.size}")

@@ -5,7 +5,7 @@ dynaspec is on no package index, so its extras are installed from a checkout.
 
 from __future__ import annotations
 
-EXTRAS = ("demo", "peers", "test")
+EXTRAS = ("demo", "peers", "ray", "serve", "test")
 
 
 def extra(name: str) -> str:

@@ -36,6 +36,9 @@ class DraftTree:
     tokens: Tensor
     parents: Tensor
     q: Any = None
+    values: tuple[float, ...] | None = None
+    """The policy's estimates of the probability that each node's path is accepted, descending; None
+    where it makes none."""
 
     @property
     def num_nodes(self) -> int:
@@ -55,6 +58,15 @@ class KeptRows:
 
     def __len__(self) -> int:
         return int(self.features.shape[0])
+
+    def keep(self, rows: Tensor) -> KeptRows:
+        """The given rows (int64 [m]), as ``TargetOutput.keep``."""
+        place = {row: i for i, row in enumerate(rows.tolist())}
+        return KeptRows(
+            self.features[rows],
+            None if self.taps is None else self.taps[rows],
+            {place[row]: best for row, best in self.leaders.items() if row in place},
+        )
 
     def first(self, count: int) -> KeptRows:
         """The first ``count`` rows, in memory of their own."""
@@ -194,10 +206,11 @@ class Target(Protocol):
 
 @dataclass(frozen=True)
 class Committed:
-    """What a prefill or a verification settled: ``rows`` int64 [m] of the target's ``output``, a
-    path in order, and ``tokens`` int64 [m] on the host, the token that follows each."""
+    """What prefills and verifications settled: ``rows`` int64 [m] of the target's ``output`` (or
+    of what was kept of several), a path in order, and ``tokens`` int64 [m] on the host, the token
+    that follows each."""
 
-    output: TargetOutput
+    output: TargetOutput | KeptRows
     rows: Tensor
     tokens: Tensor
 
@@ -293,6 +306,10 @@ class Shortlist(Protocol):
 
     def contains(self, state: Any, selection: Any, token_ids: Tensor) -> Tensor:
         """bool [m]: is a token in the selection (for the coverage statistic)."""
+        ...
+
+    def settle(self, state: Any, tokens: Tensor) -> None:
+        """Note tokens (int64 [m] on the host) that were settled without a draft."""
         ...
 
     def observe(

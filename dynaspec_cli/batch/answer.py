@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from dynaspec_cli.batch.prompts import BatchPrompt
 from dynaspec_cli.config import GenerationConfig
+from dynaspec_cli.drafters.options import parse_options
 from dynaspec_cli.engine.api import Engine, never
 from dynaspec_cli.engine.events import SCHEMA, DoneEvent
 from dynaspec_cli.errors import DynaSpecError
@@ -27,6 +28,8 @@ class BatchRequest:
     device: str = "auto"
     threads: int | None = None
     drafter: str = "auto"
+    drafter_option: tuple[str, ...] = ()
+    chat_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def load(self) -> Engine:
         return Engine.load(
@@ -35,6 +38,7 @@ class BatchRequest:
             device=self.device,
             threads=self.threads,
             drafter=self.drafter,
+            drafter_options=parse_options(self.drafter_option),
         )
 
 
@@ -69,12 +73,14 @@ def failure(prompt: BatchPrompt, message: str) -> dict[str, Any]:
 
 
 def _encode(engine: Engine, prompt: BatchPrompt, request: BatchRequest) -> list[int]:
+    variables = request.chat_arguments
     system = [] if request.system is None else [{"role": "system", "content": request.system}]
     if prompt.messages is not None:
         if system:
             raise DynaSpecError("--system goes with prompts; messages say their own")
-        return engine.tokenizer.chat([dict(message) for message in prompt.messages])
+        return engine.tokenizer.chat(prompt.messages, **variables)
     assert prompt.text is not None
     if not request.chat:
         return engine.encode(prompt.text)
-    return engine.tokenizer.chat([*system, {"role": "user", "content": prompt.text}])
+    question = {"role": "user", "content": prompt.text}
+    return engine.tokenizer.chat([*system, question], **variables)

@@ -15,6 +15,7 @@ from typing import Any
 from dynaspec_cli.batch.answer import BatchRequest, answer
 from dynaspec_cli.batch.prompts import BatchPrompt
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.installing import extra
 
 LOCAL = "local"
 """The address of a cluster that is started here and ends with the run."""
@@ -50,7 +51,7 @@ def run(
         import ray
         import ray.data
     except ImportError as error:
-        raise DynaSpecError("--ray needs Ray: pip install 'dynaspec[ray]'") from error
+        raise DynaSpecError(f"--ray needs Ray: {extra('ray')}") from error
     _connect(ray, address)
     try:
         ray.data.DataContext.get_current().enable_progress_bars = False

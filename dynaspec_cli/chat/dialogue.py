@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,7 +17,8 @@ class Dialogue:
     conversation, of which it reads what is new.
 
     ``results``: of every answer since the start, taken back or not. Answer k is drawn with seed +
-    k, so that a question asked again can have another answer.
+    k, so that a question asked again can have another answer. ``arguments``: variables of the chat
+    template.
     """
 
     def __init__(
@@ -27,6 +28,7 @@ class Dialogue:
         *,
         system: str | None = None,
         speculative: bool = True,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         if engine.tokenizer.chat_template is None:
             raise DynaSpecError(
@@ -39,6 +41,7 @@ class Dialogue:
         self.turns: list[dict[str, str]] = []
         self.results: list[GenerationResult] = []
         self._speculative = speculative
+        self._arguments = dict(arguments or {})
         self._conversation = engine.conversation()
 
     @property
@@ -51,7 +54,7 @@ class Dialogue:
         """The events of an answer to ``text``. Both are kept when it has ended, cut short or not,
         and neither where it has no text or fails (DynaSpecError, as ``Engine.generate``)."""
         question = {"role": "user", "content": text}
-        ids = self.engine.tokenizer.chat([*self.messages, question])
+        ids = self.engine.tokenizer.chat([*self.messages, question], **self._arguments)
         sampling = replace(self.config.sampling, seed=self.config.sampling.seed + len(self.results))
         for event in self._conversation.generate(
             ids,

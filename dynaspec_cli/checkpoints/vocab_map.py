@@ -83,36 +83,6 @@ class VocabMap:
         whole = self.ids.numel() == self.vocab_size
         return whole and bool(self.ids.equal(torch.arange(self.vocab_size)))
 
-    @classmethod
-    def from_unknown(
-        cls, d2t: Tensor, vocab_size: int, t2d: Tensor | None = None, source: str = "d2t"
-    ) -> VocabMap:
-        """A d2t whose convention is not known. Accepts it when only one reading is valid, or when
-        the mask ``t2d`` bool [V] decides; otherwise asks for the convention."""
-        values = _integers(d2t, source)
-        readings = {"absolute": values, "offset": values + torch.arange(values.numel())}
-        valid = {k: v for k, v in readings.items() if _fault(v, vocab_size) is None}
-        if t2d is not None:
-            mask = t2d.bool().cpu()
-            valid = {k: v for k, v in valid.items() if _mask_of(v, vocab_size).equal(mask)}
-        if not valid:
-            raise DynaSpecError(
-                f"{source}: neither as offsets nor as absolute ids does it give distinct ids below "
-                f"{vocab_size}"
-                + ("" if t2d is None else " that agree with t2d")
-                + "; the file belongs to another vocabulary or is damaged"
-            )
-        if len(valid) == 2 and not readings["absolute"].equal(readings["offset"]):
-            raise DynaSpecError(
-                f"{source}: valid both as offsets and as absolute ids; say which "
-                "(convention='offset' or 'absolute')"
-            )
-        return cls(next(iter(valid.values())), vocab_size, source)
-
-    def offsets(self) -> Tensor:
-        """d2t int64 [R] under the offset convention."""
-        return self.ids - torch.arange(self.ids.numel())
-
     def mask(self) -> Tensor:
         """t2d bool [V]: true for the target ids that the draft vocabulary holds."""
         return _mask_of(self.ids, self.vocab_size)
@@ -122,12 +92,6 @@ class VocabMap:
         rows = torch.full((self.vocab_size,), -1, dtype=torch.int64)
         rows[self.ids] = torch.arange(self.ids.numel())
         return rows
-
-    def ascending(self) -> tuple[VocabMap, Tensor]:
-        """The same set in ascending order, as EAGLE-3 files need it, and the permutation int64 [R]
-        to apply to the head's rows (new row i is old row ``perm[i]``)."""
-        ids, perm = self.ids.sort()
-        return VocabMap(ids, self.vocab_size, self.source), perm
 
 
 def check_ids(ids: Tensor, vocab_size: int, source: str) -> None:

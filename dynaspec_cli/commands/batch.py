@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,9 @@ def run_batch(
     out: Path,
     chat: bool,
     system: str | None,
+    chat_arguments: Mapping[str, Any],
     drafter: str,
+    drafter_option: Sequence[str],
     workers: int | None,
     ray: str | None,
 ) -> None:
@@ -66,6 +68,8 @@ def run_batch(
         common.device,
         common.threads,
         drafter,
+        tuple(drafter_option),
+        dict(chat_arguments),
     )
     with ResultsFile(out) as results:
         left = [prompt for prompt in prompts if prompt.key not in results.done]
@@ -120,4 +124,5 @@ def _lines(
     from dynaspec_cli.batch import serial
     from dynaspec_cli.commands.loading import load_engine
 
-    return serial.run(load_engine(common, request.drafter), prompts, request, should_stop)
+    engine = load_engine(common, request.drafter, request.drafter_option)
+    return serial.run(engine, prompts, request, should_stop)

@@ -45,14 +45,18 @@ def chat(common: CommonOptions, request: RequestOptions, markdown: bool, history
     between turns."""
     if markdown and common.json:
         raise UsageError("--markdown: expected text to draw, got --json")
-    engine = load_engine(common, request.drafter)
+    engine = load_engine(common, request.drafter, request.drafter_option)
     from dynaspec_cli.chat.dialogue import Dialogue
     from dynaspec_cli.ui.chat import ChatView
     from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.typed import PipedLines, open_lines
 
     dialogue = Dialogue(
-        engine, request.config, system=request.system, speculative=request.speculative
+        engine,
+        request.config,
+        system=request.system,
+        speculative=request.speculative,
+        arguments=request.chat_arguments,
     )
     lines = open_lines(history)
     with ChatView(text=not common.json, markdown=markdown, quiet=common.quiet) as view:

@@ -37,7 +37,11 @@ IN is a drafter's folder or hub name, a shortlist bundle, or a token map (.pt, .
     "for --model. token-map: the tokens of a map, a bundle or a head's own vocabulary.",
 )
 @DRAFTER_OPTION
-@click.option("--push-to-hub", metavar="ORG/NAME", help="Upload the drafter's folder as well.")
+@click.option(
+    "--push-to-hub",
+    metavar="ORG/NAME",
+    help="Upload the drafter's folder there as well.  [default: no]",
+)
 @click.option("--private", is_flag=True, help="Make the hub repository a private one.")
 @common_options
 def convert(

@@ -121,7 +121,7 @@ def generate(
     shortlist: str | None,
     shortlist_size: int | None,
     tree: str,
-    tree_size: int,
+    tree_size: int | None,
     tree_depth: int,
     tree_width: int,
     filling: dict[str, Any],
@@ -159,7 +159,9 @@ def generate(
             out=out,
             chat=chat,
             system=system,
+            chat_arguments=dict(chat_arg),
             drafter=drafter,
+            drafter_option=drafter_option,
             workers=workers,
             ray=ray,
         )

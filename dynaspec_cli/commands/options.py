@@ -287,6 +287,11 @@ DRAFTER_OPTION = click.option(
 )
 
 _TREE = TreeConfig()
+MOST_NODES = 16
+"""Of a tree whose size adapts."""
+FIXED_TREES = ("specinfer", "auto")
+"""Trees whose size is not adapted: one whose expansion may be the user's own, and one that chooses
+by the clock."""
 _SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.items())
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -322,8 +327,8 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         "--tree-size",
         type=int,
         metavar="N",
-        default=_TREE.size,
-        help="Nodes verified in one target pass, the root not counted.",
+        help="Nodes verified in one target pass, the root not counted.  [default: what rounds "
+        f"cost here and have brought, 0 to {MOST_NODES}]",
     ),
     click.option(
         "--tree-depth",
@@ -398,7 +403,7 @@ _FILLING: tuple[Callable[[Any], Any], ...] = (
         "--draft-temperature",
         type=float,
         metavar="T",
-        help="Of the drafter's distribution.  [default: the target's for drawn children; else "
+        help="What divides the drafter's logits.  [default: the target's for drawn children; else "
         "0.75 for a greedy target, at most 1 for another]",
     ),
     click.option(
@@ -448,10 +453,16 @@ def tree_filling_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def tree_config(
-    tree: str, tree_size: int, tree_depth: int, tree_width: int, filling: dict[str, Any]
+    tree: str,
+    tree_size: int | None,
+    tree_depth: int,
+    tree_width: int,
+    filling: dict[str, Any],
 ) -> TreeConfig:
-    """The checked object; raises ``UsageError``."""
-    return TreeConfig(tree, tree_size, tree_depth, tree_width, **filling)
+    """The checked object; raises ``UsageError``. Without a size it adapts."""
+    adapt = tree_size is None and tree not in FIXED_TREES
+    size = (MOST_NODES if adapt else _TREE.size) if tree_size is None else tree_size
+    return TreeConfig(tree, size, tree_depth, tree_width, adapt=adapt, **filling)
 
 
 def shortlist_config(shortlist: str, shortlist_size: int | None) -> ShortlistConfig:

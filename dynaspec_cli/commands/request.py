@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import click
 
 from dynaspec_cli.commands.options import (
+    ChatArgument,
     TextType,
     common_options,
     drafting_options,
@@ -26,11 +27,13 @@ MAX_NEW_TOKENS = 1024
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """``config`` of every request and the ``drafter`` asked for; ``system``: None where not
-    given."""
+    """``config`` of every request, the ``drafter`` asked for with its options, variables of the
+    chat template; ``system``: None where not given."""
 
     config: GenerationConfig
     drafter: str
+    drafter_option: Sequence[str]
+    chat_arguments: Mapping[str, Any]
     system: str | None
 
     @property
@@ -64,12 +67,17 @@ def request_options(
                     values["tree_size"],
                     values["tree_depth"],
                     values["tree_width"],
-                    values["tree_threshold"],
+                    values["filling"],
                 ),
                 shortlist_config(values["shortlist"] or "auto", values["shortlist_size"]),
             )
-            system = None if given is None else utf8_argument("--system", given)
-            request = RequestOptions(config, values["drafter"], system)
+            request = RequestOptions(
+                config,
+                values["drafter"],
+                values["drafter_option"],
+                dict(values["chat_arg"]),
+                None if given is None else utf8_argument("--system", given),
+            )
             return function(common=common, request=request, **params)
 
         options: Any = common_options(wrapper)
@@ -88,6 +96,13 @@ def request_options(
         options = click.option(
             "--max-new-tokens", type=int, metavar="N", default=MAX_NEW_TOKENS, help=length_help
         )(options)
+        options = click.option(
+            "--chat-arg",
+            type=ChatArgument(),
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="A variable of the chat template, as enable_thinking=false; repeatable.",
+        )(options)
         if system:
             options = click.option("--system", metavar="TEXT", help="System message.")(options)
         return options
@@ -104,11 +119,13 @@ _NAMES = (
     "top_p",
     "min_p",
     "drafter",
+    "drafter_option",
+    "chat_arg",
+    "filling",
     "shortlist",
     "shortlist_size",
     "tree",
     "tree_size",
     "tree_depth",
     "tree_width",
-    "tree_threshold",
 )

@@ -10,6 +10,7 @@ from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import CommonOptions
 from dynaspec_cli.commands.request import RequestOptions, request_options
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.installing import extra
 
 
 @click.command(
@@ -72,9 +73,7 @@ def serve(
         from dynaspec_cli.server.app import ServerOptions, Service
         from dynaspec_cli.server.listen import bind, is_loopback, serve, url
     except ModuleNotFoundError as error:
-        raise DynaSpecError(
-            f"dynaspec serve needs {error.name}: pip install 'dynaspec[serve]'"
-        ) from error
+        raise DynaSpecError(f"dynaspec serve needs {error.name}: {extra('serve')}") from error
 
     def log(line: str) -> None:
         if not common.quiet:
@@ -84,7 +83,7 @@ def serve(
     if not is_loopback(host):
         missing = "" if api_key else ", and without --api-key anyone there can use it"
         click.echo(f"Warning: --host {host} is reachable from other machines{missing}", err=True)
-    engine = load_engine(common, request.drafter)
+    engine = load_engine(common, request.drafter, request.drafter_option)
     config = request.config
     if request.speculative and engine.drafter is not None and engine.drafter.head is not None:
         engine.shortlist(config.shortlist, config.tree.depth)
@@ -93,6 +92,7 @@ def serve(
         ServerOptions(
             model=served_model_name or engine.target.name,
             defaults=config,
+            chat_arguments=request.chat_arguments,
             speculative=request.speculative,
             api_key=None if api_key is None else api_key.strip(),
             max_queue=max_queue,

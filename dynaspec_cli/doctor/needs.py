@@ -16,7 +16,7 @@ from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.doctor import memory
 from dynaspec_cli.doctor.drafter import drafter_path, inspect_drafter, language_model_sizes
 from dynaspec_cli.doctor.memory import ModelSizes
-from dynaspec_cli.drafters.files import WEIGHTS_FILE
+from dynaspec_cli.drafters.files import weight_files
 from dynaspec_cli.drafters.load import beside, packaged_drafter
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.shortlist.factory import packaged_folder
@@ -111,6 +111,10 @@ class Needs:
             item = memory.ITEM_BYTES[self.dtype]
             rows = self.context + TreeConfig().size + 1
             return (sizes.weights + sizes.kv_width * rows) * item
-        whole = path / WEIGHTS_FILE  # beside it a run keeps its optimiser's state
-        parts = [whole] if whole.is_file() else path.glob("*.safetensors")
-        return sum(part.stat().st_size for part in parts)
+        return _file_bytes(path)
+
+
+def _file_bytes(folder: Path | None) -> int:
+    if folder is None:
+        return 0
+    return sum(path.stat().st_size for path in weight_files(folder, required=False))

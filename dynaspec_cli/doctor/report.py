@@ -17,6 +17,7 @@ from dynaspec_cli.shortlist.names import DEFAULT, DEFAULT_SIZES
 from dynaspec_cli.target import gguf_cache
 from dynaspec_cli.target.gguf_native import open_native
 from dynaspec_cli.target.load import (
+    PACKED,
     choose_device,
     choose_dtype,
     model_folder,
@@ -43,7 +44,7 @@ def examine(
     """All facts. An explicit ``model`` or ``drafter`` that cannot be read raises ``DynaSpecError``;
     a missing default model is a fact."""
     place = choose_device(device)
-    kind = choose_dtype(dtype, place)
+    kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
     if threads is not None:
         torch.set_num_threads(threads)
     facts: dict[str, Any] = {"schema": SCHEMA, "system": system_facts(place)}

@@ -16,6 +16,7 @@ from dynaspec_cli import __version__, ops
 from dynaspec_cli.ops.extension import EXTENSION
 from dynaspec_cli.target.cache_dir import cache_root
 from dynaspec_cli.target.demo_package import DEFAULT_MODEL, DEFAULT_MODULE
+from dynaspec_cli.tuning.machine import cpu_name
 
 CUDA_STATUS = "compiled, traced and emulated, not run on a GPU"
 """How far the CUDA kernels have been tested; changed when a GPU has run their tests."""
@@ -78,17 +79,6 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def cpu_name() -> str:
-    """The processor's name as the system gives it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _meminfo(key: str) -> int | None:

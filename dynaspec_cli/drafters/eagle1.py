@@ -28,14 +28,14 @@ from dynaspec_cli.drafters.published_weights import (
     inspect_head,
     read_weights,
 )
-from dynaspec_cli.protocols import Drafter, Target, TargetOutput
+from dynaspec_cli.protocols import Drafter, KeptRows, Target, TargetOutput
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
 class Eagle1Drafter(PublishedDrafter):
     """The head reads x itself."""
 
-    def states(self, output: TargetOutput, rows: Tensor) -> Tensor:
+    def states(self, output: TargetOutput | KeptRows, rows: Tensor) -> Tensor:
         return self.target.norm(output.features[rows.to(output.features.device)]).float()
 
     def forward(

@@ -31,7 +31,7 @@ from dynaspec_cli.drafters.published_weights import (
     read_weights,
 )
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.protocols import Drafter, Target, TargetOutput
+from dynaspec_cli.protocols import Drafter, KeptRows, Target, TargetOutput
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
 
@@ -66,7 +66,7 @@ class Eagle3Drafter(PublishedDrafter):
             "drafter_norm_output": c.norm_output,
         }
 
-    def states(self, output: TargetOutput, rows: Tensor) -> Tensor:
+    def states(self, output: TargetOutput | KeptRows, rows: Tensor) -> Tensor:
         assert output.taps is not None
         taps = output.taps[rows.to(output.taps.device)].float()
         if len(self.tap_norms) == 1:

@@ -44,7 +44,7 @@ class DrafterFiles:
         """Every tensor of the folder, on the CPU. Raises DynaSpecError where there are none, or a
         file is damaged."""
         found: dict[str, Tensor] = {}
-        for path in self._weights():
+        for path in weight_files(self.folder):
             part = _safetensors(path) if path.suffix == ".safetensors" else _pickled(path)
             for name, tensor in part:
                 if name in found:
@@ -56,57 +56,54 @@ class DrafterFiles:
         """The shape of every tensor by name; empty where the folder has no weights."""
         if self._shapes is None:
             self._shapes = {}
-            for path in self._weights(required=False):
+            for path in weight_files(self.folder, required=False):
                 if path.suffix == ".safetensors":
                     self._shapes |= _header(path)
                 else:
                     self._shapes |= {name: tuple(t.shape) for name, t in _pickled(path)}
         return self._shapes
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the weights' files."""
-        return sum(path.stat().st_size for path in self._weights(required=False))
 
-    def _weights(self, required: bool = True) -> list[Path]:
-        for single in (WEIGHTS_FILE, PICKLE_FILE):
-            if (self.folder / single).is_file():
-                return [self.folder / single]
-            if (self.folder / f"{single}{INDEX}").is_file():
-                return self._shards(f"{single}{INDEX}")
-        others = sorted(self.folder.glob("*.safetensors"))
-        if len(others) == 1:
-            return others
-        if others:
-            raise DynaSpecError(
-                f"drafter {self.folder}: {len(others)} safetensors files and neither "
-                f"{WEIGHTS_FILE} nor {WEIGHTS_FILE}{INDEX}; which of them belong together?"
-            )
-        if not required:
-            return []
-        pickles = [
-            p.name
-            for p in sorted(self.folder.glob("*"))
-            if p.suffix in PICKLES and p.name not in TRAINERS_FILES
-        ]
-        hint = f"; {pickles[0]} is a pickle of another name and is not read" if pickles else ""
+def weight_files(folder: Path, required: bool = True) -> list[Path]:
+    """The files of a folder's weights; see ``DrafterFiles``. Where there are none: an empty list,
+    or an error if they are ``required``."""
+    for single in (WEIGHTS_FILE, PICKLE_FILE):
+        if (folder / single).is_file():
+            return [folder / single]
+        if (folder / f"{single}{INDEX}").is_file():
+            return _shards(folder, f"{single}{INDEX}")
+    others = sorted(folder.glob("*.safetensors"))
+    if len(others) == 1:
+        return others
+    if others:
         raise DynaSpecError(
-            f"drafter {self.folder}: expected {WEIGHTS_FILE} or {PICKLE_FILE}{hint}"
+            f"drafter {folder}: {len(others)} safetensors files and neither "
+            f"{WEIGHTS_FILE} nor {WEIGHTS_FILE}{INDEX}; which of them belong together?"
         )
+    if not required:
+        return []
+    pickles = [
+        p.name
+        for p in sorted(folder.glob("*"))
+        if p.suffix in PICKLES and p.name not in TRAINERS_FILES
+    ]
+    hint = f"; {pickles[0]} is a pickle of another name and is not read" if pickles else ""
+    raise DynaSpecError(f"drafter {folder}: expected {WEIGHTS_FILE} or {PICKLE_FILE}{hint}")
 
-    def _shards(self, index: str) -> list[Path]:
-        weight_map = read_json(self.folder, index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise DynaSpecError(f"drafter {self.folder}: {index} names no files (weight_map)")
-        names = sorted({str(value) for value in weight_map.values()})
-        for name in names:
-            if Path(name).name != name:
-                raise DynaSpecError(f"drafter {self.folder}: {index} names {name!r}, not a file")
-            if not (self.folder / name).is_file():
-                raise DynaSpecError(
-                    f"drafter {self.folder}: {name}, which {index} names, is missing; copy it again"
-                )
-        return [self.folder / name for name in names]
+
+def _shards(folder: Path, index: str) -> list[Path]:
+    weight_map = read_json(folder, index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DynaSpecError(f"drafter {folder}: {index} names no files (weight_map)")
+    names = sorted({str(value) for value in weight_map.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise DynaSpecError(f"drafter {folder}: {index} names {name!r}, not a file")
+        if not (folder / name).is_file():
+            raise DynaSpecError(
+                f"drafter {folder}: {name}, which {index} names, is missing; copy it again"
+            )
+    return [folder / name for name in names]
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from dynaspec_cli.protocols import (
     DraftRows,
     DraftTree,
     Frontier,
+    KeptRows,
     Target,
     TargetOutput,
 )
@@ -128,7 +129,7 @@ class PublishedDrafter:
             passed.append(hidden)
         return torch.cat(passed)
 
-    def states(self, output: TargetOutput, rows: Tensor) -> Tensor:
+    def states(self, output: TargetOutput | KeptRows, rows: Tensor) -> Tensor:
         """Float32 [m, D] of the target's rows: what pairs carry."""
         raise NotImplementedError
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dynaspec_cli import __version__, ops
-from dynaspec_cli.config import GenerationConfig, ShortlistConfig
+from dynaspec_cli.config import GenerationConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.drafters.load import beside, load_drafter
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
@@ -27,18 +27,26 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
+from dynaspec_cli.engine.measure import costs_of
 from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.engine.session import decode
 from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.protocols import Drafter, Shortlist, Target
-from dynaspec_cli.sampling.source import GeneratorSource
+from dynaspec_cli.protocols import Drafter, Shortlist, Target, TreePolicy
+from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.shortlist.names import DEFAULT
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
-from dynaspec_cli.tree.acceptance import nearest, read_table
+from dynaspec_cli.tree.acceptance import EXAMPLE, nearest, read_table
 from dynaspec_cli.tree.registry import create_tree
+from dynaspec_cli.tuning.costs import CostTable
+from dynaspec_cli.tuning.prior import path_values
+
+LOOKUP_NODES = 15
+"""Nodes and levels of a tree of lookup where sizes adapt."""
+LEAST_PRICE = 0.02
+"""Path probability below which lookup proposes nothing, however cheap rows are."""
 
 
 def never() -> bool:
@@ -71,6 +79,7 @@ class Engine:
         self.notices = notices
         self.lookup = lookup
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
+        self._tables: dict[ShortlistConfig, CostTable] = {}
 
     @classmethod
     def load(
@@ -133,8 +142,8 @@ class Engine:
         prompt: text, or token ids (BOS included where the model wants one). ``should_stop`` is
         asked after each step and between pieces of a long prompt; a KeyboardInterrupt inside a step
         ends the request too ("interrupted"), keeping what was generated. ``cache``: see
-        ``conversation``. Raises DynaSpecError for an empty prompt or one
-        that does not leave room in the model's context.
+        ``conversation``. Raises DynaSpecError for an empty prompt or one that does not leave room
+        in the model's context.
         """
         begun = time.perf_counter()
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
@@ -274,7 +283,7 @@ class Engine:
 
     def settings(self, config: GenerationConfig, speculation: Speculation | None) -> dict[str, Any]:
         """Every option as used, versions, threads and kernels."""
-        sampling, tree = config.sampling, config.tree
+        sampling, tree = config.sampling, self.tree(config.tree)
         drafting: dict[str, Any] = {"drafter": "none"}
         if speculation is not None and self.drafter is not None:
             drafting = {
@@ -285,6 +294,8 @@ class Engine:
                 "tree_size": tree.size,
                 "tree_depth": tree.depth,
                 "tree_width": tree.width,
+                "tree_adapt": tree.adapt,
+                "tree_costs": self._cost_settings(config),
                 "tree_threshold": getattr(speculation.policy, "threshold", None),
                 "tree_draw": "sample" if tree.draws(sampling) else "best",
                 "draft_temperature": tree.temperature(sampling),
@@ -338,6 +349,14 @@ class Engine:
                 "is used; dynaspec build-clusters makes one"
             )
 
+    def _cost_settings(self, config: GenerationConfig) -> dict[str, float] | None:
+        """Milliseconds that trees adapt to: of passes by rows, and of a draft step."""
+        table = self._tables.get(config.shortlist) if config.tree.adapt else None
+        if table is None:
+            return None
+        passes = zip(table.rows, table.pass_ms, strict=True)
+        return {f"rows_{n}": round(ms, 3) for n, ms in passes} | {"draft_step": table.draft_ms}
+
     def _shortlist_settings(
         self, config: GenerationConfig, speculation: Speculation
     ) -> dict[str, Any]:
@@ -357,13 +376,40 @@ class Engine:
             raise DynaSpecError(f"there is no drafter for {self.target.name}; give --drafter")
         headed = self.drafter.head is not None
         acceptance = self.acceptance(config.sampling.temperature)
-        policy = create_tree(config.tree, config.sampling, acceptance=acceptance, draws=headed)
+        tree, sampling = self.tree(config.tree), config.sampling
+        source = GeneratorSource(sampling.seed, DRAFT_STREAM)
+
+        def resized(size: int) -> TreePolicy:
+            shape = replace(tree, size=size)
+            return create_tree(shape, sampling, acceptance=acceptance, source=source, draws=headed)
+
+        policy = resized(tree.size)
         # A policy that draws children sets the temperature of its draws itself.
-        heat = config.tree.temperature(config.sampling)
+        heat = tree.temperature(sampling)
         temperature = 1.0 if policy.needs_distribution else heat
-        shortlist = self.shortlist(config.shortlist, config.tree.depth) if headed else None
+        shortlist = self.shortlist(config.shortlist, tree.depth) if headed else None
         lookup = self.lookup if headed else None
-        return Speculation(self.drafter, shortlist, policy, temperature, lookup, config.tree.size)
+        fixed = Speculation(self.drafter, shortlist, policy, temperature, lookup, tree.size)
+        if not tree.adapt:
+            return fixed
+        costs = self._costs(config.shortlist, fixed)
+        if isinstance(self.drafter, LookupDrafter):
+            # Its trees are no larger than what a match promises; only the price of a row is set.
+            return replace(fixed, drafter=LookupDrafter(max(costs.row_price, LEAST_PRICE)))
+        prior = path_values(acceptance or EXAMPLE, tree.size, tree.depth)
+        return replace(fixed, costs=costs, resized=resized, prior=tuple(prior))
+
+    def tree(self, config: TreeConfig) -> TreeConfig:
+        """The shape of trees: lookup, which takes no time to draft, goes deeper where sizes
+        adapt."""
+        if not (config.adapt and isinstance(self.drafter, LookupDrafter)):
+            return config
+        return replace(config, size=LOOKUP_NODES, depth=max(config.depth, LOOKUP_NODES))
+
+    def _costs(self, config: ShortlistConfig, parts: Speculation) -> CostTable:
+        if config not in self._tables:
+            self._tables[config] = costs_of(self.target, parts)
+        return self._tables[config]
 
     def limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""

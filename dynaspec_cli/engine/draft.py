@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +21,30 @@ from dynaspec_cli.protocols import (
     DraftRows,
     DraftTree,
     Frontier,
+    KeptRows,
     Shortlist,
     ShortlistQuery,
     TargetOutput,
     TreePolicy,
 )
 from dynaspec_cli.tree.graft import graft
+from dynaspec_cli.tuning.costs import CostTable
+from dynaspec_cli.tuning.pace import Pace
+
+MOST_STEPS = 6
+"""Draft steps that a tree is expected to take at most before any was seen."""
 
 
 @dataclass(frozen=True)
 class Speculation:
     """What drafts: the three independent choices. ``shortlist`` is None for a drafter that has no
-    head. ``policy`` serves one request. ``temperature``: of the drafter's distribution. ``lookup``:
-    drafts beside the drafter, in the same trees of ``size`` nodes."""
+    head. ``policy`` serves one request and grows trees of ``size`` nodes. ``temperature``: of the
+    drafter's distribution. ``lookup``: drafts beside the drafter, in the same trees.
+
+    ``costs``: of rounds on this machine; with them each round has the size that ``Pace`` chooses,
+    from policies that ``resized`` makes (with the same random numbers), and ``prior`` is what is
+    expected of a tree's nodes before any was seen (tuning/prior.py).
+    """
 
     drafter: Drafter
     shortlist: Shortlist | None
@@ -40,6 +52,9 @@ class Speculation:
     temperature: float = 1.0
     lookup: LookupDrafter | None = None
     size: int = 0
+    costs: CostTable | None = None
+    resized: Callable[[int], TreePolicy] | None = None
+    prior: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if (self.drafter.head is None) != (self.shortlist is None):
@@ -76,11 +91,16 @@ class Draft:
         self.selections: list[Any] = []
         self.sizes: list[int] = []
         self.depth = 0
+        self.policies = {parts.size: parts.policy}
+        self.pace: Pace | None = None
+        if parts.costs is not None and parts.resized is not None:
+            self.pace = Pace(parts.costs, parts.size, MOST_STEPS, parts.prior)
         self.beside: Beside | None = None
-        self.shared = Share(Continuations(), alone=False)
-        self.own_rows = 0
+        self.share = Share(Continuations(), alone=False)
+        self.grown: DraftTree | None = None
+        self.waiting: list[Committed] = []
         if parts.lookup is not None:
-            self.beside = Beside(parts.lookup.begin(prompt, max_length))
+            self.beside = Beside(parts.lookup.begin(prompt, max_length), parts.costs)
             self.beside.lookup.append(prompt[1:].tolist())
         known = max(known, 1)
         if prompt.numel() > known:  # read before the first token; the rest comes with its round
@@ -88,21 +108,22 @@ class Draft:
             parts.drafter.extend(self.drafter, Committed(prefill, rows, prompt[known:]))
 
     def grow(self, committed: Committed, clock: PhaseClock) -> DraftTree:
-        """Feed what was settled, then grow a tree under its last token."""
-        drafter, policy = self.parts.drafter, self.parts.policy
-        self.selections, self.sizes, self.depth = [], [], 0
+        """Take in what was settled, then grow a tree under its last token: the drafter's, with
+        continuations that lookup finds, or one of these alone, or none."""
+        drafter = self.parts.drafter
+        self.selections, self.sizes, self.depth, self.grown = [], [], 0, None
         root = committed.tokens[-1:]
-        if self.beside is not None:
-            with clock("tree"):
-                self.shared = self.beside.share(committed.tokens.tolist(), self.parts.size)
-        found = self.shared.found
+        with clock("tree"):
+            nodes = self.parts.size if self.pace is None else self.pace.next()
+            found = self._look_up(committed.tokens.tolist(), nodes)
+        if nodes == 0 or self.share.alone:
+            self._postpone(committed)
+            return graft(root_only(int(root)), found.tokens, found.parents)
+        policy = self._policy(nodes - len(found.tokens))
         tree = policy.begin(int(root))
         with clock("draft_body"):
-            rows = drafter.extend(self.drafter, committed)
-        if self.shared.alone:
-            self.own_rows = 0
-            return graft(root_only(int(root)), found.tokens, found.parents)
-        scored = self._score(rows, root, clock)
+            rows = drafter.extend(self.drafter, self._with_postponed(committed))
+        scored = self._score(policy, rows, root, clock)
         while True:
             with clock("tree"):
                 frontier: Frontier | None = policy.grow(tree, scored)
@@ -110,17 +131,54 @@ class Draft:
                 break
             with clock("draft_body"):
                 rows = drafter.step(self.drafter, frontier)
-            scored = self._score(rows, frontier.tokens, clock)
+            scored = self._score(policy, rows, frontier.tokens, clock)
         with clock("tree"):
-            grown = policy.finish(tree)
-            self.own_rows = grown.num_nodes
-            return graft(grown, found.tokens, found.parents) if found.tokens else grown
+            self.grown = policy.finish(tree)
+            return graft(self.grown, found.tokens, found.parents) if found.tokens else self.grown
+
+    def _look_up(self, tokens: list[int], nodes: int) -> Continuations:
+        """Continuations for a round in which the drafter would grow ``nodes`` nodes."""
+        if self.beside is not None:
+            rate = 0.0 if self.pace is None else self.pace.rate(nodes)
+            self.share = self.beside.share(tokens, self.parts.size, nodes, rate)
+        return self.share.found
+
+    def _policy(self, nodes: int) -> TreePolicy:
+        """Grows at most so many nodes; of the full size where sizes are fixed."""
+        if self.parts.resized is None:
+            return self.parts.policy
+        if nodes not in self.policies:
+            self.policies[nodes] = self.parts.resized(nodes)
+        return self.policies[nodes]
+
+    def _postpone(self, committed: Committed) -> None:
+        """The drafter reads it when it is asked again; the shortlist follows the text meanwhile."""
+        rows, tokens = committed.rows, committed.tokens
+        kept = committed.output.keep(rows)
+        self.waiting.append(Committed(kept, torch.arange(rows.numel()), tokens))
+        if self.parts.shortlist is not None:
+            self.parts.shortlist.settle(self.shortlist, tokens)
+
+    def _with_postponed(self, committed: Committed) -> Committed:
+        if not self.waiting:
+            return committed
+        self.waiting.append(
+            Committed(committed.output.keep(committed.rows), committed.rows, committed.tokens)
+        )
+        tokens = torch.cat([part.tokens for part in self.waiting])
+        kept = KeptRows.joined([part.output.keep(part.rows) for part in self.waiting])
+        self.waiting = []
+        return Committed(kept, torch.arange(tokens.numel()), tokens)
 
     def _score(
-        self, rows: DraftRows | DraftHeadOutput, tokens: Tensor, clock: PhaseClock
+        self,
+        policy: TreePolicy,
+        rows: DraftRows | DraftHeadOutput,
+        tokens: Tensor,
+        clock: PhaseClock,
     ) -> DraftHeadOutput:
         """Candidates for the children of a frontier of ``tokens`` int64 [w]."""
-        shortlist, policy = self.parts.shortlist, self.parts.policy
+        shortlist = self.parts.shortlist
         self.depth += 1
         if isinstance(rows, DraftHeadOutput):
             return rows
@@ -147,13 +205,15 @@ class Draft:
         """Let the parts learn from a verification. Was each settled token (accepted ones, then the
         bonus token) in the shortlist of its draft step? None without a shortlist."""
         self.parts.drafter.observe(self.drafter, tree, path)
-        if self.beside is not None:
-            own = int((path[1:] <= self.own_rows).sum())
-            self.beside.observe(self.shared, path.numel() - 1, own)
-        shortlist = self.parts.shortlist
-        if shortlist is None:
-            return None
         accepted = settled.numel() - 1
+        own = 0 if self.grown is None else int((path[1:] <= self.grown.num_nodes).sum())
+        if self.beside is not None:
+            self.beside.observe(self.share, accepted, own)
+        if self.pace is not None and self.grown is not None:
+            self.pace.observe(self.grown, own, self.depth)
+        shortlist = self.parts.shortlist
+        if shortlist is None or self.grown is None:
+            return None
         hits = [True] * accepted  # an accepted token was proposed, so it was scored
         if accepted < len(self.selections):
             selection = self.selections[accepted]

@@ -177,7 +177,7 @@ def grow_drawn(
     float64 [w, width]). A *slot*, the k-th draw below a node, is filled for as long as its value
     exceeds the bound that the best ``size`` set and is at least ``least``, and the most valuable
     slots are kept. ``shared``: the candidates may show what was drawn on other branches, so slots
-    compete within their level (docs/exactness.md).
+    compete within their level (docs/methods/exactness.md).
 
     Returns (the frontier as ``grow_best``; q [w, S]; the new nodes' probability, NaN where a score
     is NaN or infinite). In place.

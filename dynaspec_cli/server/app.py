@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.applications import Starlette
@@ -31,11 +32,12 @@ from dynaspec_cli.server.replies import END, Reply, event
 
 @dataclass(frozen=True)
 class ServerOptions:
-    """``defaults``: of requests that name nothing else. ``model``: the name to be asked for.
-    ``max_body``: bytes."""
+    """``defaults``: of requests that name nothing else; ``chat_arguments``: variables of the chat
+    template, likewise. ``model``: the name to be asked for. ``max_body``: bytes."""
 
     model: str
     defaults: GenerationConfig
+    chat_arguments: Mapping[str, Any] = field(default_factory=dict)
     speculative: bool = True
     api_key: str | None = None
     max_queue: int = 32
@@ -122,11 +124,12 @@ class Service:
                         param="messages",
                         code="no_chat_template",
                     )
-                ids = tokenizer.chat(prompt)  # type: ignore[arg-type]
+                variables = {**self.options.chat_arguments, **asked.chat_arguments}
+                ids = tokenizer.chat(prompt, **variables)  # type: ignore[arg-type]
             else:
                 ids = self.engine.encode(prompt) if isinstance(prompt, str) else list(prompt)  # type: ignore[arg-type]
         except DynaSpecError as error:
-            message = str(error).removeprefix("--chat: ")
+            message = re.sub(r"^--chat(-arg)?:? ", "", str(error))
             where = "messages" if asked.chat else "prompt"
             raise ApiError(400, message, param=where, code="invalid_value") from None
         vocabulary = self.engine.target.vocab_size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dynaspec_cli.config import GenerationConfig
@@ -51,6 +51,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 SETTINGS = frozenset(
     (
+        "chat_template_kwargs",
         "max_completion_tokens",
         "max_tokens",
         "min_p",
@@ -72,13 +73,14 @@ Prompt = str | list[int] | list[dict[str, str]]
 @dataclass(frozen=True)
 class Asked:
     """``prompt``: a text, token ids or, where ``chat``, messages. ``usage``: is the last chunk of
-    a stream to carry it."""
+    a stream to carry it. ``chat_arguments``: variables of the chat template."""
 
     chat: bool
     prompt: Prompt
     config: GenerationConfig
     stream: bool
     usage: bool
+    chat_arguments: dict[str, Any] = field(default_factory=dict)
 
 
 def parse(body: dict[str, Any], chat: bool, model: str, defaults: GenerationConfig) -> Asked:
@@ -105,7 +107,11 @@ def parse(body: dict[str, Any], chat: bool, model: str, defaults: GenerationConf
         raise bad("stream_options", 'expected {"include_usage": true or false}')
     if options and not stream:
         raise bad("stream_options", "goes with stream true only")
-    return Asked(chat, prompt, _config(given, defaults), stream, _boolean(options, "include_usage"))
+    variables = given.get("chat_template_kwargs", {})
+    if not isinstance(variables, dict) or (variables and not chat):
+        raise bad("chat_template_kwargs", "expected an object, beside messages")
+    config, usage = _config(given, defaults), _boolean(options, "include_usage")
+    return Asked(chat, prompt, config, stream, usage, variables)
 
 
 def _check_fields(given: dict[str, Any], own: str) -> None:

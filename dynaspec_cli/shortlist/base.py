@@ -121,6 +121,9 @@ class BlockShortlist:
         """bool [m]: is a token (int64 [m]) in the selection."""
         return in_blocks(self.head.rows_of(token_ids), selection.blocks)
 
+    def settle(self, state: Any, tokens: Tensor) -> None:
+        """Nothing, for a shortlist that does not follow the text."""
+
     def observe(
         self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
     ) -> None:

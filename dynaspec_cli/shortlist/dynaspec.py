@@ -178,6 +178,10 @@ class DynaSpecShortlist(BlockShortlist):
             self._choose(state, selection, self._scores(selection, None))
         return super().contains(state, selection, token_ids)
 
+    def settle(self, state: Any, tokens: Tensor) -> None:
+        if self.context_cap:
+            state.context.add(tokens)
+
     def observe(
         self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
     ) -> None:

@@ -99,6 +99,10 @@ class NanoSpecShortlist(BlockShortlist):
         blocks, size = state.cached
         return Selection(blocks, size, query.depth, shared=False)
 
+    def settle(self, state: Any, tokens: Tensor) -> None:
+        state.context.add(tokens)
+        state.cached = None
+
     def observe(
         self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
     ) -> None:

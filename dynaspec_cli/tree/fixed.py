@@ -27,16 +27,18 @@ class Plan:
 
 @dataclass
 class PlannedTree(SampledTree):
-    """``place``: the plan's place of each node."""
+    """``places``: the plan's places that each node fills; more than one where its token was drawn
+    more than once."""
 
-    place: list[int] = field(default_factory=lambda: [ROOT])
+    places: list[list[int]] = field(default_factory=lambda: [[ROOT]])
 
 
 class FixedTree:
     """Fills a plan. With a ``drawing`` children are drawn (with or without ``replacement``),
-    without one the best tokens are taken in order. Places that get no token (a repeated draw, a
-    shortlist smaller than the number of children) stay empty with all below them. Every place with
-    children is expanded, however many a level has."""
+    without one the best tokens are taken in order. A token that is drawn twice below a node is one
+    node with two places, and has the children of both. Places that get no token (a shortlist
+    smaller than the number of children) stay empty with all below them. Every place with children
+    is expanded, however many a level has."""
 
     name = "fixed"
 
@@ -50,26 +52,25 @@ class FixedTree:
 
     def grow(self, state: PlannedTree, candidates: DraftHeadOutput) -> Frontier | None:
         _, best = state.take(candidates)
-        counts = [len(self.plan.children[state.place[node]]) for node in state.frontier]
+        below = [self._below(state.places[node]) for node in state.frontier]
         first = len(state.tokens)
         if self.drawing is None:
             for i, parent in enumerate(state.frontier):
-                for position, token in enumerate(best[i][: counts[i]]):
-                    self._fill(state, parent, position, token)
+                for place, token in zip(below[i], best[i], strict=False):
+                    self._fill(state, parent, place, token)
         else:
-            drawn = self.drawing.draw(candidates, counts, self.replacement)
+            drawn = self.drawing.draw(candidates, [len(b) for b in below], self.replacement)
             for i, parent in enumerate(state.frontier):
                 filled: dict[int, int] = {}
-                for column, token in zip(drawn.columns[i], drawn.tokens[i], strict=True):
-                    if column not in filled:
-                        filled[column] = self._fill(state, parent, len(filled), token)
+                draws = zip(below[i], drawn.columns[i], drawn.tokens[i], strict=False)
+                for place, column, token in draws:
+                    if column in filled:
+                        state.places[filled[column]].append(place)
+                    else:
+                        filled[column] = self._fill(state, parent, place, token)
                 pairs = [(column, filled[column]) for column in drawn.columns[i]]
                 state.record(parent, drawn, i, pairs)
-        more = [
-            node
-            for node in range(first, len(state.tokens))
-            if self.plan.children[state.place[node]]
-        ]
+        more = [n for n in range(first, len(state.tokens)) if self._below(state.places[n])]
         return state.expand(more) if more else None
 
     def finish(self, state: PlannedTree) -> DraftTree:
@@ -78,6 +79,10 @@ class FixedTree:
             return state.tree(nodes)
         return state.finished(nodes, self.replacement, self.drawing.traversal)
 
-    def _fill(self, state: PlannedTree, parent: int, position: int, token: int) -> int:
-        state.place.append(self.plan.children[state.place[parent]][position])
+    def _below(self, places: list[int]) -> list[int]:
+        """The places of a node's children, in the order in which they are filled."""
+        return [child for place in places for child in self.plan.children[place]]
+
+    def _fill(self, state: PlannedTree, parent: int, place: int, token: int) -> int:
+        state.places.append([place])
         return state.add(parent, token, 0.0)

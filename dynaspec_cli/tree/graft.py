@@ -42,4 +42,4 @@ def graft(tree: DraftTree, tokens: Sequence[int], parents: Sequence[int]) -> Dra
         for above, found in points.items():
             nodes[above] = replace(nodes.get(above, NO_DRAWS), points=tuple(found))
         drafts = replace(drafts, nodes=nodes)
-    return DraftTree(torch.tensor(all_tokens), torch.tensor(all_parents), drafts)
+    return DraftTree(torch.tensor(all_tokens), torch.tensor(all_parents), drafts, tree.values)

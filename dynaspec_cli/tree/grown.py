@@ -76,6 +76,12 @@ class Grown:
         levels = self.width + (self.depth - 1) * self.width * self.width
         return GrownTree(*new_tree(root, 1 + levels, 0.0 if self.logarithms else 1.0))
 
+    def estimates(self, state: GrownTree) -> tuple[float, ...]:
+        """``DraftTree.values`` of the nodes that are kept."""
+        paths = state.values[0, 1:][state.values[1, 1:] > -math.inf]
+        paths = paths.exp() if self.logarithms else paths
+        return tuple(paths.sort(descending=True).values.tolist())
+
     def ends(self, level: int, beam_mass: float) -> bool:
         """Is drafting over after so many steps, with a beam of that probability?"""
         return level >= self.depth
@@ -107,7 +113,7 @@ class GrownBest(Grown):
 
     def finish(self, state: GrownTree) -> DraftTree:
         rows = grown_tree(state.nodes, state.values)
-        return DraftTree(rows[0], rows[1])
+        return DraftTree(rows[0], rows[1], values=self.estimates(state))
 
 
 class GrownDrawn(Grown):
@@ -157,7 +163,7 @@ class GrownDrawn(Grown):
             *drawn_so_far(state.nodes),
             traversal=self.drawing.traversal,
         )
-        return DraftTree(rows[0], rows[1], drafts)
+        return DraftTree(rows[0], rows[1], drafts, self.estimates(state))
 
 
 class GrownDrafts(Mapping[int, NodeDraft]):

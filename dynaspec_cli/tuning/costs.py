@@ -10,6 +10,7 @@ from itertools import pairwise
 
 from dynaspec_cli.errors import DynaSpecError
 
+SMALL_ROWS = 5
 ROWS = (1, 2, 3, 5, 9, 17, 33)
 """Rows of the passes that are measured: the root and 0, 1, 2, 4, ... nodes."""
 
@@ -46,6 +47,15 @@ class CostTable:
         a, b = self.rows[-2:]
         slope = max(0.0, (self.pass_ms[-1] - self.pass_ms[-2]) / (b - a))
         return max(least, self.pass_ms[-1]) + slope * max(0, rows - b)
+
+    @property
+    def row_price(self) -> float:
+        """What one more row of a small pass costs, in passes over one row: a node that is less
+        likely to be accepted does not pay."""
+        if len(self.rows) == 1:
+            return 0.0
+        rows = max(self.rows[1], max(n for n in self.rows if n <= SMALL_ROWS))
+        return (self.verify_ms(rows) / self.verify_ms(1) - 1.0) / (rows - 1)
 
     def round_ms(self, nodes: int, steps: float) -> float:
         """A round that drafts ``steps`` steps and verifies ``nodes`` nodes."""

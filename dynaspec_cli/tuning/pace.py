@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.tuning.costs import CostTable, prefix_sums, steps_of
 
 FADING = 0.85
@@ -33,9 +34,9 @@ class Pace:
     ``prior``: path probabilities expected of a tree's nodes, descending."""
 
     def __init__(self, costs: CostTable, size: int, depth: int, prior: Sequence[float]) -> None:
-        self.costs, self.depth = costs, depth
+        self.costs, self.depth, self._prior = costs, depth, tuple(prior)
         self.sizes = [n for n in LADDER if n < size] + [size]
-        self._sums = [s * PRIOR_ROUNDS for s in self._padded(prefix_sums(prior[:size]))]
+        self._sums = [s * PRIOR_ROUNDS for s in self._spread(prior[:size], size)]
         self._rounds = PRIOR_ROUNDS
         expected = self._sums[-1]
         self._accepted, self._estimated = expected, max(expected, 1e-6)
@@ -43,8 +44,18 @@ class Pace:
         self._plain, self._pause = 0, PAUSE // 2
         self._asked, self._trial = 0, False
 
-    def _padded(self, sums: list[float]) -> list[float]:
-        return [sums[min(n, len(sums) - 1)] for n in range(self.sizes[-1] + 1)]
+    def _spread(self, values: Sequence[float], asked: int) -> list[float]:
+        """Sums of the largest 0, 1, 2, ... values up to ``size``. A tree that was given ``asked``
+        nodes and filled them says nothing of more: there the prior goes on, in proportion. One
+        that did not fill them had no more to offer."""
+        sums, prior = prefix_sums(values), prefix_sums(self._prior)
+        seen = len(sums) - 1
+        share = sums[seen] / prior[seen] if seen >= asked and 0 < seen < len(prior) else 0.0
+        beyond = [
+            sums[seen] + share * (prior[min(n, len(prior) - 1)] - prior[min(seen, len(prior) - 1)])
+            for n in range(seen + 1, self.sizes[-1] + 1)
+        ]
+        return (sums + beyond)[: self.sizes[-1] + 1]
 
     def expected(self, nodes: int) -> float:
         """E(nodes)."""
@@ -69,16 +80,15 @@ class Pace:
             self._asked = best
         return self._asked
 
-    def observe(self, values: Sequence[float], accepted: int, steps: int) -> None:
-        """A round that drafted has ended: the path probabilities of its nodes as estimated,
-        descending, the drafted tokens that were accepted, and its draft steps."""
-        if not self._asked:
-            return
-        sums = self._padded(prefix_sums(values))
+    def observe(self, tree: DraftTree, accepted: int, steps: int) -> None:
+        """A round that drafted has ended: the drafter's tree, how many of its nodes were accepted,
+        and its draft steps. A tree without estimates is taken to be as the prior has it."""
+        values = self._prior[: tree.num_nodes] if tree.values is None else tree.values
+        sums = self._spread(values, self._asked)
         self._sums = [FADING * old + new for old, new in zip(self._sums, sums, strict=True)]
         self._rounds = FADING * self._rounds + 1.0
         self._accepted = FADING * self._accepted + accepted
-        self._estimated = FADING * self._estimated + max(sums[-1], 1e-6)
+        self._estimated = FADING * self._estimated + max(sum(values), 1e-6)
         paid = (1 + accepted) / self.costs.round_ms(self._asked, steps) > self.rate(0)
         if self._trial and not paid:
             self._plain, self._pause = 0, min(2 * self._pause, LONGEST_PAUSE)

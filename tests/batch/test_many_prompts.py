@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -166,6 +167,7 @@ class Deadly:
 
     drafter = "none"
     system = None
+    chat_arguments: ClassVar[dict] = {}
     chat = False
     config = CONFIG
 

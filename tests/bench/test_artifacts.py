@@ -48,7 +48,7 @@ def test_a_hub_drafter_is_known_by_what_was_downloaded(
 ) -> None:
     snapshot = tmp_path / "0123abcd"
     shutil.copytree(tiny_drafter_dir, snapshot)
-    monkeypatch.setattr("dynaspec_cli.drafters.load._from_hub", lambda name: snapshot)
+    monkeypatch.setattr("dynaspec_cli.drafters.load.fetch_drafter", lambda name, what: snapshot)
     before = artifacts(tiny_model_dir, drafter="org/draft-x")
     change(snapshot / "model.safetensors")
     after = artifacts(tiny_model_dir, drafter="org/draft-x")

@@ -5,6 +5,7 @@ The directory is large and not kept here; see golden_cases.py for where it is lo
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +197,23 @@ def test_greedy_text_is_plain_decodings(case: Callable[[str], Case], name: str, 
     config = TreeConfig(tree, size=12, depth=4, width=3)
     tokens, _, _ = greedy(c, drafter, full(c, drafter), config, len(expected))
     assert tokens[: len(expected)] == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_transformers_target_serves_heads_alike(name: str) -> None:
+    from dynaspec_cli.target.load import load_transformers
+
+    assert ROOT is not None
+    folder = ROOT / name
+    info = json.loads((folder / "expected.json").read_text())
+    where = ROOT / "targets" / info["target"]
+    c = Case(folder, load_transformers(where, "transformers", torch.float32, golden.CPU))
+    drafter, expected = c.drafter(), plain(c)
+    golden.check_prefill(c, drafter)
+    tokens, trees, _ = greedy(c, drafter, full(c, drafter), EAGLE_TREE, len(expected))
+    assert tokens[: len(expected)] == expected
+    if "tree.parents" in c.expected and "loop.parents" in c.expected:
+        same_tree(trees[0], c.expected["tree.draft_tokens"], c.expected["tree.parents"])
 
 
 @pytest.mark.parametrize("method", shortlist_names.NAMES)

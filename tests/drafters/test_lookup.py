@@ -163,7 +163,7 @@ def best_tree(text, size, depth):
     nodes = [((), state.root)]
     for path, node in nodes:
         if len(path) < depth:
-            below = children(state.text, state.reliability, node)
+            below = children(state, node)
             nodes += [((*path, token), child) for token, child in below.items()]
     ranked = sorted(nodes[1:], key=lambda item: (-item[1].chance, len(item[0])))
     return {path: node.chance for path, node in ranked[:size]}

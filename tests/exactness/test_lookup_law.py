@@ -12,8 +12,10 @@ from toy_target import ToyDrafter, ToyTarget, decoded_law
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.draft import Speculation
+from dynaspec_cli.protocols import TreePolicy
 from dynaspec_cli.tree.registry import TREES as ALL_TREES
 from dynaspec_cli.tree.registry import create_tree
+from dynaspec_cli.tuning.costs import CostTable
 
 PROMPT = (0, 1, 0, 2, 0, 1, 1, 0)
 TREES = [name for name in ALL_TREES if name != "auto"]
@@ -86,3 +88,29 @@ def test_greedy_text_of_a_drafter_with_lookup_beside() -> None:
         for _ in range(30):
             context = (*context, int(model.target_logits(context).argmax()))
         assert law == {context[len(PROMPT) :]: 1.0}
+
+
+@pytest.mark.parametrize("beside", [False, True])
+@pytest.mark.parametrize("tree", ["chain", "eagle2", "dyspec", "sequoia"])
+def test_joint_law_of_trees_whose_size_adapts(tree: str, beside: bool) -> None:
+    """Rounds of many sizes, none among them, in one text."""
+    sampling = SAMPLERS["plain"]
+    model = ToyModel(vocab=3, shortlist_size=2, seed=3)
+    costs = CostTable((1, 2, 3, 5), (1.0, 1.25, 1.4, 2.2), 0.02)
+    drafted: set[int] = set()
+
+    def make(target: ToyTarget, script: Any) -> Speculation:
+        def resized(size: int) -> TreePolicy:
+            drafted.add(size)
+            config = TreeConfig(tree, size=size, depth=2, width=2, threshold=0.05)
+            return create_tree(config, sampling, source=script)
+
+        lookup = LookupDrafter() if beside else None
+        return Speculation(
+            ToyDrafter(model, 2), None, resized(3), 1.0, lookup, 3, costs, resized, (0.6, 0.3, 0.2)
+        )
+
+    law, drafts = decoded_law(model, PROMPT, make, sampling, 4)
+    assert distance(law, target_law(model, PROMPT, sampling, 4)) < EXACT
+    assert drafts > 0.1
+    assert len(drafted) > 1

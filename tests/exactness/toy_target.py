@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from exact_toys import Context, Law, Script, ToyModel, node_contexts, outcomes
@@ -12,20 +13,22 @@ from torch import Tensor
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.session import decode
-from dynaspec_cli.protocols import Committed, DraftHeadOutput, DraftTree, Frontier
+from dynaspec_cli.protocols import Committed, DraftHeadOutput, DraftTree, Frontier, KeptRows
 
 
 class ToyOutput:
-    """Logits of one row a context."""
+    """Logits of one row a context. A row's feature is the number of its context."""
+
+    numbers: ClassVar[dict[Context, int]] = {}
 
     cheap_rows: int | None = None
     rows_ranked: Tensor | None = None
     taps: Tensor | None = None
 
     def __init__(self, model: ToyModel, contexts: list[Context]) -> None:
-        self.contexts = contexts
         self.table = torch.stack([model.target_logits(context) for context in contexts])
-        self.features = torch.arange(len(contexts), dtype=torch.float32)[:, None]
+        numbers = [self.numbers.setdefault(context, len(self.numbers)) for context in contexts]
+        self.features = torch.tensor(numbers, dtype=torch.float64)[:, None]
 
     def logits(self, rows: Tensor | None = None) -> Tensor:
         return self.table if rows is None else self.table[rows]
@@ -39,8 +42,8 @@ class ToyOutput:
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
         return self.logits(rows).topk(k).indices
 
-    def keep(self, rows: Tensor) -> list[Context]:
-        return [self.contexts[row] for row in rows.tolist()]
+    def keep(self, rows: Tensor) -> KeptRows:
+        return KeptRows(self.features[rows], None, {})
 
 
 @dataclass
@@ -74,11 +77,13 @@ class ToyTarget:
         state.rows = node_contexts(tree, (*state.context, int(tree.tokens[0])))
         return ToyOutput(self.model, state.rows[start:])
 
-    def recall(self, kept: list[list[Context]]) -> ToyOutput:
-        return ToyOutput(self.model, [context for rows in kept for context in rows])
-
     def commit(self, state: ToyState, rows: Tensor) -> None:
         state.context = state.rows[int(rows[-1])]
+
+    def recall(self, kept: Sequence[KeptRows]) -> ToyOutput:
+        contexts = list(ToyOutput.numbers)
+        numbers = KeptRows.joined(kept).features[:, 0].long().tolist()
+        return ToyOutput(self.model, [contexts[number] for number in numbers])
 
 
 def decoded_law(

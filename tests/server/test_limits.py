@@ -90,6 +90,8 @@ CHATS = [
         {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{"id": "1"}]}]},
         "messages[0].tool_calls: is not supported",
     ),
+    ({**CHAT, "chat_template_kwargs": 3}, "chat_template_kwargs: expected an object"),
+    ({**CHAT, "chat_template_kwargs": {"messages": 3}}, "messages: set by --chat itself"),
     ({**CHAT, "tools": [{"type": "function"}]}, "tools: is not supported"),
     ({**CHAT, "response_format": {"type": "json_object"}}, "response_format: is not supported"),
     ({"messages": [{"role": "user", "content": "a " * 500}]}, "shorten the prompt"),

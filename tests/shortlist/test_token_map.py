@@ -106,8 +106,7 @@ def test_a_map_of_another_vocabulary_is_refused(tmp_path):
 def test_offsets_and_absolute_ids_are_told_apart():
     ids = torch.tensor([3, 7, 11, 90])
     vocab = VocabMap.from_absolute(ids, 97)
-    assert vocab.offsets().tolist() == [3, 6, 9, 87]
-    assert VocabMap.from_offsets(vocab.offsets(), 97).ids.equal(ids)
+    assert VocabMap.from_offsets(torch.tensor([3, 6, 9, 87]), 97).ids.equal(ids)
     assert vocab.mask().nonzero().squeeze(1).equal(ids)
     # The identity is zeros under offsets, arange under absolute ids.
     assert VocabMap.from_offsets(torch.zeros(5, dtype=torch.int64), 97).ids.tolist() == [
@@ -117,23 +116,28 @@ def test_offsets_and_absolute_ids_are_told_apart():
         3,
         4,
     ]
-    # Only one reading is valid: 94 + 3 leaves the vocabulary of 97; zeros as absolute ids are
-    # duplicates.
-    assert VocabMap.from_unknown(torch.tensor([1, 2, 3, 94]), 97).ids.tolist() == [1, 2, 3, 94]
-    assert VocabMap.from_unknown(torch.zeros(4, dtype=torch.int64), 97).ids.tolist() == [0, 1, 2, 3]
-    # Both are valid: ask, or let the mask decide.
-    with pytest.raises(DynaSpecError, match="convention="):
-        VocabMap.from_unknown(ids, 97)
-    assert VocabMap.from_unknown(ids, 97, vocab.mask()).ids.equal(ids)
-    assert VocabMap.from_unknown(vocab.offsets(), 97, vocab.mask()).ids.equal(ids)
-    with pytest.raises(DynaSpecError, match="agree with t2d"):
-        VocabMap.from_unknown(ids, 97, ~vocab.mask())
-    with pytest.raises(DynaSpecError, match="another vocabulary or is damaged"):
-        VocabMap.from_unknown(torch.tensor([500, 500]), 97)
 
 
-def test_a_frequency_order_becomes_ascending_with_its_permutation():
-    vocab = VocabMap.from_absolute(torch.tensor(IDS), 97)
-    ascending, perm = vocab.ascending()
-    assert ascending.ids.tolist() == sorted(IDS)
-    assert torch.tensor(IDS)[perm].equal(ascending.ids)
+def test_a_heads_map_is_checked_against_its_mask():
+    ids = torch.tensor([3, 7, 11, 90])
+    vocab = VocabMap.from_absolute(ids, 97)
+    d2t, t2d = ids - torch.arange(4), vocab.mask()
+    assert VocabMap.from_head(d2t, t2d, 4, 97).ids.equal(ids)
+    assert VocabMap.from_head(d2t, t2d.to(torch.uint8), 4, 97).ids.equal(ids)
+    assert VocabMap.from_head(d2t, None, 4, 97).ids.equal(ids)
+    for wrong, mask, says in (
+        (ids, t2d, "disagrees with t2d about token"),
+        (d2t, ~t2d, "disagrees with t2d about token 0"),
+        (d2t[:3], t2d, "each of the head's 4 rows"),
+        (d2t, t2d[:96], "each of the target's 97 tokens"),
+        (torch.zeros(4, dtype=torch.int64), None, "all zeros"),
+        (torch.zeros(4, dtype=torch.int64), t2d, "all zeros"),
+    ):
+        with pytest.raises(DynaSpecError, match=says):
+            VocabMap.from_head(wrong, mask, 4, 97)
+    # The first tokens are a map too, where the mask says so; all of them are the identity.
+    first = torch.arange(97) < 4
+    zeros = torch.zeros(97, dtype=torch.int64)
+    assert VocabMap.from_head(zeros[:4], first, 4, 97).ids.tolist() == [0, 1, 2, 3]
+    assert VocabMap.from_head(zeros, None, 97, 97).is_identity
+    assert not VocabMap.from_head(zeros[:4], first, 4, 97).is_identity

@@ -241,3 +241,34 @@ def test_arguments_that_do_not_fit() -> None:
         draw.sibling_chances(p, [0], [0], torch.tensor([0, 1]), q, False, 1.5)
     with pytest.raises(ValueError, match="counts"):
         draw.draw_rows(torch.rand(1, 3), torch.rand(1, 2, dtype=torch.float64), [3], None, False)
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.8, 0.3])
+@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("points", [(), (2,), (4, 1)])
+@pytest.mark.parametrize("ops", [draw, reference_draw])
+def test_a_node_passes_on_its_weight_times_p(ops, points, replacement: bool, weight: float) -> None:
+    """Every ordered draw of three from four of six tokens, the target's mass in and outside them:
+    what is emitted through the children or at the node itself has the law weight * p."""
+    p = torch.tensor([0.05, 0.3, 0.15, 0.2, 0.1, 0.2], dtype=torch.float64)
+    ids = torch.tensor([3, 0, 4, 2])
+    q = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64)
+    emitted = torch.zeros(6, dtype=torch.float64)
+    for columns in itertools.product(range(4), repeat=3):
+        if not replacement and len(set(columns)) < 3:
+            continue
+        probability, left = 1.0, 1.0
+        for column in columns:
+            probability *= float(q[column]) / (1.0 if replacement else left)
+            left -= float(q[column])
+        tokens = [*points, *(int(ids[column]) for column in columns)]
+        chances, residual = ops.sibling_chances(
+            p, tokens, list(columns), ids, q, replacement, weight
+        )
+        for token, chance in zip([*tokens, None], chances.tolist(), strict=True):
+            if token is not None:
+                emitted[token] += probability * min(chance, 1.0)
+                probability *= 1.0 - min(chance, 1.0)
+            elif probability * chance > 0:
+                emitted += probability * chance * residual / residual.sum()
+    torch.testing.assert_close(emitted, weight * p, rtol=0, atol=1e-12)

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from itertools import product
+
 import pytest
+import torch
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.tuning.costs import CostTable
 from dynaspec_cli.tuning.pace import LONGEST_PAUSE, PAUSE, Pace
+from dynaspec_cli.tuning.prior import path_values
 
 FLAT = CostTable((1, 9, 17), (20.0, 21.0, 31.0), 1.0)  # rows cost little up to nine
 STEEP = CostTable((1, 2, 9, 17), (20.0, 27.0, 62.0, 120.0), 3.0)  # one core of AVX2
+
+
+def tree(values: list[float]) -> DraftTree:
+    """Of so many nodes, with these estimates."""
+    nodes = torch.arange(len(values) + 1)
+    return DraftTree(nodes, nodes - 1, values=tuple(values))
 
 
 def run(pace: Pace, rounds: int, values: list[float], share: float) -> list[int]:
@@ -21,7 +33,7 @@ def run(pace: Pace, rounds: int, values: list[float], share: float) -> list[int]
         asked.append(size)
         if size:
             owed += share * sum(values[:size])
-            pace.observe(values[:size], int(owed), min(size, 4))
+            pace.observe(tree(values[:size]), int(owed), min(size, 4))
             owed -= int(owed)
     return asked
 
@@ -72,3 +84,19 @@ def test_drafting_comes_back_when_the_text_changes():
 def test_the_same_counts_give_the_same_sizes():
     a, b = (run(Pace(FLAT, 8, 6, GOOD[:8]), 60, GOOD[:8], 0.7) for _ in range(2))
     assert a == b
+
+
+@pytest.mark.parametrize("size", [1, 4, 9])
+def test_the_prior_is_the_best_tree_of_an_acceptance_vector(size):
+    acceptance, depth = (0.6, 0.2, 0.1), 3
+    paths = [
+        math.prod(path) for n in range(1, depth + 1) for path in product(acceptance, repeat=n)
+    ]
+    assert path_values(acceptance, size, depth) == pytest.approx(sorted(paths)[::-1][:size])
+
+
+def test_the_price_of_a_row():
+    assert FLAT.row_price == pytest.approx(0.05 / 8)
+    dense = CostTable((1, 2, 3, 5, 9), (10.0, 11.0, 12.0, 18.0, 50.0), 1.0)
+    assert dense.row_price == pytest.approx(0.2)
+    assert CostTable((1,), (5.0,), 0.0).row_price == 0.0

@@ -101,7 +101,7 @@ def test_categorical_inverts_the_cumulative_sum(u: float, index: int) -> None:
 
 
 def test_categorical_when_rounding_reaches_the_total() -> None:
-    assert Fixed(1.0).categorical(torch.tensor([0.3, 0.7, 0.0])) == 1
+    assert Fixed(1.0).categorical(torch.tensor([0.3, 0.3, 0.4, 0.0])) == 2
 
 
 @pytest.mark.parametrize("weights", [[0.0, 0.0], [float("nan"), 1.0]])

@@ -219,13 +219,16 @@ def test_specinfer_verifies_a_repeated_draw_once() -> None:
         sampling = SamplingConfig(1.0, seed=seed)
         tree, _ = grow(create_tree(config, sampling), vocab=2, seed=seed)
         assert tree.q.replacement
-        assert tree.q.drawn == 3 + 2 * len({draw.row for draw in tree.q.nodes[0].draws})
+        assert tree.q.drawn == 3 + 2 * 3
         assert tree.q.distinct == tree.num_nodes
         assert len(tree.q.nodes[0].draws) == 3
         assert {draw.row for draw in tree.q.nodes[0].draws} == {
             row for row in range(1, tree.num_nodes + 1) if int(tree.parents[row]) == 0
         }
-        assert all(len(d.draws) == 2 for row, d in tree.q.nodes.items() if row)
+        # A token has the children of all its draws.
+        rows = [draw.row for draw in tree.q.nodes[0].draws]
+        for row, below in tree.q.nodes.items():
+            assert not row or len(below.draws) == 2 * rows.count(row)
         tokens = [int(tree.tokens[draw.row]) for draw in tree.q.nodes[0].draws]
         columns = [int(tree.q.nodes[0].ids[draw.column]) for draw in tree.q.nodes[0].draws]
         assert tokens == columns

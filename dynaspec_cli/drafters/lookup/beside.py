@@ -1,9 +1,10 @@
 """Lookup beside a drafter: how much of a round each of them gets, from what each has delivered.
 
-A round of lookup alone costs no draft step, so it is taken where its continuations promise at
-least as many tokens as the drafter's rounds have brought. Otherwise those of them that are likely
-take part of the drafter's tree. Everything follows counts of the request, never the clock, so that
-a seed reproduces a text; with sampling the choice is made before anything is drawn.
+A round of lookup alone costs no draft step, so it is taken where its continuations promise more
+tokens a millisecond than the drafter's round would, or, where no costs are known, at least as many
+tokens as the drafter's rounds have brought. Otherwise those of them that are likely take part of
+the drafter's tree. Everything follows counts of the request and the table of costs, never the
+clock, so that a seed reproduces a text; with sampling the choice is made before anything is drawn.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 
 from dynaspec_cli.drafters.lookup.continuations import Continuations, continuations
 from dynaspec_cli.drafters.lookup.drafter import LookupState
+from dynaspec_cli.tuning.costs import CostTable, prefix_sums
 
 FADING = 0.9
 """What a round keeps of its weight at each later one: a memory of ten."""
@@ -49,25 +51,39 @@ class Share:
 
 
 class Beside:
-    """The state of one request."""
+    """The state of one request. ``costs``: None where trees have a fixed size."""
 
-    def __init__(self, lookup: LookupState) -> None:
-        self.lookup = lookup
+    def __init__(self, lookup: LookupState, costs: CostTable | None = None) -> None:
+        self.lookup, self.costs = lookup, costs
         self._drafter = Faded(PRIOR_ACCEPTED, PRIOR_ROUNDS)
         self._kept = Faded(1.0, 2.0)  # tokens delivered over tokens promised by lookup alone
 
-    def share(self, tokens: list[int], size: int) -> Share:
-        """Add settled tokens to the text; the continuations for a tree of ``size`` nodes."""
+    def share(self, tokens: list[int], size: int, nodes: int, rate: float) -> Share:
+        """Add settled tokens to the text; the continuations of a round in which the drafter would
+        grow ``nodes`` of at most ``size`` nodes and promises ``rate`` tokens a millisecond (what
+        plain decoding does where it would grow none)."""
         self.lookup.append(tokens)
         found = continuations(self.lookup, size, DEEPEST)
-        if found.expected * self._kept.mean >= self._drafter.mean:
-            return Share(found, alone=True)
-        return Share(found.first(size // 2, LIKELY), alone=False)
+        if self.costs is None:
+            alone = found.expected * self._kept.mean >= self._drafter.mean
+        else:
+            found, own_rate = self._worth(found, self.costs)
+            alone = nodes == 0 or own_rate > rate
+        return Share(found if alone else found.first(nodes // 2, LIKELY), alone)
+
+    def _worth(self, found: Continuations, costs: CostTable) -> tuple[Continuations, float]:
+        """As many of the most probable nodes as give the most tokens a millisecond, and these."""
+        rates = [
+            (1.0 + expected * self._kept.mean) / costs.verify_ms(count + 1)
+            for count, expected in enumerate(prefix_sums(found.chances))
+        ]
+        best = max(range(len(rates)), key=rates.__getitem__)
+        return found.first(best), rates[best]
 
     def observe(self, share: Share, accepted: int, drafted: int) -> None:
         """A round ended: ``accepted`` tokens in all, ``drafted`` of them in the drafter's own
         tree."""
-        if share.alone:
-            self._kept.observe(accepted, share.found.expected)
-        else:
+        if not share.alone:
             self._drafter.observe(drafted)
+        elif share.found.tokens:
+            self._kept.observe(accepted, share.found.expected)

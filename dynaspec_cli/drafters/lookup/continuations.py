@@ -42,7 +42,7 @@ def continuations(state: LookupState, size: int, depth: int) -> Continuations:
     heap: list[tuple[float, int, int, int, Node]] = []
 
     def offer(node: Node, place: int, level: int) -> None:
-        for token, below in children(state.text, state.reliability, node).items():
+        for token, below in children(state, node).items():
             # Ties go to the shallower node, so that a parent always comes first.
             heapq.heappush(heap, (-below.chance, level, place, token, below))
 

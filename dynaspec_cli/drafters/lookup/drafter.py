@@ -31,7 +31,8 @@ WIDTH = 8
 SHORTER = 3
 """Contexts asked for one node: the longest match and the next shorter ones."""
 FLOOR = 0.04
-"""Path probability below which a token is not proposed: a row of a verification costs more."""
+"""Path probability below which a token is not proposed, where nothing is known of what a row of a
+verification costs."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +47,13 @@ class Node:
 
 @dataclass
 class LookupState:
-    """``rows``: by row of the last output, the node that each of its tokens leads to."""
+    """``rows``: by row of the last output, the node that each of its tokens leads to. ``floor``:
+    path probability below which nothing is proposed."""
 
     text: SuffixAutomaton
     reliability: Reliability
     rows: list[dict[int, Node]] = field(default_factory=list)
+    floor: float = FLOOR
 
     @property
     def root(self) -> Node:
@@ -69,18 +72,22 @@ class LookupState:
 
 
 class LookupDrafter:
-    """Proposes from the request's own prompt and output; holds nothing."""
+    """Proposes from the request's own prompt and output. ``floor``: path probability below which a
+    token is not proposed."""
 
     name = "lookup"
     folder: Path | None = None
     head = None
     taps: tuple[int, ...] = ()
 
+    def __init__(self, floor: float = FLOOR) -> None:
+        self.floor = floor
+
     def describe(self) -> dict[str, Any]:
         return {"drafter_kind": "lookup"}
 
     def begin(self, prompt: Tensor, max_length: int) -> LookupState:
-        state = LookupState(SuffixAutomaton(), Reliability())
+        state = LookupState(SuffixAutomaton(), Reliability(), floor=self.floor)
         state.text.append(int(prompt[0]))
         return state
 
@@ -101,7 +108,7 @@ class LookupDrafter:
         return state.text.size if state.text.size <= prompt.numel() else 0
 
     def _propose(self, state: LookupState, nodes: Sequence[Node]) -> DraftHeadOutput:
-        state.rows = [children(state.text, state.reliability, node) for node in nodes]
+        state.rows = [children(state, node) for node in nodes]
         width = max(map(len, state.rows), default=0)
         ids = torch.full((len(state.rows), width), -1, dtype=torch.int64)
         log_q = torch.full((len(state.rows), width), -math.inf)
@@ -113,13 +120,14 @@ class LookupDrafter:
         return DraftHeadOutput(log_q, ids, 0)
 
 
-def children(text: SuffixAutomaton, reliability: Reliability, node: Node) -> dict[int, Node]:
+def children(lookup: LookupState, node: Node) -> dict[int, Node]:
     """Tokens that may follow a node with the nodes they lead to, the likeliest first; at most
-    ``WIDTH``, none whose path is less likely than ``FLOOR``."""
+    ``WIDTH``, none whose path is less likely than the floor."""
+    text, reliability, floor = lookup.text, lookup.reliability, lookup.floor
     found: dict[int, Node] = {}
     state, length, left = node.state, node.length, node.chance
     for _ in range(SHORTER):
-        if state <= ROOT or left < FLOOR:
+        if state <= ROOT or left < floor:
             break
         chance = reliability.chance(length)
         tokens = [
@@ -131,7 +139,7 @@ def children(text: SuffixAutomaton, reliability: Reliability, node: Node) -> dic
         total = sum(count for count, _, _, _ in tokens)
         for count, _, token, after in tokens[: WIDTH - len(found)]:
             path = left * chance * count / total
-            if path < FLOOR:
+            if path < floor:
                 break
             found[token] = Node(after, length + 1, path)
         if tokens:

@@ -1,0 +1,117 @@
+"""Measures what rounds cost on this machine, once for a machine, model, dtype, thread count and
+drafter; the table is kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.engine.clock import PhaseClock
+from dynaspec_cli.engine.draft import Draft, Speculation
+from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.protocols import Committed, DraftTree, Target
+from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
+from dynaspec_cli.tree.registry import create_tree
+from dynaspec_cli.tuning.costs import ROWS, CostTable
+from dynaspec_cli.tuning.machine import cpu_name
+
+PROMPT_TOKENS = 64
+RUNS = 5
+"""Timed passes of a size, after one that is not counted; the sizes take turns, and the fastest
+counts, since whatever else runs can only slow a pass down."""
+STEPS = 4
+"""Draft steps of a measured round."""
+SLOW_MS = 150.0
+"""A pass over one row from which on the largest sizes are not measured: they would take seconds,
+and such a machine does not verify them."""
+FEW_ROWS = 9
+
+
+def costs_of(target: Target, parts: Speculation) -> CostTable:
+    """The table for a target and what drafts for it: kept, or measured now and kept where the
+    cache folder can be written."""
+    path = cache_root() / "costs" / f"{_key(target, parts)}.json"
+    try:
+        return CostTable.from_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, DynaSpecError):
+        table = measure(target, parts)
+    try:
+        make_folder(path.parent)
+        write_text(path, table.to_json())
+    except (OSError, DynaSpecError):
+        pass  # a read-only cache: measured anew by the next process
+    return table
+
+
+def _key(target: Target, parts: Speculation) -> str:
+    made_of: tuple[Any, ...] = (
+        1,
+        cpu_name() if target.device.type == "cpu" else torch.cuda.get_device_name(target.device),
+        torch.get_num_threads(),
+        target.kernels,
+        target.head_hash(),
+        target.num_layers,
+        str(target.dtype),
+        target.head_weight().format,
+        parts.drafter.name,
+        sorted(parts.drafter.describe().items(), key=lambda item: item[0]),
+        None if parts.shortlist is None else (parts.shortlist.name, parts.shortlist.size),
+    )
+    return hashlib.sha256(repr(made_of).encode()).hexdigest()[:32]
+
+
+def measure(target: Target, parts: Speculation) -> CostTable:
+    """Times passes of the target over trees of each size, and a chain of draft steps."""
+    vocab = target.vocab_size
+    prompt = torch.arange(PROMPT_TOKENS) * 7919 % vocab
+    state = target.begin(PROMPT_TOKENS + 1, parts.drafter.taps)
+    prefill = target.prefill(state, prompt)
+    trees = {
+        rows: DraftTree(torch.arange(rows) % vocab, torch.tensor([-1, *[0] * (rows - 1)]))
+        for rows in ROWS
+    }
+
+    def verify(rows: int) -> None:
+        target.verify(state, trees[rows]).argmax()
+
+    verify(1)
+    first = _timed(target, lambda: verify(1))
+    rows = [n for n in ROWS if n <= FEW_ROWS or first < SLOW_MS]
+    times: dict[int, list[float]] = {n: [] for n in rows}
+    for turn in range(RUNS + 1):
+        for n in rows:
+            spent = _timed(target, lambda n=n: verify(n))  # type: ignore[misc]
+            if turn:
+                times[n].append(spent)
+
+    chain = create_tree(TreeConfig("chain", STEPS, STEPS, 1), SamplingConfig())
+    fixed = replace(parts, policy=chain, lookup=None, size=STEPS, costs=None, resized=None)
+    draft = Draft(fixed, prompt, prefill, PROMPT_TOKENS + 8 * RUNS + STEPS)
+    clock = PhaseClock(target.device)
+    last, token = torch.tensor([PROMPT_TOKENS - 1]), prompt[:1]
+    drafts = []
+    for _ in range(RUNS + 1):
+        begun = time.perf_counter()
+        draft.grow(Committed(prefill, last, token), clock)
+        if draft.depth:
+            drafts.append(1e3 * (time.perf_counter() - begun) / draft.depth)
+    return CostTable(
+        tuple(rows),
+        tuple(min(times[n]) for n in rows),
+        min(drafts[1:], default=0.0),
+    )
+
+
+def _timed(target: Target, call: Callable[[], None]) -> float:
+    """Milliseconds of a call, the device's work included."""
+    begun = time.perf_counter()
+    call()
+    if target.device.type == "cuda":
+        torch.cuda.synchronize(target.device)
+    return 1e3 * (time.perf_counter() - begun)
