@@ -116,7 +116,7 @@ class Draft:
         with clock("tree"):
             nodes = self.parts.size if self.pace is None else self.pace.next()
             found = self._look_up(committed.tokens.tolist(), nodes)
-        if nodes == 0 or self.share.alone:
+        if (self.pace is not None and nodes == 0) or self.share.alone:
             self._postpone(committed)
             return graft(root_only(int(root)), found.tokens, found.parents)
         policy = self._policy(nodes - len(found.tokens))
@@ -162,11 +162,9 @@ class Draft:
     def _with_postponed(self, committed: Committed) -> Committed:
         if not self.waiting:
             return committed
-        self.waiting.append(
-            Committed(committed.output.keep(committed.rows), committed.rows, committed.tokens)
-        )
-        tokens = torch.cat([part.tokens for part in self.waiting])
-        kept = KeptRows.joined([part.output.keep(part.rows) for part in self.waiting])
+        parts = [*self.waiting, committed]
+        tokens = torch.cat([part.tokens for part in parts])
+        kept = KeptRows.joined([part.output.keep(part.rows) for part in parts])
         self.waiting = []
         return Committed(kept, torch.arange(tokens.numel()), tokens)
 
