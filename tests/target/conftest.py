@@ -7,21 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-VOCAB = 97
-COMMON: dict[str, Any] = {
-    "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "max_position_embeddings": 128,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "pad_token_id": 0,
-    "initializer_range": 0.4,
-}
+from tiny_families import COMMON, randomise
 
 
 def _configs() -> dict[str, Any]:
@@ -85,16 +71,6 @@ def _configs() -> dict[str, Any]:
 FAMILIES = ("gemma3", "llama", "llama3", "qwen2", "qwen3", "gemma2", "mistral")
 
 
-def _randomise(model: Any) -> None:
-    """Norm weights and biases start at constants: make them matter."""
-    import torch
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-
-
 @pytest.fixture(scope="session")
 def family_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Folder of a family's tiny random model in float32 (no tokenizer)."""
@@ -109,7 +85,7 @@ def family_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             with torch.random.fork_rng():
                 torch.manual_seed(FAMILIES.index(family))
                 model = AutoModelForCausalLM.from_config(_configs()[family])
-                _randomise(model)
+                randomise(model)
             model.save_pretrained(folder)
             made[family] = folder
         return made[family]

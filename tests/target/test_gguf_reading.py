@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import COMMON, VOCAB
 from gguf_writing import Arrays, quantised, write_gguf
+from tiny_families import COMMON, VOCAB
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.target.gguf_native import open_native
@@ -78,13 +78,13 @@ def test_families(family: str, hf_model: Callable[[str], Any], tmp_path: Path) -
 
 def made(config: Any) -> Any:
     """A tiny model whose norms and biases matter."""
-    from conftest import _randomise
+    from tiny_families import randomise
     from transformers import AutoModelForCausalLM
 
     with torch.random.fork_rng():
         torch.manual_seed(5)
         model = AutoModelForCausalLM.from_config(config).eval()
-        _randomise(model)
+        randomise(model)
     return model
 
 

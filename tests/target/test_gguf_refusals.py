@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import COMMON
 from gguf_writing import Arrays, quantised, write_gguf
+from tiny_families import COMMON
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.gguf_native import open_native

@@ -89,9 +89,7 @@ def test_the_same_counts_give_the_same_sizes():
 @pytest.mark.parametrize("size", [1, 4, 9])
 def test_the_prior_is_the_best_tree_of_an_acceptance_vector(size):
     acceptance, depth = (0.6, 0.2, 0.1), 3
-    paths = [
-        math.prod(path) for n in range(1, depth + 1) for path in product(acceptance, repeat=n)
-    ]
+    paths = [math.prod(path) for n in range(1, depth + 1) for path in product(acceptance, repeat=n)]
     assert path_values(acceptance, size, depth) == pytest.approx(sorted(paths)[::-1][:size])
 
 
