@@ -53,7 +53,17 @@ inline std::string shape_text(std::initializer_list<int64_t> sizes) {
                  ::dynaspec::describe(tensor))
 
 // ---- types -------------------------------------------------------------------------------------
-enum class Dtype : int { kFloat32, kBFloat16, kFloat16, kInt8, kInt32, kInt64, kBool, kUInt8, kFloat64 };
+enum class Dtype : int {
+  kFloat32,
+  kBFloat16,
+  kFloat16,
+  kInt8,
+  kInt32,
+  kInt64,
+  kBool,
+  kUInt8,
+  kFloat64
+};
 
 struct DtypeFacts {
   int32_t code;  // PyTorch's
