@@ -81,8 +81,7 @@ def _drafter(target: Any) -> EagleDrafter:
 def _shortlist(target: Any) -> DynaSpecShortlist:
     cuda = torch.device("cuda")
     ids = torch.arange(VOCAB, device=cuda, dtype=torch.int32)
-    none = torch.empty(0, device=cuda)
-    head = DraftHead(target.head_weight(), none, ids, ids.long(), VOCAB)
+    head = DraftHead(target.head_weight(), ids, ids.long(), VOCAB)
     weights = {"w1": (32, 2 * DIM), "b1": (32,), "w2": (CLUSTERS, 32), "b2": (CLUSTERS,)}
     router = Router("mlp", {name: torch.randn(s, device=cuda) for name, s in weights.items()}, cuda)
     offsets = torch.linspace(32, VOCAB, CLUSTERS + 1, device=cuda).int()
