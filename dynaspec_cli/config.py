@@ -70,6 +70,15 @@ VERIFICATIONS = ("siblings", "traversal")
 leaves."""
 
 
+NODES = 8
+"""Of a tree whose size nobody gave and that cannot adapt."""
+MOST_NODES = 16
+"""Of a tree whose size adapts."""
+FIXED_TREES = ("specinfer", "auto")
+"""Trees that do not adapt: one whose expansion may be the user's own, and one that chooses by the
+clock."""
+
+
 @dataclass(frozen=True)
 class TreeConfig:
     """Shape of the draft tree, and how it is filled.
@@ -87,15 +96,17 @@ class TreeConfig:
     cut or extended to ``size``. ``ddd_steps``: draft steps after which ddd tests its beam; None:
     each one. ``verification``: of drawn children (``VERIFICATIONS``).
 
-    ``adapt``: ``size`` is a limit; how many nodes a round has follows from what rounds cost on this
-    machine and what the request's rounds have brought (tuning/pace.py), down to none.
+    ``size`` None: how many nodes a round has, none to ``MOST_NODES``, follows from what rounds cost
+    on this machine and what the request's rounds have brought (tuning/pace.py); where nothing is
+    known of the machine, and for ``FIXED_TREES``, ``NODES``.
 
-    8 nodes by default: on a CPU a pass over 9 rows costs what one over a single row does, one over
-    17 a quarter more, which the longer accepted paths do not repay (docs/internals/performance.md).
+    8 nodes by default there: on a CPU a pass over 9 rows costs what one over a single row does, one
+    over 17 a quarter more, which the longer accepted paths do not repay
+    (docs/internals/performance.md).
     """
 
     policy: str = "dyspec"
-    size: int = 8
+    size: int | None = None
     depth: int = 6
     width: int = 4
     threshold: float | None = None
@@ -105,10 +116,12 @@ class TreeConfig:
     expansion: tuple[int, ...] | None = None
     ddd_steps: tuple[int, ...] | None = None
     verification: str = "siblings"
-    adapt: bool = False
 
     def __post_init__(self) -> None:
-        _require(1 <= self.size <= 1024, f"--tree-size: expected 1 to 1024 nodes, got {self.size}")
+        _require(
+            self.size is None or 1 <= self.size <= 1024,
+            f"--tree-size: expected 1 to 1024 nodes, got {self.size}",
+        )
         _require(1 <= self.depth <= 64, f"--tree-depth: expected 1 to 64 levels, got {self.depth}")
         _require(
             1 <= self.width <= 64, f"--tree-width: expected 1 to 64 children, got {self.width}"
@@ -146,6 +159,16 @@ class TreeConfig:
             or (bool(self.ddd_steps) and all(step >= 1 for step in self.ddd_steps)),
             f"--ddd-steps: expected draft steps of at least 1, got {_listed(self.ddd_steps)}",
         )
+
+    @property
+    def adapts(self) -> bool:
+        """Does the size follow from the machine and the request?"""
+        return self.size is None and self.policy not in FIXED_TREES
+
+    @property
+    def nodes(self) -> int:
+        """The size of a tree that does not adapt."""
+        return NODES if self.size is None else self.size
 
     def draws(self, sampling: SamplingConfig) -> bool:
         """Are children sampled under this target?"""

@@ -161,7 +161,7 @@ def execute(
         store.samples,
         options.specs,
         settings,
-        default_nodes=options.tree.size,
+        default_nodes=options.tree.nodes,
         seed=options.seed,
         checked=options.check_exact,
     )
@@ -211,7 +211,7 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
         "tree_acceptance": None if tree.acceptance is None else list(tree.acceptance),
         "tree_expansion": None if tree.expansion is None else list(tree.expansion),
         "ddd_steps": None if tree.ddd_steps is None else list(tree.ddd_steps),
-        "tree_size": tree.size,
+        "tree_size": tree.nodes,
         "check_exact": options.check_exact,
         "tie_bound": TIE_BOUND[dtype] if options.check_exact else None,
         "preset": options.preset,

@@ -163,7 +163,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 )
 @DRAFTER_OPTION
 @click.option(
-    "--tree-size", type=int, metavar="N", default=_TREE.size, help="Nodes of specs without @NODES."
+    "--tree-size", type=int, metavar="N", default=_TREE.nodes, help="Nodes of specs without @NODES."
 )
 @click.option(
     "--tree-depth",

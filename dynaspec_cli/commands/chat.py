@@ -39,7 +39,7 @@ line of standard input is a message. Answers go to stdout, the rest to stderr.
     default=True,
     help="Keep typed lines for later conversations, in ~/.local/state/dynaspec.",
 )
-@request_options(0.0, "Length limit of an answer.", system=True)
+@request_options(0.0, "Length limit of an answer, in tokens.", system=True)
 def chat(common: CommonOptions, request: RequestOptions, markdown: bool, history: bool) -> None:
     """Talk with a model. What was said is read once: the caches of target and drafter are kept
     between turns."""

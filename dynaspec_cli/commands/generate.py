@@ -93,11 +93,19 @@ is kept and the exit code is 130.
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE.jsonl",
-    help="A JSON line a prompt of --prompt-file FILE.jsonl; goes on where an earlier run stopped.",
+    help="A JSON line a prompt of --prompt-file FILE.jsonl; goes on where an earlier run stopped.  "
+    "[default: print the one text]",
 )
-@click.option("--workers", type=int, metavar="N", help="Engines side by side; needs --out.")
 @click.option(
-    "--ray", metavar="ADDRESS", help="Run them on this Ray cluster (or auto, local); needs --out."
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Number of engines side by side; needs --out.  [default: 1]",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Run them on this Ray cluster (or auto, local); needs --out.  [default: on this machine]",
 )
 @sampling_options
 @drafting_options

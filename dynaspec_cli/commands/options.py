@@ -18,6 +18,7 @@ from dynaspec_cli import settings_file
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
 from dynaspec_cli.config import (
     DRAWS,
+    MOST_NODES,
     VERIFICATIONS,
     SamplingConfig,
     ShortlistConfig,
@@ -287,11 +288,6 @@ DRAFTER_OPTION = click.option(
 )
 
 _TREE = TreeConfig()
-MOST_NODES = 16
-"""Of a tree whose size adapts."""
-FIXED_TREES = ("specinfer", "auto")
-"""Trees whose size is not adapted: one whose expansion may be the user's own, and one that chooses
-by the clock."""
 _SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.items())
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
     click.option(
@@ -460,9 +456,7 @@ def tree_config(
     filling: dict[str, Any],
 ) -> TreeConfig:
     """The checked object; raises ``UsageError``. Without a size it adapts."""
-    adapt = tree_size is None and tree not in FIXED_TREES
-    size = (MOST_NODES if adapt else _TREE.size) if tree_size is None else tree_size
-    return TreeConfig(tree, size, tree_depth, tree_width, adapt=adapt, **filling)
+    return TreeConfig(tree, tree_size, tree_depth, tree_width, **filling)
 
 
 def shortlist_config(shortlist: str, shortlist_size: int | None) -> ShortlistConfig:

@@ -104,7 +104,9 @@ def request_options(
             help="A variable of the chat template, as enable_thinking=false; repeatable.",
         )(options)
         if system:
-            options = click.option("--system", metavar="TEXT", help="System message.")(options)
+            options = click.option(
+                "--system", metavar="TEXT", help="System message.  [default: the template's own]"
+            )(options)
         return options
 
     return decorate

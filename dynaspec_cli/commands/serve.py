@@ -31,7 +31,8 @@ request is answered at a time, the others wait. Ctrl-C ends the server.
     "--api-key",
     metavar="KEY",
     show_default=False,
-    help="Ask for it; better set DYNASPEC_API_KEY, since others can read a command line.",
+    help="Ask for it; better set DYNASPEC_API_KEY, since others can read a command line.  "
+    "[default: ask for none]",
 )
 @click.option(
     "--max-queue",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dynaspec_cli.checkpoints.fingerprint import Head
-from dynaspec_cli.config import TreeConfig
+from dynaspec_cli.config import MOST_NODES
 from dynaspec_cli.doctor import memory
 from dynaspec_cli.doctor.drafter import drafter_path, inspect_drafter, language_model_sizes
 from dynaspec_cli.doctor.memory import ModelSizes
@@ -70,7 +70,7 @@ class Needs:
             sizes,
             self.dtype,
             context=self.context,
-            tree_size=TreeConfig().size,
+            tree_size=MOST_NODES,
             drafter_bytes=0 if folder is None else self._drafter_bytes(folder),
             reordered_head=reordered,
             available=self.available,
@@ -109,6 +109,6 @@ class Needs:
         sizes = language_model_sizes(path)
         if sizes is not None:
             item = memory.ITEM_BYTES[self.dtype]
-            rows = self.context + TreeConfig().size + 1
+            rows = self.context + MOST_NODES + 1
             return (sizes.weights + sizes.kv_width * rows) * item
         return sum(part.stat().st_size for part in weight_files(path, required=False))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dynaspec_cli import __version__, ops
-from dynaspec_cli.config import GenerationConfig, ShortlistConfig, TreeConfig
+from dynaspec_cli.config import MOST_NODES, GenerationConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.drafters.load import beside, load_drafter
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
@@ -283,7 +283,8 @@ class Engine:
 
     def settings(self, config: GenerationConfig, speculation: Speculation | None) -> dict[str, Any]:
         """Every option as used, versions, threads and kernels."""
-        sampling, tree = config.sampling, self.tree(config.tree)
+        sampling = config.sampling
+        tree, size = self.tree(config.tree)
         drafting: dict[str, Any] = {"drafter": "none"}
         if speculation is not None and self.drafter is not None:
             drafting = {
@@ -291,10 +292,10 @@ class Engine:
                 **self.drafter.describe(),
                 **self._shortlist_settings(config, speculation),
                 "tree": tree.policy,
-                "tree_size": tree.size,
+                "tree_size": size,
                 "tree_depth": tree.depth,
                 "tree_width": tree.width,
-                "tree_adapt": tree.adapt,
+                "tree_adapts": tree.adapts,
                 "tree_costs": self._cost_settings(config),
                 "tree_threshold": getattr(speculation.policy, "threshold", None),
                 "tree_draw": "sample" if tree.draws(sampling) else "best",
@@ -351,7 +352,7 @@ class Engine:
 
     def _cost_settings(self, config: GenerationConfig) -> dict[str, float] | None:
         """Milliseconds that trees adapt to: of passes by rows, and of a draft step."""
-        table = self._tables.get(config.shortlist) if config.tree.adapt else None
+        table = self._tables.get(config.shortlist) if config.tree.adapts else None
         if table is None:
             return None
         passes = zip(table.rows, table.pass_ms, strict=True)
@@ -376,35 +377,38 @@ class Engine:
             raise DynaSpecError(f"there is no drafter for {self.target.name}; give --drafter")
         headed = self.drafter.head is not None
         acceptance = self.acceptance(config.sampling.temperature)
-        tree, sampling = self.tree(config.tree), config.sampling
+        tree, size = self.tree(config.tree)
+        sampling = config.sampling
         source = GeneratorSource(sampling.seed, DRAFT_STREAM)
 
         def resized(size: int) -> TreePolicy:
             shape = replace(tree, size=size)
             return create_tree(shape, sampling, acceptance=acceptance, source=source, draws=headed)
 
-        policy = resized(tree.size)
+        policy = resized(size)
         # A policy that draws children sets the temperature of its draws itself.
         heat = tree.temperature(sampling)
         temperature = 1.0 if policy.needs_distribution else heat
         shortlist = self.shortlist(config.shortlist, tree.depth) if headed else None
         lookup = self.lookup if headed else None
-        fixed = Speculation(self.drafter, shortlist, policy, temperature, lookup, tree.size)
-        if not tree.adapt:
+        fixed = Speculation(self.drafter, shortlist, policy, temperature, lookup, size)
+        if not tree.adapts:
             return fixed
         costs = self._costs(config.shortlist, fixed)
         if isinstance(self.drafter, LookupDrafter):
             # Its trees are no larger than what a match promises; only the price of a row is set.
             return replace(fixed, drafter=LookupDrafter(max(costs.row_price, LEAST_PRICE)))
-        prior = path_values(acceptance or EXAMPLE, tree.size, tree.depth)
+        prior = path_values(acceptance or EXAMPLE, size, tree.depth)
         return replace(fixed, costs=costs, resized=resized, prior=tuple(prior))
 
-    def tree(self, config: TreeConfig) -> TreeConfig:
-        """The shape of trees: lookup, which takes no time to draft, goes deeper where sizes
-        adapt."""
-        if not (config.adapt and isinstance(self.drafter, LookupDrafter)):
-            return config
-        return replace(config, size=LOOKUP_NODES, depth=max(config.depth, LOOKUP_NODES))
+    def tree(self, config: TreeConfig) -> tuple[TreeConfig, int]:
+        """The shape of trees and the most nodes of one: lookup, which takes no time to draft, goes
+        deeper where sizes adapt."""
+        if not config.adapts:
+            return config, config.nodes
+        if isinstance(self.drafter, LookupDrafter):
+            return replace(config, depth=max(config.depth, LOOKUP_NODES)), LOOKUP_NODES
+        return config, MOST_NODES
 
     def _costs(self, config: ShortlistConfig, parts: Speculation) -> CostTable:
         if config not in self._tables:

@@ -63,7 +63,7 @@ class Auto:
     needs_distribution = False
 
     def __init__(self, config: TreeConfig, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.size, self.depth, self.width = config.size, config.depth, config.width
+        self.size, self.depth, self.width = config.nodes, config.depth, config.width
         self.clock = clock
         self.rounds = 0
         self.step_cost, self.verify_cost = LinearCost(), LinearCost()

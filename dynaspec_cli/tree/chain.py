@@ -11,7 +11,7 @@ from dynaspec_cli.tree.sampled import Drawing
 
 
 def _narrow(config: TreeConfig) -> TreeConfig:
-    depth = min(config.depth, config.size)
+    depth = min(config.depth, config.nodes)
     return replace(config, width=1, depth=depth, size=depth)
 
 

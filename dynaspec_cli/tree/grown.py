@@ -69,7 +69,7 @@ class Grown:
     whole_beam = False
 
     def __init__(self, config: TreeConfig, least: float = 0.0) -> None:
-        self.size, self.depth, self.width = config.size, config.depth, config.width
+        self.size, self.depth, self.width = config.nodes, config.depth, config.width
         self.least = least
 
     def begin(self, root: int) -> GrownTree:
@@ -78,7 +78,8 @@ class Grown:
 
     def estimates(self, state: GrownTree) -> tuple[float, ...]:
         """``DraftTree.values`` of the nodes that are kept."""
-        paths = state.values[0, 1:][state.values[1, 1:] > -math.inf]
+        values = state.values[:, 1 : drawn_so_far(state.nodes)[1] + 1]  # beyond is no node
+        paths = values[0][values[1] > -math.inf]
         paths = paths.exp() if self.logarithms else paths
         return tuple(paths.sort(descending=True).values.tolist())
 

@@ -69,6 +69,7 @@ def create_tree(
     from dynaspec_cli.tree.sampled import Drawing
 
     create = TREES.load(config.policy)
+    config = replace(config, size=config.nodes)
     drawing = None
     if draws and config.draws(sampling):
         source = source or GeneratorSource(sampling.seed, DRAFT_STREAM)

@@ -36,7 +36,7 @@ class Sequoia(FixedTree):
         self, config: TreeConfig, acceptance: Sequence[float], drawing: Drawing | None
     ) -> None:
         plan, self.expected_tokens = optimal_plan(
-            acceptance[: config.width], config.size, config.depth
+            acceptance[: config.width], config.nodes, config.depth
         )
         self.settings = {"tree_acceptance": list(acceptance[: config.width])}
         super().__init__(plan, drawing, replacement=False)

@@ -31,10 +31,10 @@ def _plan(config: TreeConfig) -> Plan:
     if config.expansion is None:
         return default_plan(config)
     nodes, levels = sum(level_sizes(config.expansion)), len(config.expansion)
-    if nodes > config.size or levels > config.depth:
+    if nodes > config.nodes or levels > config.depth:
         raise UsageError(
             f"--tree-expansion {','.join(map(str, config.expansion))}: expected at most "
-            f"--tree-size {config.size} nodes on --tree-depth {config.depth} levels, got {nodes} "
+            f"--tree-size {config.nodes} nodes on --tree-depth {config.depth} levels, got {nodes} "
             f"on {levels}"
         )
     return expansion_plan(config.expansion)
@@ -58,9 +58,9 @@ def default_plan(config: TreeConfig) -> Plan:
     levels = min(config.depth, EXPANSION_LEVELS)
     expansion = [1] * levels
     for level in range(min(BRANCHING_LEVEL, levels) - 1, -1, -1):
-        while expansion[level] < config.width and sum(level_sizes(expansion)) < config.size:
+        while expansion[level] < config.width and sum(level_sizes(expansion)) < config.nodes:
             expansion[level] += 1
-    return first_places(expansion_plan(expansion), config.size)
+    return first_places(expansion_plan(expansion), config.nodes)
 
 
 def first_places(plan: Plan, count: int) -> Plan:

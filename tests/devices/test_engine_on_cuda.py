@@ -98,7 +98,7 @@ def on_cuda(tiny_model_dir):
 
 def _shortlist(name: str, target: TransformersTarget) -> Any:
     weight = target.head_weight()
-    vocab, dim = weight.shape
+    vocab, dim = weight.rows, weight.columns
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(1))
     if name == "full":
         return FullShortlist(build_head(weight))

@@ -357,6 +357,7 @@ def test_a_tokenizer_begun_early_is_handed_out_once(
 ) -> None:
     from dynaspec_cli.target.load import load
 
+    module._begun.clear()  # what earlier tests began and never asked for
     module.begin_tokenizer(str(tiny_gguf))
     begun = module._begun[tiny_gguf]
     _, ours = load(str(tiny_gguf), "float32", "cpu")

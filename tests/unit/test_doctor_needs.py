@@ -12,7 +12,7 @@ import torch
 from rich.text import Text
 
 from dynaspec_cli import ops
-from dynaspec_cli.config import TreeConfig
+from dynaspec_cli.config import MOST_NODES
 from dynaspec_cli.doctor import memory, needs, system
 from dynaspec_cli.doctor.drafter import inspect_drafter
 from dynaspec_cli.doctor.memory import ModelSizes
@@ -71,7 +71,7 @@ def test_a_language_model_has_a_cache_of_its_own(tiny_model_dir: Path) -> None:
     """Two layers of 2 KV heads of width 8, 100 tokens of context and a tree, in bf16."""
     shapes = memory.safetensors_shapes(tiny_model_dir).values()
     weights = sum(torch.Size(shape).numel() for shape in shapes)
-    rows = 100 + TreeConfig().size + 1
+    rows = 100 + MOST_NODES + 1
     expected = 2 * (weights + 2 * 2 * 2 * 8 * rows)
     for value in (str(tiny_model_dir), f"{tiny_model_dir}+lookup"):
         assert counted(of_head(OTHER, value)) == (expected, 0)
