@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+from dynaspec_cli.config import MOST_NODES
 from dynaspec_cli.drafters import load
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.engine.api import Engine
@@ -55,7 +56,7 @@ def test_a_gguf_file_is_judged_by_its_header(
     memory = doctor(tmp_path / "tiny.gguf")["memory"]
     parts = memory["parts_bytes"]
     # K and V of each layer, heads of 8 numbers of 4 bytes; 100 tokens, 8 nodes and the root.
-    assert parts["kv_cache"] == 2 * LAYERS * KV_HEADS * 8 * 4 * 109
+    assert parts["kv_cache"] == 2 * LAYERS * KV_HEADS * 8 * 4 * (100 + MOST_NODES + 1)
     assert parts["verification_logits"] == 9 * VOCAB * 4
     assert memory["total_bytes"] == sum(parts.values()) > parts["weights"] > 2 * VOCAB * WIDTH * 4
     assert memory["fits"] is True
