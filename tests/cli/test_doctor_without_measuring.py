@@ -57,7 +57,7 @@ def test_a_gguf_file_is_judged_by_its_header(
     parts = memory["parts_bytes"]
     # K and V of each layer, heads of 8 numbers of 4 bytes; 100 tokens, 8 nodes and the root.
     assert parts["kv_cache"] == 2 * LAYERS * KV_HEADS * 8 * 4 * (100 + MOST_NODES + 1)
-    assert parts["verification_logits"] == 9 * VOCAB * 4
+    assert parts["verification_logits"] == (MOST_NODES + 1) * VOCAB * 4
     assert memory["total_bytes"] == sum(parts.values()) > parts["weights"] > 2 * VOCAB * WIDTH * 4
     assert memory["fits"] is True
     assert "note" not in memory  # its head has a hash: nothing is left open

@@ -58,7 +58,8 @@ def test_it_serves_what_generate_says_until_told_to_end(program, chat_model_dir,
         assert process.wait(20) == 130
     finally:
         process.kill()
-    assert process.stdout.read() == ""
+        said, _ = process.communicate()  # closes the pipes
+    assert said == ""
 
 
 def test_what_cannot_be_served_is_told_before_a_model_is_loaded():
