@@ -37,7 +37,7 @@ def prompt_batches(
     out."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, ids in enumerate(prompts):
-        by_length[_length(min(ids.numel(), longest - NEW_TOKENS))].append(index)
+        by_length[kept_length(min(ids.numel(), longest - NEW_TOKENS))].append(index)
     draw = random.Random(seed)
     batches = []
     for length in sorted(by_length):
@@ -76,7 +76,7 @@ def growing(batches: Sequence[PromptBatch], first: int | None) -> list[PromptBat
     return found
 
 
-def _length(count: int) -> int:
+def kept_length(count: int) -> int:
     if count <= EXACT_LENGTH:
         return count
     step = 16 if count < 256 else 64
