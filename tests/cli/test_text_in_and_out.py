@@ -23,7 +23,7 @@ WORDS = "Zoë — 世界 👩"
 
 PROGRAM = """
 import sys
-from tests.cli import conftest
+from cli import conftest
 engine = conftest.FakeEngine(words=(WORDS,))
 import dynaspec_cli.commands.generate as command
 command.load_engine = lambda *a: engine

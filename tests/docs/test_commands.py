@@ -13,10 +13,10 @@ from pathlib import Path
 import click
 import pytest
 
+from docs.test_prose import DOCUMENTS, ROOT, name
 from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.main import cli
 from dynaspec_cli.tree.registry import TREES
-from tests.docs.test_prose import DOCUMENTS, ROOT, name
 
 README = ROOT / "README.md"
 UNPUBLISHED = ("DATA", "rare-tokens", "rare_tokens")

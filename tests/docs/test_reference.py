@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.docs.python_reference import PAGE, reference
+from docs.python_reference import PAGE, reference
 
 
 def test_the_python_page_is_what_the_docstrings_say() -> None:

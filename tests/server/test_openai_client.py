@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.server.conftest import DEFAULTS
+from server.conftest import DEFAULTS
 
 openai = pytest.importorskip("openai")
 
