@@ -98,7 +98,9 @@ class TreeConfig:
 
     ``size`` None: how many nodes a round has, none to ``MOST_NODES``, follows from what rounds cost
     on this machine and what the request's rounds have brought (tuning/pace.py); where nothing is
-    known of the machine, and for ``FIXED_TREES``, ``NODES``.
+    known of the machine, and for ``FIXED_TREES``, ``NODES``. ``limit``: of a tree that adapts, the
+    most nodes that it may have in another round: dyspec's threshold then follows from that, since
+    the threshold of a tree of two would stop it after its first node.
 
     8 nodes by default there: on a CPU a pass over 9 rows costs what one over a single row does, one
     over 17 a quarter more, which the longer accepted paths do not repay
@@ -116,6 +118,7 @@ class TreeConfig:
     expansion: tuple[int, ...] | None = None
     ddd_steps: tuple[int, ...] | None = None
     verification: str = "siblings"
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         _require(

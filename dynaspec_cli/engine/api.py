@@ -380,9 +380,10 @@ class Engine:
         tree, size = self.tree(config.tree)
         sampling = config.sampling
         source = GeneratorSource(sampling.seed, DRAFT_STREAM)
+        limit = size if tree.adapts else None
 
         def resized(size: int) -> TreePolicy:
-            shape = replace(tree, size=size)
+            shape = replace(tree, size=size, limit=limit)
             return create_tree(shape, sampling, acceptance=acceptance, source=source, draws=headed)
 
         policy = resized(size)

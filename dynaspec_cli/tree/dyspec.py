@@ -22,7 +22,7 @@ is worth a little more than the tokens it would bring (docs/methods/trees.md).""
 
 def slot_threshold(config: TreeConfig) -> float:
     """The value below which a slot is not filled."""
-    own = min(1.0, SLOT_VALUE / config.nodes)
+    own = min(1.0, SLOT_VALUE / (config.limit or config.nodes))
     return own if config.threshold is None else config.threshold
 
 
