@@ -11,9 +11,12 @@ from typing import Any
 
 import pytest
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
+import dynaspec_cli
 
-_ROOT = Path(__file__).parents[1]
+PACKAGE = str(Path(dynaspec_cli.__file__).parents[1])
+"""Where the package under test lies: a checkout beside it may hold another."""
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(autouse=True)
@@ -160,10 +163,10 @@ def program() -> Callable[..., subprocess.CompletedProcess[str]]:
 
     def start(*args: str | Path, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("DYNASPEC_")}
-        environment |= {"PYTHONPATH": str(_ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
+        environment |= {"PYTHONPATH": PACKAGE, "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
         environment |= {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         return subprocess.run(
-            [sys.executable, "-m", "dynaspec_cli", *map(str, args)],
+            [sys.executable, "-P", "-m", "dynaspec_cli", *map(str, args)],
             input=stdin,
             capture_output=True,
             text=True,

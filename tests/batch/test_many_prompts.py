@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import pytest
 
+import dynaspec_cli
 from dynaspec_cli.batch import workers
 from dynaspec_cli.batch.answer import BatchRequest, answer
 from dynaspec_cli.batch.prompts import BatchPrompt, read_prompts
@@ -22,7 +23,9 @@ from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfi
 from dynaspec_cli.engine.api import Engine, never
 from dynaspec_cli.errors import DynaSpecError, UsageError
 
-ROOT = Path(__file__).parents[2]
+PACKAGE = str(Path(dynaspec_cli.__file__).parents[1])
+"""Where the package under test lies: a checkout beside it may hold another."""
+
 CONFIG = GenerationConfig(
     max_new_tokens=8,
     sampling=SamplingConfig(temperature=0.8, seed=5),
@@ -194,11 +197,11 @@ def test_a_killed_run_goes_on_where_it_stopped(
     lines = [{"id": i, "prompt": f"The capital {i}"} for i in range(40)]
     prompts, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     command = [
-        *(sys.executable, "-m", "dynaspec_cli", "generate", "--model", str(chat_model_dir)),
+        *(sys.executable, "-P", "-m", "dynaspec_cli", "generate", "--model", str(chat_model_dir)),
         *("--dtype", "float32", "--drafter", str(tiny_drafter_dir), *OPTIONS),
         *("--prompt-file", str(prompts), "--out", str(out)),
     ]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1"}
     for sent, least in ((signal.SIGKILL, 5), (signal.SIGINT, 10)):
         process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE)
         deadline = time.monotonic() + 120

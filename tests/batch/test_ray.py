@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import dynaspec_cli
 from dynaspec_cli.batch.answer import BatchRequest, answer
 from dynaspec_cli.batch.prompts import BatchPrompt
 from dynaspec_cli.engine.api import never
@@ -18,6 +19,9 @@ from .test_many_prompts import CONFIG, LINES, OPTIONS, by_id, lasting, write
 
 pytest.importorskip("ray")
 from dynaspec_cli.batch import on_ray
+
+PACKAGE = str(Path(dynaspec_cli.__file__).parents[1])
+"""Where the package under test lies: a checkout beside it may hold another."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +51,7 @@ def actors():
 
 @pytest.mark.slow
 def test_two_actors_one_of_which_is_killed(request_, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    monkeypatch.setenv("PYTHONPATH", PACKAGE)
     prompts = [BatchPrompt(i, i, text="The capital " * (1 + i % 3)) for i in range(1, 41)]
     lines, killed = [], []
     for line in on_ray.run(on_ray.LOCAL, 2, prompts, request_, never):

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
+import dynaspec_cli
 from dynaspec_cli.engine.events import (
     Comparison,
     DoneEvent,
@@ -25,6 +26,8 @@ from dynaspec_cli.engine.stats import summarize
 from dynaspec_cli.main import cli
 
 ROOT = Path(__file__).parents[2]
+PACKAGE = str(Path(dynaspec_cli.__file__).parents[1])
+"""Where the package under test lies: a checkout beside it may hold another."""
 
 
 @dataclass

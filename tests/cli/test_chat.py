@@ -13,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+import dynaspec_cli
 from dynaspec_cli.chat.line import Line, parse
 from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfig
 from dynaspec_cli.engine.api import Engine
 
 from .conftest import ROOT
+
+PACKAGE = str(Path(dynaspec_cli.__file__).parents[1])
+"""Where the package under test lies: a checkout beside it may hold another."""
 
 
 @pytest.fixture
@@ -153,12 +157,12 @@ def test_on_a_terminal(chat_model_dir, tiny_drafter_dir, engine, tmp_path):
     parent, child = pty.openpty()
     process = subprocess.Popen(
         [
-            *(sys.executable, "-m", "dynaspec_cli", "chat", "--model", str(chat_model_dir)),
+            *(sys.executable, "-P", "-m", "dynaspec_cli", "chat", "--model", str(chat_model_dir)),
             *("--dtype", "float32", "--drafter", str(tiny_drafter_dir)),
             *("--shortlist", "nanospec", "--max-new-tokens", "8"),
         ],
         stdin=child, stdout=subprocess.PIPE, stderr=child, cwd=ROOT, start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm", "OMP_NUM_THREADS": "1",
+        env={**os.environ, "PYTHONPATH": PACKAGE, "TERM": "xterm", "OMP_NUM_THREADS": "1",
              "XDG_STATE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"},
     )  # fmt: skip
     os.close(child)

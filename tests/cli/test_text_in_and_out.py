@@ -16,7 +16,7 @@ from dynaspec_cli.bench.suites import parse_suite
 from dynaspec_cli.checkpoints.token_map import load_token_map
 from dynaspec_cli.training.corpus import read_corpus
 
-from .conftest import ROOT, FakeEngine
+from .conftest import PACKAGE, ROOT, FakeEngine
 
 BOM = b"\xef\xbb\xbf"
 WORDS = "Zoë — 世界 👩"
@@ -36,8 +36,8 @@ main()
 def generated(encoding: str, *args: str) -> subprocess.CompletedProcess[bytes]:
     code = PROGRAM.replace("WORDS", repr(WORDS)).replace("ARGS", repr(args))
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False,
-        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": str(ROOT)},
+        [sys.executable, "-P", "-c", code], capture_output=True, cwd=ROOT, check=False,
+        env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": PACKAGE},
     )  # fmt: skip
 
 

@@ -13,17 +13,20 @@ from pathlib import Path
 
 import pytest
 
+import dynaspec_cli
+
+PACKAGE = str(Path(dynaspec_cli.__file__).parents[1])
+"""Where the package under test lies: a checkout beside it may hold another."""
+
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("uvicorn")
-
-ROOT = Path(__file__).parents[2]
 
 
 def start(*options, **env):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("DYNASPEC_")}
-    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    environment |= {"PYTHONPATH": PACKAGE, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(
-        [sys.executable, "-m", "dynaspec_cli", "serve", *map(str, options)],
+        [sys.executable, "-P", "-m", "dynaspec_cli", "serve", *map(str, options)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
