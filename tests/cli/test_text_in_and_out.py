@@ -23,7 +23,7 @@ WORDS = "Zoë — 世界 👩"
 
 PROGRAM = """
 import sys
-from cli import conftest
+from tests.cli import conftest
 engine = conftest.FakeEngine(words=(WORDS,))
 import dynaspec_cli.commands.generate as command
 command.load_engine = lambda *a: engine
@@ -36,7 +36,7 @@ main()
 def generated(encoding: str, *args: str) -> subprocess.CompletedProcess[bytes]:
     code = PROGRAM.replace("WORDS", repr(WORDS)).replace("ARGS", repr(args))
     return subprocess.run(
-        [sys.executable, "-P", "-c", code], capture_output=True, cwd=ROOT, check=False,
+        [sys.executable, "-c", code], capture_output=True, cwd=ROOT, check=False,
         env={**os.environ, "PYTHONIOENCODING": encoding, "PYTHONPATH": PACKAGE},
     )  # fmt: skip
 
