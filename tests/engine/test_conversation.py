@@ -12,6 +12,7 @@ from dynaspec_cli.engine import prefix_cache
 from dynaspec_cli.engine.api import Conversation, Engine
 from dynaspec_cli.engine.events import DoneEvent, TokensEvent
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.extension import compiled
 from dynaspec_cli.protocols import DraftTree, KeptRows
 from dynaspec_cli.target.load import load, load_transformers
 from dynaspec_cli.training.initialise import drafter_config, from_target
@@ -249,6 +250,9 @@ def test_too_long_a_prompt_leaves_the_cache_alone(engine):
     same_as_fresh(conversation, ids, config())
 
 
+@pytest.mark.skipif(
+    not compiled(torch.empty(0)), reason="without the extension a row is exact up to rounding only"
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pieces_of_any_size_have_the_same_bits(tiny_model_dir, dtype):
     """What makes it right to reuse rows: features, keys and values do not depend on the pass."""
