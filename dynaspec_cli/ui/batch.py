@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import click
 
-from dynaspec_cli.ui.console import on_terminal, stderr_console
+from dynaspec_cli.ui.console import counting_progress, on_terminal
 from dynaspec_cli.ui.view import View
 
 LINE_EVERY_S = 30.0
@@ -29,24 +29,7 @@ class BatchBar(View):
 
     def __enter__(self) -> Self:
         if self._live:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-
-            self._progress = Progress(
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(elapsed_when_finished=True),
-                TextColumn("{task.description}"),
-                console=stderr_console(),
-                transient=True,
-            )
+            self._progress = counting_progress(elapsed_when_finished=True)
             self._task = self._progress.add_task("", total=self._total, completed=self._done)
             self._progress.start()
         return self

@@ -59,3 +59,26 @@ def same_terminal() -> bool:
 def visible(text: str) -> str:
     """``text`` without control characters that a terminal would obey (a model may write any)."""
     return "".join(c for c in text if c in "\n\t" or not (c < " " or "\x7f" <= c <= "\x9f"))
+
+
+def counting_progress(elapsed_when_finished: bool = False) -> Any:
+    """A bar on stderr that counts things done, with the time they took and what is left. At the end
+    the latter is the time in all, where that is asked for."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    return Progress(
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(elapsed_when_finished=elapsed_when_finished),
+        TextColumn("{task.description}"),
+        console=stderr_console(),
+        transient=True,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Self
 
-from dynaspec_cli.ui.console import on_terminal, stderr_console
+from dynaspec_cli.ui.console import counting_progress, on_terminal
 from dynaspec_cli.ui.lines import ProgressLines
 from dynaspec_cli.ui.view import View
 
@@ -22,24 +22,7 @@ class BenchBar(View):
 
     def __enter__(self) -> Self:
         if self._live:
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeElapsedColumn,
-                TimeRemainingColumn,
-            )
-
-            self._progress = Progress(
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-                TextColumn("{task.description}"),
-                console=stderr_console(),
-                transient=True,
-            )
+            self._progress = counting_progress()
             self._task = self._progress.add_task("starting", total=None)
             self._progress.start()
         return self
