@@ -20,13 +20,12 @@ from dynaspec_cli import ops
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
 from dynaspec_cli.drafters.options import PUBLISHED
-from dynaspec_cli.drafters.published import EAGLE1, read_head_config
-from dynaspec_cli.drafters.published_drafter import PublishedDrafter, check_target
+from dynaspec_cli.drafters.published import EAGLE1
+from dynaspec_cli.drafters.published_drafter import PublishedDrafter
 from dynaspec_cli.drafters.published_weights import (
     HIDDEN_NORM,
     canonical,
     inspect_head,
-    read_weights,
 )
 from dynaspec_cli.protocols import Drafter, KeptRows, Target, TargetOutput
 from dynaspec_cli.target.tokenizer import TextTokenizer
@@ -55,11 +54,7 @@ def load_eagle1(
     files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
 ) -> Drafter:
     """The head in ``files``, checked against ``target``."""
-    where = f"drafter {files.folder}"
-    config = read_head_config(files.config, files.options, EAGLE1, where)
-    check_target(config, target, where)
-    weights = read_weights(config, files.tensors(), where)
-    return Eagle1Drafter(config, weights, target, where).named(files)
+    return Eagle1Drafter.load(files, target, EAGLE1)
 
 
 def _recognise(files: DrafterFiles) -> bool:

@@ -21,14 +21,13 @@ from dynaspec_cli import ops
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
 from dynaspec_cli.drafters.options import PUBLISHED
-from dynaspec_cli.drafters.published import EAGLE3, HeadConfig, read_head_config
-from dynaspec_cli.drafters.published_drafter import PublishedDrafter, check_target
+from dynaspec_cli.drafters.published import EAGLE3, HeadConfig
+from dynaspec_cli.drafters.published_drafter import PublishedDrafter
 from dynaspec_cli.drafters.published_weights import (
     HIDDEN_NORM,
     HeadWeights,
     canonical,
     inspect_head,
-    read_weights,
 )
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Drafter, KeptRows, Target, TargetOutput
@@ -101,11 +100,7 @@ def load_eagle3(
     files: DrafterFiles, target: Target, tokenizer: TextTokenizer | None = None
 ) -> Drafter:
     """The head in ``files``, checked against ``target``."""
-    where = f"drafter {files.folder}"
-    config = read_head_config(files.config, files.options, EAGLE3, where)
-    check_target(config, target, where)
-    weights = read_weights(config, files.tensors(), where)
-    return Eagle3Drafter(config, weights, target, where).named(files)
+    return Eagle3Drafter.load(files, target, EAGLE3)
 
 
 def _recognise(files: DrafterFiles) -> bool:

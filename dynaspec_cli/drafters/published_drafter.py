@@ -19,8 +19,8 @@ from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.head import own_head, target_head
 from dynaspec_cli.drafters.layer import run_layer
 from dynaspec_cli.drafters.pairs import EXTEND_ROWS, PairCache, Rows, empty_caches
-from dynaspec_cli.drafters.published import HeadConfig
-from dynaspec_cli.drafters.published_weights import HeadWeights
+from dynaspec_cli.drafters.published import HeadConfig, read_head_config
+from dynaspec_cli.drafters.published_weights import HeadWeights, read_weights
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import (
     Committed,
@@ -185,10 +185,16 @@ class PublishedDrafter:
             )
         return target_head(target)
 
-    def named(self, files: DrafterFiles) -> PublishedDrafter:
-        """With the name, the folder and the options that reports give."""
-        self.name, self.folder, self.options = files.name, files.folder, files.options
-        return self
+    @classmethod
+    def load(cls, files: DrafterFiles, target: Target, generation: str) -> PublishedDrafter:
+        """The head in ``files``, checked against ``target``; ``generation``: drafters/published.py.
+        It has the name, the folder and the options that reports give."""
+        where = f"drafter {files.folder}"
+        config = read_head_config(files.config, files.options, generation, where)
+        check_target(config, target, where)
+        drafter = cls(config, read_weights(config, files.tensors(), where), target, where)
+        drafter.name, drafter.folder, drafter.options = files.name, files.folder, files.options
+        return drafter
 
 
 def check_target(config: HeadConfig, target: Target, where: str) -> None:
