@@ -11,6 +11,7 @@ from test_published_heads import VOCAB, WIDTH, eagle1, make_target, write
 
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.registry import load_folder
+from dynaspec_cli.ops.extension import compiled
 from dynaspec_cli.protocols import Committed, Frontier
 
 SHARED = [5, 17, 40, 41, 3, 88]
@@ -50,8 +51,10 @@ def test_a_rewound_state_reads_on_like_a_fresh_one(target: Any, tmp_path: Any, d
     assert drafter.rewind(state, torch.tensor(SHARED), 64) == len(SHARED)
     found = read(state, SECOND, len(SHARED))
     assert state.length == fresh.length == len(SECOND) - 1
-    assert torch.equal(found, expected)
+    # Without the extension a row's sums depend on the rows beside it: exact up to rounding only.
+    exact = {"rtol": 0, "atol": 0 if compiled(found) else 1e-5}
+    torch.testing.assert_close(found, expected, **exact)
     for ours, theirs in zip(state.k + state.v, fresh.k + fresh.v, strict=True):
-        assert torch.equal(ours[: state.length], theirs[: state.length])
+        torch.testing.assert_close(ours[: state.length], theirs[: state.length], **exact)
     # It has not read more than it has read.
     assert drafter.rewind(state, torch.tensor([*SECOND, 1, 2, 3]), 64) == len(SECOND)
