@@ -35,7 +35,6 @@ from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Shortlist, Target, TreePolicy
 from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
-from dynaspec_cli.shortlist.names import DEFAULT
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.acceptance import EXAMPLE, nearest, read_table
@@ -344,7 +343,7 @@ class Engine:
         head = self.drafter.head
         if head is None or head.own or config.shortlist.method != "auto":
             return
-        if (method := shortlists.default_for(self.target, head)) != DEFAULT:
+        if (method := shortlists.default_for(self.target, head)) != shortlists.DEFAULT:
             yield (
                 f"no shortlist bundle for {self.target.name} is shipped, so --shortlist {method} "
                 "is used; dynaspec build-clusters makes one"
@@ -369,6 +368,7 @@ class Engine:
             "shortlist_source": config.shortlist.method,
             "shortlist_size": shortlist.size,
             "drafter_head": head.describe(),
+            "draft_head": config.shortlist.head,
         }
 
     def speculation(self, config: GenerationConfig) -> Speculation:
