@@ -94,9 +94,10 @@ def changed(text: str, mutant: Mutant) -> str:
     return "".join(lines)
 
 
-def killed(tests: list[str], build: str | None, timeout: float) -> bool:
+def killed(tests: list[str], build: str | None, timeout: float, unchanged: bool = False) -> bool:
     """Does a test fail, or the build, or does either hang? The tests run in a fork that has torch
-    loaded already and nothing of the project."""
+    loaded already and nothing of the project. The ``unchanged`` tree's bytecode is kept; a mutant's
+    is not, since one of the same second and size would be taken for it."""
     try:
         if build and subprocess.run(build, shell=True, capture_output=True, timeout=600).returncode:
             return True
@@ -109,7 +110,7 @@ def killed(tests: list[str], build: str | None, timeout: float) -> bool:
         os.dup2(null, 2)
         signal.alarm(int(timeout))
         sys.path.insert(0, str(Path.cwd()))
-        sys.dont_write_bytecode = True  # a stale .pyc of the same second and size would be taken
+        sys.dont_write_bytecode = not unchanged
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])) != 0)
     return os.waitpid(child, 0)[1] != 0
 
@@ -142,7 +143,7 @@ def run(job: Job, done: dict[str, str], out: Path | None, timeout: float) -> tup
     chosen = mutants(job.file, text)[:: job.every]
     names = [mutant.name(job.file) for mutant in chosen]
     missing = [m for m, name in zip(chosen, names, strict=True) if name not in done]
-    if missing and killed(job.tests, job.build, 10 * timeout):
+    if missing and killed(job.tests, job.build, 10 * timeout, unchanged=True):
         raise SystemExit(f"{job.file}: the tests fail without a mutation")
     try:
         for mutant in missing:
