@@ -45,6 +45,11 @@ class LMHead:
     multiplier: float = 1.0
     softcap: float | None = None
 
+    @property
+    def rows(self) -> int:
+        """Tokens that have a logit."""
+        return self.weight.rows
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 [n, V]."""
         return self._finish(_product(hidden, self.weight), self.bias)
@@ -65,6 +70,13 @@ class LMHead:
             return self._streamed(hidden, k)
         found = [leaders(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
         return torch.cat(found)
+
+    def ranked(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(logits float32 [n, k], tokens int64 [n, k]) of the k largest logits, best first: for a
+        comparison with those of other rows. NaN ranks highest."""
+        found = [_ranked(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
+        values, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return values, ids
 
     def at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Float32 [m]: the logit of token ``ids[i]`` (int64 [m]) for row ``hidden[i]``, up to
@@ -125,7 +137,7 @@ class LMHead:
         return logits
 
     def _pieces(self, hidden: Tensor) -> list[Tensor]:
-        return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.rows)))
+        return list(hidden.split(max(1, PIECE_ELEMENTS // max(1, self.rows))))
 
 
 def _finite(logits: Tensor, best: Tensor) -> Tensor:
@@ -139,10 +151,15 @@ def _finite(logits: Tensor, best: Tensor) -> Tensor:
 def leaders(logits: Tensor, k: int) -> Tensor:
     """int64 [n, k]: ids of the k largest logits [n, V], best first, among equals the lower id
     first. Raises DynaSpecError for NaN (see ``_finite``)."""
+    return _finite(logits, _ranked(logits, k)[1])
+
+
+def _ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(values, ids) [n, k] of the k largest logits [n, V], as ``leaders`` orders them."""
     values, ids = _largest(logits, k)
     ids, order = ids.sort(-1)
-    stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices
-    return _finite(logits, ids.gather(-1, stable))
+    values, stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, stable)
 
 
 def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
