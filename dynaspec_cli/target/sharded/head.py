@@ -41,7 +41,7 @@ class ShardedHead:
         self._local, self._ranks, self._told = local, ranks, told
         self._begin, self._end = slice_bounds(rows, ranks.rank, ranks.world)
         # What this slice lacks to be as large as the first, for a gather of equal parts.
-        self._lacking = slice_bounds(rows, 0, ranks.world)[1] - (self._end - self._begin)
+        self._lacking = slice_bounds(rows, 0, ranks.world)[1] - self._held
         self._whole: Weight | None = None
 
     @property
@@ -59,23 +59,22 @@ class ShardedHead:
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 [n, V]."""
         with self._told("logits", rows=hidden.shape[0]):
-            local = self._local.logits(self._ranks.spread(self._ready(hidden)))
+            hidden = self._ranks.spread(self._ready(hidden))
+            local = self._local.logits(hidden) if self._held else self._nothing(hidden)
             found = self._ranks.gather(pad(local, (0, self._lacking)))
         return torch.cat(found, 1)[:, : self.rows] if found else local
-
-    def argmax(self, hidden: Tensor) -> Tensor:
-        """int64 [n]; the lowest id wins an exact tie."""
-        return self.leaders(hidden, 1)[:, 0]
 
     def leaders(self, hidden: Tensor, k: int) -> Tensor:
         """int64 [n, k]: the tokens of the k largest logits, best first."""
         with self._told("leaders", rows=hidden.shape[0], k=k):
             hidden = self._ranks.spread(self._ready(hidden))
-            held = min(k, self._end - self._begin)
-            values, ids = self._local.ranked(hidden, held)
+            held = min(k, self._held)
+            nothing = self._nothing(hidden)
+            values, ids = self._local.ranked(hidden, held) if held else (nothing, nothing.long())
             values = pad(values, (0, k - held), value=-torch.inf)
             scores = self._ranks.gather(values)
-            tokens = self._ranks.gather(pad(ids + self._begin, (0, k - held)))
+            ids = pad(ids + self._begin, (0, k - held))
+            tokens = self._ranks.gather(ids)
         if not scores:
             return ids
         best = torch.cat(scores, 1).sort(dim=-1, descending=True, stable=True)
@@ -92,6 +91,14 @@ class ShardedHead:
             found = torch.zeros(ids.numel(), device=hidden.device)
             found[here] = self._local.at(hidden[here], ids[here] - self._begin)
             return self._ranks.sum(found)
+
+    @property
+    def _held(self) -> int:
+        """Rows of this slice; none at the last ranks of a tiny vocabulary."""
+        return self._end - self._begin
+
+    def _nothing(self, hidden: Tensor) -> Tensor:
+        return torch.empty(hidden.shape[0], 0, device=hidden.device)
 
     def _ready(self, hidden: Tensor) -> Tensor:
         return hidden.to(self._local.weight.data.dtype)

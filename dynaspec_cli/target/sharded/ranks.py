@@ -177,7 +177,6 @@ class Ranks:
 def of_connection(error: BaseException | None) -> bool:
     """Does a collective fail since another process is gone?"""
     words = ("connection", "peer", "gloo", "nccl", "timed out", "socket", "broken pipe")
-    kinds = (dist.DistError, dist.DistBackendError, dist.DistNetworkError, dist.DistStoreError)
-    if isinstance(error, LostRankError | kinds):
+    if isinstance(error, LostRankError | dist.DistError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error).lower() for word in words)

@@ -44,6 +44,9 @@ class ShardedTarget(TransformersTarget):
         self._freed: list[int] = []
         kernels = f"transformers (tensor parallel, {ranks.world} processes)"
         super().__init__(model, name, kernels, known_hash)
+        table: Any = self.backbone.embedding.weight
+        self._first_row, end = slice_bounds(table.shape[0], ranks.rank, ranks.world)
+        self._embedding = _local(table, self._first_row, end)
 
     @contextmanager
     def told(self, operation: str, **arguments: Any) -> Iterator[None]:
@@ -79,15 +82,12 @@ class ShardedTarget(TransformersTarget):
 
     @torch.inference_mode()
     def embedding_rows(self, token_ids: Tensor) -> Tensor:
-        table: Any = self.backbone.embedding.weight
-        rows = int(table.shape[0])
-        begin, end = slice_bounds(rows, self.ranks.rank, self.ranks.world)
+        local = self._embedding
         with self.told("embedding_rows", tokens=token_ids.tolist()):
-            local = _local(table, begin, end)
-            ids = token_ids.to(local.device)
-            here = (ids >= begin) & (ids < end)
-            found = local.new_zeros(ids.numel(), local.shape[1])
-            found[here] = local[ids[here] - begin]
+            places = token_ids.to(local.device) - self._first_row
+            here = (places >= 0) & (places < local.shape[0])
+            found = local.new_zeros(places.numel(), local.shape[1])
+            found[here] = local[places[here]]
             return self.ranks.sum(found)
 
     def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> ShardedState:
