@@ -21,7 +21,7 @@ from dynaspec_cli.bench.peers.transformers import TransformersModel
 from dynaspec_cli.bench.provenance import file_hashes, folder_hashes
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import SamplingConfig, TreeConfig
-from dynaspec_cli.drafters.load import beside, load_drafter
+from dynaspec_cli.drafters.load import load_drafting
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.shortlist.packaged import packaged_bundle
 from dynaspec_cli.shortlist.registry import SHORTLISTS, WITHOUT_BUNDLE
@@ -83,10 +83,9 @@ def build_lab(
             methods.append(make_peer(str(spec.peer), setting, shared))
             continue
         if spec.drafter not in engines:
-            name, lookup = beside(str(spec.drafter))
-            found = load_drafter(name, engine.target, engine.tokenizer)
+            found = load_drafting(str(spec.drafter), engine.target, engine.tokenizer)
             engines[spec.drafter] = Engine(
-                engine.target, engine.tokenizer, found, engine.load_s, lookup=lookup
+                engine.target, engine.tokenizer, found.drafter, engine.load_s, lookup=found.lookup
             )
         methods.append(EngineMethod(spec, engines[spec.drafter], sampling, tree))
     return Lab(

@@ -306,9 +306,9 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         "--drafter",
         metavar="auto|none|packaged|lookup|NAME[+lookup]",
         default="auto",
-        help="auto: the one shipped for the target, else lookup (the text itself); none: "
-        "autoregressive decoding; NAME: a folder, hub name or .gguf file with a draft head or a "
-        "smaller language model of the same tokenizer.",
+        help="auto: the one shipped for the target with lookup (the text itself) beside it, else "
+        "lookup alone; none: autoregressive decoding; NAME: a folder, hub name or .gguf file with "
+        "a draft head or a smaller language model of the same tokenizer.",
     ),
     DRAFTER_OPTION,
     click.option(

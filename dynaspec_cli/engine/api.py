@@ -12,7 +12,7 @@ import torch
 
 from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import MOST_NODES, GenerationConfig, ShortlistConfig, TreeConfig
-from dynaspec_cli.drafters.load import beside, load_drafter
+from dynaspec_cli.drafters.load import load_drafting
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
 from dynaspec_cli.engine.draft import Speculation
@@ -96,15 +96,15 @@ class Engine:
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
-        name, lookup = beside(drafter)
-        found = load_drafter(name, target, tokenizer, drafter_options)
+        found = load_drafting(drafter, target, tokenizer, drafter_options)
         notices: tuple[str, ...] = ()
-        if drafter == "auto" and isinstance(found, LookupDrafter):
+        if drafter == "auto" and isinstance(found.drafter, LookupDrafter):
             notices = (
                 f"no drafter ships for {target.name}: continuations are looked up in the text "
                 "itself; dynaspec train-drafter makes a faster one",
             )
-        return cls(target, tokenizer, found, time.perf_counter() - begun, notices, lookup)
+        load_s = time.perf_counter() - begun
+        return cls(target, tokenizer, found.drafter, load_s, notices, found.lookup)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
