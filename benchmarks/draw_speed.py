@@ -112,7 +112,7 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['policy']:10} T={row['temperature']:<4} {row['draw']:6} size {row['size']:4}: "
-            f"{row['nodes']:6.1f} nodes, {row['steps']:5.1f} steps, least {row['least_ms']:.3f} ms, "
+            f"{row['nodes']:6.1f} nodes, {row['steps']:5.1f} steps, least {row['least_ms']:.3f}, "
             f"median {row['median_ms']:.3f} ms"
         )
 

@@ -168,8 +168,8 @@ std::tuple<Tensor, Tensor> fill_plan_op(const Tensor& nodes, const Tensor& value
   for (int64_t i = 0; i < size; ++i) {
     DYNASPEC_CHECK(count[i] >= 0 && (count[i] == 0 || (first[i] > i && first[i] <= size)) &&
                        count[i] <= size - first[i],
-                   op, ": plan: expected places below a place behind it and below ", size,
-                   ", got ", count[i], " from ", first[i], " below ", i);
+                   op, ": plan: expected places below a place behind it and below ", size, ", got ",
+                   count[i], " from ", first[i], " below ", i);
   }
   int64_t* head = mutable_data<int64_t>(places);
   const Places lists{head, head + size, head + 2 * size};
