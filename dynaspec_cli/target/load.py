@@ -19,8 +19,9 @@ from dynaspec_cli.target.gguf_native import open_native
 from dynaspec_cli.target.gguf_tokenizer import begun_tokenizer
 from dynaspec_cli.target.native_spec import native_spec, read_config
 from dynaspec_cli.target.native_target import load_native, load_packed
-from dynaspec_cli.target.quiet import quiet_transformers
+from dynaspec_cli.target.pretrained import pretrained
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
+from dynaspec_cli.target.sharded.launch import Launch, launched
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
@@ -40,13 +41,39 @@ def load(
     Raises ``DynaSpecError`` with one line for everything that can be wrong with the model,
     ``UsageError`` for options.
     """
-    place = choose_device(device)
-    kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
     if threads is not None:
         if threads < 1:
             raise UsageError(f"--threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
+    if (launch := launched()) is not None:
+        return load_sharded(launch, resolve_model(model), dtype, device, progress)
+    place = choose_device(device)
+    kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
     return load_source(resolve_model(model), dtype, kind, place, progress)
+
+
+def load_sharded(
+    launch: Launch,
+    source: ModelSource,
+    dtype: str,
+    device: str,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Any, TextTokenizer]:
+    """At rank 0 of torchrun: a model split over all ranks, and its tokenizer."""
+    from dynaspec_cli.target.sharded.load import lead, place_of
+
+    if source.folder is None:
+        raise UsageError(
+            f"--model {source.name}: a GGUF file runs in one process; under torchrun give a model "
+            "folder or a hub name of transformers' own format"
+        )
+    place = place_of(launch, device)
+    kind = choose_dtype(dtype, place)
+    progress(LoadProgress(f"loading weights in {launch.world} processes"))
+    known = stored_head_hash(source.folder)
+    target = lead(launch, source.folder, source.name, kind, place, known)
+    progress(LoadProgress("loading the tokenizer"))
+    return target, load_tokenizer(source.folder)
 
 
 def load_source(
@@ -172,32 +199,9 @@ def load_transformers(
     folder: Path, name: str, dtype: torch.dtype, device: torch.device, kernels: str = "transformers"
 ) -> Any:
     """The model of ``folder`` as a ``TransformersTarget``."""
-    from transformers import AutoModelForCausalLM
-
     from dynaspec_cli.target.transformers_target import TransformersTarget
 
-    model: Any = None
-    info: dict[str, Any] = {}
-    for attention in ("sdpa", "eager"):
-        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-        options.update(use_safetensors=True, output_loading_info=True)
-        try:
-            with quiet_transformers():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
-            model, info = loaded
-            break
-        except Exception as error:
-            if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
-                continue
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            raise DynaSpecError(
-                f"{name}: transformers cannot load {folder} as a causal language model ({text[0]})"
-            ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise DynaSpecError(
-            f"{folder}: the weights lack {missing[0]!r} and {len(missing) - 1} more; the folder "
-            "does not fit its config.json"
-        )
+    model = pretrained(folder, name, dtype=dtype)
     # float16 rounds away what the hash reads; the others keep it.
     known = stored_head_hash(folder) if dtype == torch.float16 else None
     return TransformersTarget(model.to(device), name, kernels, known)

@@ -143,8 +143,8 @@ class NativeTarget:
     def commit(self, state: NativeState, rows: Tensor) -> None:
         check_rows(state, rows)
         if int(rows[-1]) != rows.numel() - 1:  # else the rows already lie where they belong
-            kv_commit(state.keys, state.length, rows)
-            kv_commit(state.values, state.length, rows)
+            base = torch.tensor([state.length])
+            kv_commit([*state.keys, *state.values], base, rows)
         state.length += rows.numel()
         state.pending = 0
 

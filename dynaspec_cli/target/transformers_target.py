@@ -79,12 +79,18 @@ class TransformersTarget:
         self.max_context = int(min(context, _one_rotation(config)))
         implementation = getattr(config, "_attn_implementation", "eager")
         self._additive = None if implementation == "sdpa" else self.dtype
-        self._head = LMHead(
-            dense(head.weight.detach()),
-            None if head.bias is None else head.bias.detach(),
-            *_logit_transform(config),
-        )
+        self._head = self._make_head(head, _logit_transform(config))
         self._self_check()
+
+    def _make_head(self, head: Any, transform: tuple[float, float | None]) -> Any:
+        """From the model's head and its ``(multiplier, softcap)``."""
+        bias = None if head.bias is None else head.bias.detach()
+        return LMHead(dense(head.weight.detach()), bias, *transform)
+
+    def _own_logits(self, text: Tensor) -> Tensor:
+        """The model's, float32 [n, V], of int64 [1, n]."""
+        logits: Tensor = self.model(input_ids=text, use_cache=False).logits[0].float()
+        return logits
 
     @torch.inference_mode()
     def _self_check(self) -> None:
@@ -94,7 +100,7 @@ class TransformersTarget:
         ids = [i % self.vocab_size for i in (3, 5, 7, 11, 13)]
         text = torch.tensor([ids[:3] + ids[4:]], device=self.device)
         try:
-            own = self.model(input_ids=text, use_cache=False).logits[0].float()
+            own = self._own_logits(text)
             state = self.begin(4)
             first = self.prefill(state, text[0, :2]).logits()
             tree = DraftTree(torch.tensor(ids[2:]), torch.tensor([-1, 0, 0]))
@@ -116,11 +122,12 @@ class TransformersTarget:
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
 
     @property
-    def head(self) -> LMHead:
+    def head(self) -> Any:
         return self._head
 
     def head_weight(self) -> Weight:
-        return self._head.weight
+        weight: Weight = self._head.weight
+        return weight
 
     def head_hash(self) -> str:
         if self._hash is None:
