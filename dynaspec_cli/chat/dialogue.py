@@ -9,6 +9,7 @@ from typing import Any
 from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.events import DoneEvent, Event, GenerationResult
+from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
 
 
@@ -68,6 +69,7 @@ class Dialogue:
                     answer = {"role": "assistant", "content": event.result.text}
                     self.turns += [question, answer]
             yield event
+        give_back()
 
     def take_back(self) -> str | None:
         """Drop the last question and its answer; the question, or None where there is none. Their
