@@ -76,6 +76,8 @@ def failure(prompt: BatchPrompt, message: str) -> dict[str, Any]:
 
 
 def _encode(engine: Engine, prompt: BatchPrompt, request: BatchRequest) -> list[int]:
+    if prompt.tokens is not None:
+        return list(prompt.tokens)
     variables = request.chat_arguments
     system = [] if request.system is None else [{"role": "system", "content": request.system}]
     if prompt.messages is not None:

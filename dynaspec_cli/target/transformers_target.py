@@ -69,8 +69,8 @@ class TransformersTarget:
             )
         self.dtype = head.weight.dtype
         self.device = head.weight.device
-        # The same, unless the layers lie on several devices.
-        self._first = self.backbone.embedding.weight.device
+        table: Any = self.backbone.embedding.weight
+        self._first: torch.device = table.device  # another, where layers lie on several
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(head.weight.shape[0])
         context = getattr(config, "max_position_embeddings", None)
