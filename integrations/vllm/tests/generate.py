@@ -1,0 +1,45 @@
+"""One vLLM engine in a process of its own: reads a job as JSON from stdin and writes what came out
+to the file that the argument names.
+
+In: "model", "prompts" (lists of token ids, all at once, "rounds" times over), "new_tokens", and
+arguments of ``vllm.LLM``. Out: "ids" by prompt of the last round, "tau", "drafts".
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run(job: dict[str, Any]) -> dict[str, Any]:
+    from vllm import LLM, SamplingParams
+
+    prompts = [{"prompt_token_ids": ids} for ids in job.pop("prompts")]
+    new, rounds = job.pop("new_tokens"), job.pop("rounds", 1)
+    sampling = job.pop("sampling", {"temperature": 0.0, "ignore_eos": True})
+    llm = LLM(
+        skip_tokenizer_init=True,
+        dtype="float32",
+        enforce_eager=True,
+        disable_log_stats=False,
+        **job,
+    )
+    params = SamplingParams(max_tokens=new, detokenize=False, **sampling)
+    for _ in range(rounds):
+        outputs = llm.generate(prompts, params, use_tqdm=False)
+    counts = {m.name: getattr(m, "value", None) for m in llm.get_metrics()}
+    drafts = counts.get("vllm:spec_decode_num_drafts") or 0
+    accepted = counts.get("vllm:spec_decode_num_accepted_tokens") or 0
+    return {
+        "ids": [list(output.outputs[0].token_ids) for output in outputs],
+        "drafts": drafts,
+        "tau": 1 + accepted / drafts if drafts else None,
+        "cached": counts.get("vllm:prefix_cache_hits"),
+    }
+
+
+if __name__ == "__main__":
+    result = run(json.load(sys.stdin))
+    Path(sys.argv[1]).write_text(json.dumps(result))
