@@ -18,6 +18,7 @@ from vllm.distributed import (
     get_tensor_model_parallel_world_size,
     tensor_model_parallel_all_gather,
 )
+from vllm.logger import init_logger
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     DEFAULT_VOCAB_PADDING_SIZE,
     UnquantizedEmbeddingMethod,
@@ -35,6 +36,7 @@ else:
     Base = object
 
 OPTION = "use_local_argmax_reduction"
+logger = init_logger(__name__)
 
 
 class ShortlistDraft(Base):
@@ -77,6 +79,7 @@ class ShortlistDraft(Base):
                 f"draft folder: a head of {spec.rows} rows has none for some of {ranks} ranks; use "
                 "fewer"
             )
+        _warn_of_large_batches(spec, vllm_config.scheduler_config.max_num_seqs)
         self.shortlist = Shortlist(
             spec, int(config.hidden_size), slices, get_tensor_model_parallel_rank()
         )
@@ -164,3 +167,16 @@ class ShortlistDraft(Base):
                 f"vLLM placed {theirs[0]} to {theirs[1]}"
             )
         return head.weight
+
+
+def _warn_of_large_batches(spec: DraftSpec, most_rows: int) -> None:
+    """Clusters are read once for each row: many rows read more than the head."""
+    read = spec.core + spec.recent + most_rows * spec.taken * spec.cluster_size
+    if spec.taken and read > spec.rows:
+        logger.warning(
+            "dynaspec-vllm: a full batch of %d sequences reads %d rows in a draft step, the whole "
+            "head has %d; export with fewer --clusters, or lower --max-num-seqs",
+            most_rows,
+            read,
+            spec.rows,
+        )

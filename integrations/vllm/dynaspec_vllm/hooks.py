@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-TESTED = "0.32 and 0.33"
+TESTED = "0.32"
 
 Source = Callable[[str], str | None]
 """The text of a module by its dotted name, None where there is none."""
@@ -86,7 +86,7 @@ def check_hooks(source: Source | None = None, vllm_version: str | None = None) -
             number = vllm_version or installed_version()
             raise HooksDifferError(
                 f"dynaspec-vllm: vLLM {number} does not fit: {hook} {found}; no draft model is "
-                f"registered. It is tested with vLLM {TESTED}: install one of them, or a newer "
+                f"registered. It is tested with vLLM {TESTED}: install that, or a newer "
                 "dynaspec-vllm"
             )
 

@@ -192,6 +192,9 @@ def trained(folder: Path, norms: bool = False, **options: Any) -> Path:
             **{f"layers.0.self_attn.{n}_norm.weight": torch.ones(HEAD) for n in "qk"},
             **{f"layers.0.post_{n}_norm.weight": torch.ones(WIDTH) for n in ("attention", "mlp")},
         }
+    for i, name in enumerate(sorted(tensors)):
+        if "norm" in name:
+            tensors[name] = 1 + random(*tensors[name].shape, seed=800 + i, scale=0.2)
     config = {
         **LLAMA,
         "architectures": ["EagleDynaSpecTrainedForCausalLM"],

@@ -136,7 +136,7 @@ class TrainedLayer(nn.Module):
         return x + self.post_mlp_norm(self.mlp(self.mlp_norm(x)))
 
 
-@support_torch_compile
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": -1, "hidden_states": 0})
 class TrainedModel(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "", first_layer: int = 0) -> None:
         super().__init__()
