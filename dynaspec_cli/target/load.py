@@ -157,9 +157,11 @@ def load_gguf(
     with ThreadPoolExecutor(1) as other:
         tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
         found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
-        known = found.weights.head_hash()
-        build = load_packed if packed else load_native
-        target = build(found.weights, name, found.spec, dtype, known)
+        if packed:
+            target = load_packed(found.weights, name, found.spec, dtype)
+        else:
+            known = found.weights.head_hash()
+            target = load_native(found.weights, name, found.spec, dtype, known)
         progress(LoadProgress("loading the tokenizer"))
         return target, tokenizer.result()
 
