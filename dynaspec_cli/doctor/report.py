@@ -22,6 +22,7 @@ from dynaspec_cli.target.load import (
     choose_dtype,
     model_folder,
     stored_head_hash,
+    takes_packed,
 )
 from dynaspec_cli.target.resolve import resolve_model
 
@@ -71,7 +72,17 @@ def examine(
         return _load(model, facts["system"], named, progress, options)
 
     # What is free once a conversion has given its memory back, and before anything is loaded.
-    needs = Needs(facts["system"]["dtype"], context, available_memory(str(place)), drafter)
+    packed = native is not None and takes_packed(dtype, source, place)
+    needs = Needs(
+        str(kind).removeprefix("torch."),
+        context,
+        available_memory(str(place)),
+        drafter,
+        packed,
+        gathers=place.type == "cpu",
+    )
+    if packed:
+        facts["system"]["dtype"] = PACKED
     if native is not None and source.gguf is not None:
         sizes = memory.gguf_sizes(source.gguf)
         if isinstance(sizes, int):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.ops.extension import EXTENSION
+from dynaspec_cli.ops.pages import give_back
 from dynaspec_cli.protocols import Target
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
@@ -153,17 +153,16 @@ def load_gguf(
     found = open_native(source)
     if found is None:
         return None
-    # Beside the weights: building a tokenizer leaves the second core to them.
-    with ThreadPoolExecutor(1) as other:
-        tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
-        found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
-        if packed:
-            target = load_packed(found.weights, name, found.spec, dtype)
-        else:
-            known = found.weights.head_hash()
-            target = load_native(found.weights, name, found.spec, dtype, known)
-        progress(LoadProgress("loading the tokenizer"))
-        return target, tokenizer.result()
+    # Before the weights are packed: what building a tokenizer leaves behind is given back first.
+    progress(LoadProgress("loading the tokenizer"))
+    begun = begun_tokenizer(source)
+    tokenizer = found.tokenizer() if begun is None else begun.result()
+    give_back()
+    found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
+    if packed:
+        return load_packed(found.weights, name, found.spec, dtype), tokenizer
+    known = found.weights.head_hash()
+    return load_native(found.weights, name, found.spec, dtype, known), tokenizer
 
 
 def choose_device(device: str) -> torch.device:

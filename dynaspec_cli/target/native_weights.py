@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.layer import LayerWeights, dense_layer
-from dynaspec_cli.ops.pages import on_huge_pages
+from dynaspec_cli.ops.pages import RESERVED, HugePages, on_huge_pages
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.weights import EMBEDDINGS, HEAD
 from dynaspec_cli.weights.weight import Weight, dense
@@ -70,6 +70,8 @@ def read_weights(files: Tensors, spec: NativeSpec, dtype: torch.dtype) -> Native
     """Collect and fuse; matrices in ``dtype``, norms in float32. Raises ``DynaSpecError`` where a
     tensor is missing or of another shape than the config says."""
 
+    room = HugePages(RESERVED)
+
     def matrices(names: dict[str, tuple[int, int]]) -> Tensor:
         return torch.cat([checked(files, name, size, dtype) for name, size in names.items()])
 
@@ -77,11 +79,11 @@ def read_weights(files: Tensors, spec: NativeSpec, dtype: torch.dtype) -> Native
         names, norms = layer_names(spec, index), layer_norms(files, spec, index)
         norms |= {field: matrices(getattr(names, field)) for field in LayerNames.__annotations__}
         # Copied once onto huge pages, which saves every pass a tenth to a fifth of its time.
-        return dense_layer(on_huge_pages([norms[name] for name in LayerWeights._fields[:-1]]))
+        return dense_layer(on_huge_pages([norms[name] for name in LayerWeights._fields[:-1]], room))
 
     def table(name: str) -> Weight:
         found = checked(files, name, (spec.vocab_size, spec.hidden_size), dtype)
-        return dense(on_huge_pages([found])[0])
+        return dense(on_huge_pages([found], room)[0])
 
     layers = [layer(i) for i in range(len(spec.shapes))]
     return assemble(files, spec, layers, table, str(dtype).removeprefix("torch."))
