@@ -309,6 +309,7 @@ class Engine:
             "model": self.target.name,
             "vocab_size": self.target.vocab_size,
             "dtype": str(self.target.dtype).removeprefix("torch."),
+            "weights": getattr(self.target, "form", str(self.target.dtype).removeprefix("torch.")),
             "device": str(self.target.device),
             "threads": torch.get_num_threads(),
             "max_new_tokens": config.max_new_tokens,
