@@ -14,14 +14,16 @@ from dynaspec_cli.bench.prompts import FORMATS
 from dynaspec_cli.bench.spec import ASSISTED, parse_specs
 from dynaspec_cli.bench.suites import BUILT_IN, NAMED, Suite, load_suite
 from dynaspec_cli.bench.sweep import expand, parse_sweeps
+from dynaspec_cli.commands.drafting import (
+    DRAFTER_OPTION,
+    tree_filling_options,
+)
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
-    DRAFTER_OPTION,
     CommonOptions,
     common_options,
     sampling_config,
     sampling_options,
-    tree_filling_options,
 )
 from dynaspec_cli.commands.prompt import utf8_argument
 from dynaspec_cli.config import SamplingConfig, TreeConfig
