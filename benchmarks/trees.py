@@ -1,4 +1,4 @@
-"""What docs/results/trees says: DySpec's experiment (arXiv 2410.11744, Tables 1 and 4) on two pairs.
+"""What docs/results/trees says: DySpec's experiment (arXiv 2410.11744, Tables 1, 4) on two pairs.
 
     python benchmarks/trees.py measure OUT --data DATA --target MODEL --drafter FOLDER
     python benchmarks/trees.py tables OUT
@@ -13,7 +13,6 @@ writes the tables of its README anew.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys

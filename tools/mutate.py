@@ -24,7 +24,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
@@ -121,7 +121,7 @@ class Job(NamedTuple):
 
     file: Path
     tests: list[str]
-    slower: list[str] = []
+    slower: Sequence[str] = ()
     build: str | None = None
     every: int = 1
 
@@ -150,7 +150,7 @@ def run(job: Job, done: dict[str, str], out: Path | None, timeout: float) -> tup
             job.file.write_text(changed(text, mutant), encoding="utf-8")
             dead = killed(job.tests, job.build, timeout)
             if not dead and job.slower:
-                dead = killed(job.slower, None, 10 * timeout)
+                dead = killed(list(job.slower), None, 10 * timeout)
             name = mutant.name(job.file)
             done[name] = "killed" if dead else "survived"
             if out:

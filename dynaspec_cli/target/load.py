@@ -29,6 +29,8 @@ from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
 PACKED = "packed"
+DEVICE_MAP = "map"
+"""What ``--device-map auto`` makes of ``--device``."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -50,9 +52,27 @@ def load(
         torch.set_num_threads(threads)
     if (launch := launched()) is not None:
         return load_sharded(launch, resolve_model(model), dtype, device, progress)
+    if device == DEVICE_MAP:
+        return load_mapped(resolve_model(model), dtype, progress)
     place = choose_device(device)
     kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
     return load_source(resolve_model(model), dtype, kind, place, progress)
+
+
+def load_mapped(
+    source: ModelSource, dtype: str, progress: ProgressCallback = ignore_progress
+) -> tuple[Any, TextTokenizer]:
+    """``--device-map auto``: a model over all GPUs, and its tokenizer."""
+    from dynaspec_cli.target.device_map import load_over_devices
+
+    if dtype == PACKED:
+        raise UsageError("--dtype packed: not with --device-map auto; take --dtype auto")
+    kind = choose_dtype(dtype, choose_device("auto"))
+    folder = model_folder(source, kind, progress)
+    progress(LoadProgress("loading weights"))
+    target = load_over_devices(folder, source.name, kind, stored_head_hash(folder))
+    progress(LoadProgress("loading the tokenizer"))
+    return target, load_tokenizer(folder)
 
 
 def load_sharded(
@@ -137,15 +157,19 @@ def load_gguf(
     with ThreadPoolExecutor(1) as other:
         tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
         found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
-        known = found.weights.head_hash()
-        build = load_packed if packed else load_native
-        target = build(found.weights, name, found.spec, dtype, known)
+        if packed:
+            target = load_packed(found.weights, name, found.spec, dtype)
+        else:
+            known = found.weights.head_hash()
+            target = load_native(found.weights, name, found.spec, dtype, known)
         progress(LoadProgress("loading the tokenizer"))
         return target, tokenizer.result()
 
 
 def choose_device(device: str) -> torch.device:
     """The torch device of a ``--device`` value; "auto" is CUDA where there is one."""
+    if device == DEVICE_MAP:
+        raise UsageError("--device-map: for generate, chat, serve and bench; leave it out here")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
