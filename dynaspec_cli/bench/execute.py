@@ -224,9 +224,9 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
 
 
 _IDENTITY = (
-    "model", "drafter", "draft_head", "assistant", "head_hash", "dtype", "device", "threads", "kernels",
-    "methods", "suites", "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p",
-    "min_p", "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed",
+    "model", "drafter", "draft_head", "assistant", "head_hash", "dtype", "device", "threads",
+    "kernels", "methods", "suites", "max_new_tokens", "max_prompt_tokens", "temperature", "top_k",
+    "top_p", "min_p", "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed",
     "tree_depth", "tree_width", "tree_size", "tree_threshold", "tree_draw", "draft_temperature",
     "tree_acceptance", "tree_expansion", "ddd_steps", "tree_verification", "check_exact", "warmup",
     "target_kernels", "cpu", "versions", "commit",

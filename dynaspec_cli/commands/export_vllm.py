@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from dynaspec_cli.commands.options import DRAFTER_OPTION, CommonOptions, common_options
+from dynaspec_cli.commands.drafting import DRAFTER_OPTION
+from dynaspec_cli.commands.options import CommonOptions, common_options
 
 
 @click.command(

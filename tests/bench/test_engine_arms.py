@@ -137,9 +137,8 @@ def test_a_draft_head_in_another_format_leaves_the_answers(engine: Engine) -> No
     stored = EngineMethod(spec, engine, sampling, tree)
     small = EngineMethod(spec, engine, sampling, tree, draft_head="int8")
     assert small.run([0, 50, 60], 12, 1).token_ids == stored.run([0, 50, 60], 12, 1).token_ids
-    assert engine.shortlist(
-        ShortlistConfig("full", head="int8"), tree.depth
-    ).head.weight.format == ("int8")
+    shortlist = engine.shortlist(ShortlistConfig("full", head="int8"), tree.depth)
+    assert shortlist.head.weight.format == "int8"
 
 
 def test_codec_starts_texts_and_tells_of_templates(engine: Engine) -> None:
