@@ -34,7 +34,7 @@ def is_batch(
             raise UsageError(f"{name}: needs many prompts, --prompt-file FILE{SUFFIX}")
         if value is not None and name != "--out" and launched() is not None:
             raise UsageError(
-                f"{name}: not under torchrun, whose processes share one model; leave one of them out"
+                f"{name}: not under torchrun, whose processes share one model; give one of them"
             )
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: expected at least 1, got {workers}")

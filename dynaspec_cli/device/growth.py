@@ -30,9 +30,14 @@ class Growth(Protocol):
     """Grows trees in fixed shapes: ``begin``, ``grow`` and ``finish`` are functions of tensors;
     ``tree`` reads on the host what ``packed`` brought there."""
 
-    depth: int
-    width: int
-    needs_distribution: bool
+    @property
+    def depth(self) -> int: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def needs_distribution(self) -> bool: ...
 
     def rows(self, level: int) -> int:
         """Rows of the frontier whose children level ``level`` (from 0) holds."""

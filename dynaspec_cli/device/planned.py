@@ -42,7 +42,8 @@ class PlanRule:
     @cached_property
     def levels(self) -> tuple[_Level, ...]:
         """The places below the root, level by level."""
-        above, levels = [0], []
+        above: list[int] = [0]
+        levels: list[_Level] = []
         while True:
             below = [
                 (i, child, j)

@@ -108,7 +108,8 @@ class BlockShortlist(Generic[State, Chosen]):
 
     def contains(self, state: State, selection: Chosen, token_ids: Tensor) -> Tensor:
         """bool [m]: is a token (int64 [m]) in the selection."""
-        return in_blocks(self.head.rows_of(token_ids), selection.blocks)
+        blocks = selection.blocks
+        return in_blocks(self.head.rows_of(token_ids).to(blocks.device), blocks)
 
     def settle(self, state: State, tokens: Tensor) -> None:
         """Nothing, for a shortlist that does not follow the text."""

@@ -35,9 +35,9 @@ class FrequencyShortlist(BlockShortlist[None, Selection]):
     ) -> None:
         super().__init__(head, budgets[0] if size is None else size)
         self.name = name
+        self.budgets = tuple(min(b, head.num_rows) for b in budgets)
         self._choices = [
-            (torch.tensor([[0, n]], dtype=torch.int32, device=head.device), n)
-            for n in (min(b, head.num_rows) for b in budgets)
+            (torch.tensor([[0, n]], dtype=torch.int32, device=head.device), n) for n in self.budgets
         ]
 
     def begin(self, prompt: Tensor, prefill: TargetOutput) -> None:

@@ -9,6 +9,8 @@ head, so that no second copy is held; elsewhere the rows are permuted once at lo
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -51,10 +53,19 @@ class DraftHead:
         return self.weight.device
 
     def rows_of(self, token_ids: Tensor) -> Tensor:
-        """Rows int64 of token ids int64 [m], on the head's device; -1 for a token without a row
-        here."""
-        token_ids = token_ids.to(self.device)
-        return token_ids if self.rank is None else self.rank[token_ids]
+        """Rows int64 of token ids int64 [m], where the ids lie; -1 for a token without a row here.
+        Ids on the host are looked up there, without a wait for the head's device."""
+        if self.rank is None:
+            return token_ids
+        if token_ids.device.type == "cpu":
+            return self.host_rank[token_ids]
+        return self.rank[token_ids.to(self.device)]
+
+    @cached_property
+    def host_rank(self) -> Tensor:
+        """``rank`` on the host."""
+        assert self.rank is not None
+        return self.rank.cpu()
 
     def topk(
         self, hidden: Tensor, blocks: Tensor, k: int, temperature: float

@@ -39,10 +39,16 @@ def tokens(target: Any, tokenizer: Any, folders: dict[str, str]) -> dict[str, li
                 continue
             if name == "none" and tree != "chain":
                 continue
-            where = f"{shortlist}={folders['bundle']}" if headed and shortlist not in (
-                "full",
-                "nanospec",
-            ) else shortlist
+            where = (
+                f"{shortlist}={folders['bundle']}"
+                if headed
+                and shortlist
+                not in (
+                    "full",
+                    "nanospec",
+                )
+                else shortlist
+            )
             config = GenerationConfig(
                 14,
                 sampling=sampling,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import everything  # noqa: E402
+from cases import everything
 
-from dynaspec_cli.main import describe  # noqa: E402
-from dynaspec_cli.target.load import load  # noqa: E402
-from dynaspec_cli.target.sharded.follow import follow  # noqa: E402
-from dynaspec_cli.target.sharded.launch import launched  # noqa: E402
-from dynaspec_cli.target.sharded.load import leave  # noqa: E402
+from dynaspec_cli.main import describe
+from dynaspec_cli.target.load import load
+from dynaspec_cli.target.sharded.follow import follow
+from dynaspec_cli.target.sharded.launch import launched
+from dynaspec_cli.target.sharded.load import leave
 
 if __name__ == "__main__":
     launch = launched()

@@ -43,6 +43,8 @@ def place_of(launch: Launch, device: str) -> torch.device:
     """Of a process, from its local rank. Raises UsageError for a ``--device`` that says otherwise,
     DynaSpecError where there are too few GPUs."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device == "map":
+        raise UsageError("--device-map: splits a model over one process's GPUs; not with torchrun")
     if device not in ("auto", "cpu", "cuda"):
         raise UsageError(
             f"--device {device}: under torchrun every process takes the GPU of its local rank; "
