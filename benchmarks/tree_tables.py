@@ -43,7 +43,8 @@ def experiment(methods: Mapping[str, Rows], full: Mapping[str, Rows] | None) -> 
     if full:
         named = {"dyspec, filled": next(iter(full.values())), **named}
     lines = [
-        "| tree | steps | nodes verified / drawn a step | τ | τ over dyspec's | tokens/s over `ar` |",
+        "| tree | steps | nodes verified / drawn a step | τ | τ over dyspec's | "
+        "tokens/s, over `ar` |",
         "|---|---|---|---|---|---|",
     ]
     reference = named.get("dyspec, filled") or named["dyspec"]
@@ -96,9 +97,10 @@ def served(arms: Mapping[str, Any]) -> list[str]:
             speed = "–"
             if plain is not None and len(plain) == len(rows):
                 speed = ratio(*((column(r, 6), column(r, 7)) for r in (rows, plain)))
+            steps = column(rows, 1)
             lines.append(
                 f"| `{spec}` | {'as recommended' if name == 'recommended' else 'temperature 1'} | "
-                f"{sum(column(rows, 1)):.0f} | {ratio((emitted(rows), column(rows, 1)))} | {speed} |"
+                f"{sum(steps):.0f} | {ratio((emitted(rows), steps))} | {speed} |"
             )
     return lines
 

@@ -3,11 +3,12 @@
     python benchmarks/trees.py measure OUT --data DATA --target MODEL --drafter FOLDER
     python benchmarks/trees.py tables OUT
 
-``measure`` runs ``dynaspec bench`` for every arm below, first few prompts of each, then more; killed,
-it goes on where it stopped, and larger --limits add prompts. --target and --drafter: the second pair,
-a small language model that drafts for a larger one; without them the default model and its own
-drafter are measured alone. ``tables`` counts what lies in OUT into docs/results/trees/counts.json and
-writes the tables of its README anew from that; without OUT, from the counts that are there.
+``measure`` runs ``dynaspec bench`` for every arm below, first few prompts of each, then more;
+killed, it goes on where it stopped, and larger --limits add prompts. --target and --drafter: the
+second pair, a small language model that drafts for a larger one; without them the default model and
+its own drafter are measured alone. ``tables`` counts what lies in OUT into counts.json in
+docs/results/trees and writes the tables of its README anew from that; without OUT, from the counts
+that are there.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ FULL = 1 / 256
 
 @dataclass(frozen=True)
 class Arm:
-    """One run of the benchmark. ``methods``: trees of 64 or ``size`` nodes over the pair's shortlist,
-    or whole SPECs. ``options`` go before those that all arms share. ``most``: prompts a text at most;
+    """One run of the benchmark. ``methods``: trees of ``size`` nodes over the pair's shortlist, or
+    whole SPECs. ``options`` go before those that all arms share. ``most``: prompts a text at most;
     ``tokens``: new tokens at most; ``small`` False: not for the small language model."""
 
     name: str
@@ -49,9 +50,11 @@ class Arm:
 
 def drawn_at(temperature: float, draw: str, threshold: float | None = None) -> tuple[str, ...]:
     """DySpec's experiment: trees of 16 levels and 16 children, drafts at temperature 0.6."""
-    options = ("--temperature", f"{temperature:g}", "--tree-draw", draw)
-    options += ("--draft-temperature", "0.6", "--tree-depth", "16", "--tree-width", "16")
-    return options if threshold is None else (*options, "--tree-threshold", f"{threshold:g}")
+    options = ["--temperature", f"{temperature:g}", "--tree-draw", draw]
+    options += ["--draft-temperature", "0.6", "--tree-depth", "16", "--tree-width", "16"]
+    if threshold is not None:
+        options += ["--tree-threshold", f"{threshold:g}"]
+    return tuple(options)
 
 
 _LARGE = (
