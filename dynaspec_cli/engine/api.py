@@ -35,6 +35,8 @@ from dynaspec_cli.protocols import Drafter, Shortlist, Target, TreePolicy
 from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.target.load import load
+from dynaspec_cli.target.recommended import unmet_notice
+from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.acceptance import EXAMPLE, nearest, read_table
 from dynaspec_cli.tree.registry import create_tree
@@ -89,16 +91,17 @@ class Engine:
         (docs/guide/cli.md)."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
-        target, tokenizer = load(model, dtype, device, threads, **extra)
+        source = resolve_model(model)
+        target, tokenizer = load(source, dtype, device, threads, **extra)
         found = load_drafting(drafter, target, tokenizer, drafter_options)
-        notices: tuple[str, ...] = ()
+        notices = [] if (unmet := unmet_notice(source)) is None else [unmet]
         if drafter == "auto" and isinstance(found.drafter, LookupDrafter):
-            notices = (
+            notices.append(
                 f"no drafter ships for {target.name}: continuations are looked up in the text "
-                "itself; dynaspec train-drafter makes a faster one",
+                "itself; dynaspec train-drafter makes a faster one"
             )
         load_s = time.perf_counter() - begun
-        return cls(target, tokenizer, found.drafter, load_s, notices, found.lookup)
+        return cls(target, tokenizer, found.drafter, load_s, tuple(notices), found.lookup)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
