@@ -67,6 +67,19 @@ def test_tokens_are_those_of_one_device(
     )
 
 
+def test_compared_with_plain_decoding(tiny_model_dir: Path, tiny_drafter_dir: Path) -> None:
+    pytest.importorskip("accelerate")
+    target, tokenizer = load(str(tiny_model_dir), "float32", "map")
+    engine = Engine(target, tokenizer, load_drafter(str(tiny_drafter_dir), target, tokenizer))
+    config = GenerationConfig(
+        16, tree=TreeConfig("dyspec", size=6), shortlist=ShortlistConfig("nanospec", 64)
+    )
+    result = engine.complete("The capital of France is", config)
+    comparison = engine.compare("The capital of France is", result, config).comparison
+    assert comparison is not None
+    assert comparison.identical
+
+
 def test_what_cannot_be_is_said(tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match="--dtype packed: not with --device-map auto"):
         load(str(tiny_model_dir), "packed", "map")
