@@ -38,5 +38,6 @@ COMMANDS = {
     "build-clusters": CommandEntry("build_clusters", "Build the shortlist bundle of a model."),
     "train-drafter": CommandEntry("train_drafter", "Train the drafter of a model."),
     "convert": CommandEntry("convert", "Write a drafter or token list in another form."),
+    "export-vllm": CommandEntry("export_vllm", "Write a drafter with a shortlist for vLLM."),
     "doctor": CommandEntry("doctor", "Say what runs where on this machine, and why."),
 }

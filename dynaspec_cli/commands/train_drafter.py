@@ -88,6 +88,14 @@ Examples:
     "--layers", type=int, metavar="N", help="Decoder layers of a new drafter.  [default: 1]"
 )
 @click.option(
+    "--for",
+    "engine",
+    type=click.Choice(("dynaspec", "vllm")),
+    show_default=False,
+    help="Engine that will run it; vLLM passes a drafter less, so that one for vllm accepts fewer "
+    "tokens here.  [default: dynaspec]",
+)
+@click.option(
     "--unroll", type=int, metavar="N", default=3, help="Draft steps that a loss looks ahead."
 )
 @click.option(
@@ -117,6 +125,7 @@ def train_drafter(
     resume: bool,
     start: Path | None,
     layers: int | None,
+    engine: str | None,
     unroll: int,
     batch_tokens: int,
     passes: float,
@@ -148,6 +157,7 @@ def train_drafter(
         device=common.device,
         threads=common.threads,
         layers=layers,
+        engine=engine,
         minutes=minutes,
         resume=resume,
         start=start,

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.ops import NotFiniteLogits, shortlist_topk
+from dynaspec_cli.ops.product import own_dtype, product
 from dynaspec_cli.weights.weight import Weight
 
 PIECE_ELEMENTS = 1 << 24
@@ -74,7 +75,7 @@ class LMHead:
     def ranked(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """(logits float32 [n, k], tokens int64 [n, k]) of the k largest logits, best first: for a
         comparison with those of other rows. NaN ranks highest."""
-        found = [_ranked(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
+        found = [ranked(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
         values, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
         return values, ids
 
@@ -115,7 +116,7 @@ class LMHead:
         """Float32 [n, V] whose k largest of each row are exact; the others may carry a half type's
         rounding."""
         weight = self.weight.data
-        accumulates = weight.dtype == torch.float32 or weight.is_cuda or self.weight.compiled
+        accumulates = weight.dtype == torch.float32 or own_dtype(weight) or self.weight.compiled
         if accumulates or self.bias is not None or self.multiplier <= 0:
             return self.logits(hidden)
         hidden = hidden.to(weight.dtype)
@@ -151,11 +152,12 @@ def _finite(logits: Tensor, best: Tensor) -> Tensor:
 def leaders(logits: Tensor, k: int) -> Tensor:
     """int64 [n, k]: ids of the k largest logits [n, V], best first, among equals the lower id
     first. Raises DynaSpecError for NaN (see ``_finite``)."""
-    return _finite(logits, _ranked(logits, k)[1])
+    return _finite(logits, ranked(logits, k)[1])
 
 
-def _ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(values, ids) [n, k] of the k largest logits [n, V], as ``leaders`` orders them."""
+def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(values float32 [n, k], ids int64 [n, k]) as ``leaders`` has them, unchecked: nothing is read
+    back. NaN ranks highest."""
     values, ids = _largest(logits, k)
     ids, order = ids.sort(-1)
     values, stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
@@ -184,10 +186,9 @@ def _product(hidden: Tensor, head: Weight) -> Tensor:
     weight = head.data
     if weight.dtype == torch.float32:
         return functional.linear(hidden.float(), weight)
-    hidden = hidden.to(weight.dtype)
-    if weight.is_cuda:
-        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    hidden = hidden.float()
+    if own_dtype(weight):
+        return product(hidden, weight)
+    hidden = hidden.to(weight.dtype).float()
     return torch.cat(
         [functional.linear(hidden, rows.float()) for rows in weight.split(WEIGHT_PIECE)], -1
     )

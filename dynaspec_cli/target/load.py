@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_pr
 from dynaspec_cli.target.gguf_cache import converted, known_head_hash
 from dynaspec_cli.target.gguf_native import open_native
 from dynaspec_cli.target.gguf_tokenizer import begun_tokenizer
+from dynaspec_cli.target.kind import TargetRequest
 from dynaspec_cli.target.native_spec import native_spec, read_config
 from dynaspec_cli.target.native_target import load_native, load_packed
 from dynaspec_cli.target.pretrained import pretrained
+from dynaspec_cli.target.registry import TARGETS
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
 from dynaspec_cli.target.sharded.launch import Launch, launched
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
@@ -154,9 +157,11 @@ def load_gguf(
     with ThreadPoolExecutor(1) as other:
         tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
         found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
-        known = found.weights.head_hash()
-        build = load_packed if packed else load_native
-        target = build(found.weights, name, found.spec, dtype, known)
+        if packed:
+            target = load_packed(found.weights, name, found.spec, dtype)
+        else:
+            known = found.weights.head_hash()
+            target = load_native(found.weights, name, found.spec, dtype, known)
         progress(LoadProgress("loading the tokenizer"))
         return target, tokenizer.result()
 
@@ -204,17 +209,33 @@ def model_folder(source: ModelSource, dtype: torch.dtype, progress: ProgressCall
 
 
 def load_target(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> Target:
-    """The native target where it can run the model, else the ``transformers`` one, whose
-    ``kernels`` says why."""
-    config = read_config(folder)
-    spec = native_spec(config)
-    if device.type == "cuda":
-        return load_transformers(folder, name, dtype, device)
+    """The target of the first kind (registry.py) that takes the folder."""
+    request = TargetRequest(folder, name, dtype, device)
+    for kind in TARGETS.others_first():
+        found = TARGETS.load(kind)(request)
+        if not isinstance(found, str):
+            return found
+        request = replace(request, declined={**request.declined, kind: found})
+    raise DynaSpecError(f"{name}: no kind of target runs it ({request.declined})")
+
+
+def native_target(request: TargetRequest) -> Target | str:
+    """Our own layers, where they can run the model."""
+    spec = native_spec(read_config(request.folder))
     if isinstance(spec, str):
-        return load_transformers(folder, name, dtype, device, f"transformers ({spec})")
-    files = WeightFiles(folder)
-    known = known_head_hash(folder) or head_hash(files.head())
-    return load_native(files, name, spec, dtype, known)
+        return spec
+    if request.device.type != "cpu":
+        return "the native layers run on a CPU"
+    files = WeightFiles(request.folder)
+    known = known_head_hash(request.folder) or head_hash(files.head())
+    return load_native(files, request.name, spec, request.dtype, known)
+
+
+def transformers_target(request: TargetRequest) -> Target:
+    """A model of ``transformers``; on a CPU its ``kernels`` says why it is not native."""
+    why = request.declined.get("native")
+    kernels = f"transformers ({why})" if why and request.device.type == "cpu" else "transformers"
+    return load_transformers(request.folder, request.name, request.dtype, request.device, kernels)
 
 
 def load_transformers(

@@ -36,6 +36,8 @@ HELD_OUT_SEQUENCES = 64
 SHORT_MINUTES = 30.0
 """Runs of fewer are scored on a quarter of the sequences."""
 
+OWN, VLLM = "dynaspec", "vllm"
+
 MAX_PROMPTED_TOKENS = 768
 """Of a prompt and its continuation."""
 
@@ -44,7 +46,8 @@ MAX_PROMPTED_TOKENS = 768
 class RunConfig:
     """Where from and where to. ``minutes`` overrides the step count of ``train``; ``start``: a
     drafter folder to go on from. ``prompts``: files like the corpus', each text a whole prompt for
-    the target to continue. ``layers`` of a new drafter (1 unless stated)."""
+    the target to continue. ``layers`` of a new drafter (1 unless stated); ``engine`` that it is
+    for, "dynaspec" (unless stated) or "vllm"."""
 
     model: str | None
     corpus: tuple[str, ...]
@@ -53,6 +56,7 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     layers: int | None = None
+    engine: str | None = None
     minutes: float | None = None
     resume: bool = False
     start: Path | None = None
@@ -300,7 +304,8 @@ def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
     # Features are measured in the root mean square of their median dimension: some families have a
     # few huge ones.
     scale = float(features.pow(2).mean((0, 1)).sqrt().median())
-    return from_target(drafter_config(target, config.layers or 1, scale), target)
+    shape = drafter_config(target, config.layers or 1, scale, config.engine == VLLM)
+    return from_target(shape, target)
 
 
 def _continued(config: RunConfig, drafter: DrafterConfig) -> DrafterConfig:
@@ -308,5 +313,11 @@ def _continued(config: RunConfig, drafter: DrafterConfig) -> DrafterConfig:
         raise UsageError(
             f"--layers: the drafter to go on from has {drafter.num_layers}, got {config.layers}; "
             "leave --layers out"
+        )
+    engine = VLLM if drafter.normed_features else OWN
+    if config.engine not in (None, engine):
+        raise UsageError(
+            f"--for: the drafter to go on from is for {engine}, got {config.engine}; leave --for "
+            "out, or begin anew"
         )
     return drafter
