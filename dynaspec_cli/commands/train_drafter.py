@@ -45,6 +45,19 @@ Examples:
     help="Prompts, one a text: train on the model's answers, not on the corpus; repeatable.",
 )
 @click.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Engines that write the answers to --prompts before training, into --out.  "
+    "[default: the trainer's own, as it goes]",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Write them on this Ray cluster (or auto, local), with --workers actors.  "
+    "[default: on this machine]",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
@@ -104,6 +117,8 @@ def train_drafter(
     common: CommonOptions,
     corpus: tuple[str, ...],
     prompts: tuple[str, ...],
+    workers: int | None,
+    ray: str | None,
     out: Path,
     steps: int | None,
     minutes: float | None,
@@ -135,6 +150,8 @@ def train_drafter(
         model=common.model,
         corpus=corpus,
         prompts=prompts,
+        workers=workers,
+        ray=ray,
         out=out,
         dtype=common.dtype,
         device=common.device,

@@ -15,6 +15,7 @@ All reductions are in float32. A row's result does not depend on how many rows a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from dynaspec_cli.ops import reference_packed
 from dynaspec_cli.ops.formats import DENSE
 from dynaspec_cli.ops.layer import LayerWeights
+from dynaspec_cli.ops.product import grouped_attention, own_dtype, product
 
 _ROWS_AT_ONCE = 16384  # weight rows widened to float32 at a time: bounds the temporary copy
 
@@ -50,11 +52,15 @@ def linear(
 
     A bf16 weight rounds ``x`` to bf16, an int8 weight quantises each row of ``x``
     (``quantize_rows``); otherwise ``x`` is float32. Products accumulate in float32, those of int8
-    exactly. Packed rows (``format``, uint8 [m, row bytes]) multiply what
+    exactly. On CUDA a half weight is multiplied in its own dtype, so an fp16 one rounds ``x`` too.
+    Packed rows (``format``, uint8 [m, row bytes]) multiply what
     ``reference_packed.activations`` makes of x.
     """
     if format != DENSE:
         y = reference_packed.products(x, weight, format)
+        return y if bias is None else y + bias.float()
+    if own_dtype(weight):
+        y = product(x, weight)
         return y if bias is None else y + bias.float()
     if weight.dtype == torch.bfloat16:
         x = x.to(torch.bfloat16)
@@ -222,6 +228,67 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + turned * sin
 
 
+def _attention(
+    q: Tensor, keys: Tensor, values: Tensor, seen: Tensor, scale: float, softcap: float
+) -> Tensor:
+    """``grouped_attention`` with keys and values expanded: the plain form."""
+    n, heads, size = q.shape
+    group = heads // keys.shape[1]
+    k, v = (cache.float().repeat_interleave(group, 1) for cache in (keys, values))
+    scores = torch.einsum("nhd,thd->hnt", q.to(keys.dtype).float(), k) * scale
+    if softcap > 0:
+        scores = softcap * torch.tanh(scores / softcap)
+    scores = scores.masked_fill(~seen[None], float("-inf"))
+    weight = torch.exp(scores - scores.amax(-1, keepdim=True)).to(values.dtype).float()
+    attended = torch.einsum("hnt,thd->nhd", weight / weight.sum(-1, keepdim=True), v)
+    return attended.reshape(n, heads * size)
+
+
+def pre_norm_layer(
+    x: Tensor,
+    weights: LayerWeights,
+    cos: Tensor,
+    sin: Tensor,
+    shape: LayerShape,
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Tensor:
+    """A decoder layer around its attention: the residual stream float32 [n, d] after it.
+
+    ``attend`` takes queries [n, heads, head_dim], keys and values [n, kv_heads, head_dim] of these
+    rows, q and k normed and rotated, and yields float32 [n, heads * head_dim]. The rest as in
+    ``decoder_layer``.
+    """
+    w, formats = weights._asdict(), iter(weights.formats)
+    num_heads, num_kv_heads, head_dim, eps = shape[:4]
+
+    def apply(x: Tensor, *parts: Tensor) -> Tensor:
+        found = [linear(x, part, None, None, next(formats)) for part in parts]
+        return found[0] if len(found) == 1 else torch.cat(found, 1)
+
+    n, q_size, kv_size = x.shape[0], num_heads * head_dim, num_kv_heads * head_dim
+    qkv = apply(rms_norm(x, w["input_norm"], eps), *w["qkv"])
+    if w["qkv_bias"].numel():
+        qkv = qkv + w["qkv_bias"].float()
+    q, k, v = qkv.split([q_size, kv_size, kv_size], 1)
+    q, k, v = (part.reshape(n, -1, head_dim) for part in (q, k, v))
+    if w["q_norm"].numel():
+        q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
+    q, k = _rotate(q, cos[:, None], sin[:, None]), _rotate(k, cos[:, None], sin[:, None])
+    o = apply(attend(q, k, v), w["out"])
+    if w["post_attention_norm"].numel():
+        o = rms_norm(o, w["post_attention_norm"], eps)
+    x = x + o
+    gate, up = apply(rms_norm(x, w["mlp_norm"], eps), *w["gate_up"]).chunk(2, -1)
+    if shape.activation == "silu":
+        gate = torch.nn.functional.silu(gate)
+    else:
+        gate = torch.nn.functional.gelu(gate, approximate="tanh")
+    m = apply(gate * up, w["down"])
+    if w["post_mlp_norm"].numel():
+        m = rms_norm(m, w["post_mlp_norm"], eps)
+    return x + m
+
+
 def decoder_layer(
     x: Tensor,
     weights: LayerWeights,
@@ -260,51 +327,18 @@ def decoder_layer(
     wherever they are stored, so a row has the same bits in a tree as in plain decoding. Returns
     float32 [n, d].
     """
-    w, formats = weights._asdict(), iter(weights.formats)
-
-    def apply(x: Tensor, *parts: Tensor) -> Tensor:
-        return torch.cat([linear(x, part, None, None, next(formats)) for part in parts], 1)
-
-    n, q_size, kv_size = x.shape[0], num_heads * head_dim, num_kv_heads * head_dim
-    h = rms_norm(x, w["input_norm"], eps)
-    qkv = apply(h, *w["qkv"])
-    if w["qkv_bias"].numel():
-        qkv = qkv + w["qkv_bias"].float()
-    q = qkv[:, :q_size].view(n, num_heads, head_dim)
-    k = qkv[:, q_size : q_size + kv_size].view(n, num_kv_heads, head_dim)
-    v = qkv[:, q_size + kv_size :].view(n, num_kv_heads, head_dim)
-    if w["q_norm"].numel():
-        q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
-    q, k = _rotate(q, cos[:, None], sin[:, None]), _rotate(k, cos[:, None], sin[:, None])
     end = cache_len + positions.shape[0]
-    k_cache[end - n : end] = k.to(k_cache.dtype)
-    v_cache[end - n : end] = v.to(v_cache.dtype)
-    key_positions = torch.cat([torch.arange(cache_len, device=x.device), positions])
-    allowed = torch.cat([torch.ones(n, cache_len, dtype=torch.bool, device=x.device), mask], 1)
-    if window > 0:
-        allowed = allowed & (key_positions[end - n :, None] - key_positions[None, :] < window)
-    group = num_heads // num_kv_heads
-    keys = k_cache[:end].float().repeat_interleave(group, 1)
-    values = v_cache[:end].float().repeat_interleave(group, 1)
-    scores = torch.einsum("nhd,thd->hnt", q.to(k_cache.dtype).float(), keys) * scale
-    if softcap > 0:
-        scores = softcap * torch.tanh(scores / softcap)
-    scores = scores.masked_fill(~allowed[None], float("-inf"))
-    weight = torch.exp(scores - scores.amax(-1, keepdim=True)).to(v_cache.dtype).float()
-    attended = torch.einsum("hnt,thd->nhd", weight / weight.sum(-1, keepdim=True), values).reshape(
-        n, q_size
-    )
-    o = apply(attended, w["out"])
-    if w["post_attention_norm"].numel():
-        o = rms_norm(o, w["post_attention_norm"], eps)
-    x = x + o
-    gate_up = apply(rms_norm(x, w["mlp_norm"], eps), *w["gate_up"])
-    gate, up = gate_up.chunk(2, -1)
-    if activation == "silu":
-        gate = torch.nn.functional.silu(gate)
-    else:
-        gate = torch.nn.functional.gelu(gate, approximate="tanh")
-    m = apply(gate * up, w["down"])
-    if w["post_mlp_norm"].numel():
-        m = rms_norm(m, w["post_mlp_norm"], eps)
-    return x + m
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        n = q.shape[0]
+        k_cache[end - n : end] = k.to(k_cache.dtype)
+        v_cache[end - n : end] = v.to(v_cache.dtype)
+        key_positions = torch.cat([torch.arange(cache_len, device=x.device), positions])
+        allowed = torch.cat([torch.ones(n, cache_len, dtype=torch.bool, device=x.device), mask], 1)
+        if window > 0:
+            allowed = allowed & (key_positions[end - n :, None] - key_positions[None, :] < window)
+        attention = _attention if x.device.type == "cpu" else grouped_attention
+        return attention(q, k_cache[:end], v_cache[:end], allowed, scale, softcap)
+
+    shape = LayerShape(num_heads, num_kv_heads, head_dim, eps, scale, window, activation, softcap)
+    return pre_norm_layer(x, weights, cos, sin, shape, attend)

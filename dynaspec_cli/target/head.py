@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.ops import NotFiniteLogits, shortlist_topk
+from dynaspec_cli.ops.product import own_dtype, product
 from dynaspec_cli.weights.weight import Weight
 
 PIECE_ELEMENTS = 1 << 24
@@ -45,6 +46,11 @@ class LMHead:
     multiplier: float = 1.0
     softcap: float | None = None
 
+    @property
+    def rows(self) -> int:
+        """Tokens that have a logit."""
+        return self.weight.rows
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 [n, V]."""
         return self._finish(_product(hidden, self.weight), self.bias)
@@ -65,6 +71,13 @@ class LMHead:
             return self._streamed(hidden, k)
         found = [leaders(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
         return torch.cat(found)
+
+    def ranked(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(logits float32 [n, k], tokens int64 [n, k]) of the k largest logits, best first: for a
+        comparison with those of other rows. NaN ranks highest."""
+        found = [ranked(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
+        values, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return values, ids
 
     def at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Float32 [m]: the logit of token ``ids[i]`` (int64 [m]) for row ``hidden[i]``, up to
@@ -103,7 +116,7 @@ class LMHead:
         """Float32 [n, V] whose k largest of each row are exact; the others may carry a half type's
         rounding."""
         weight = self.weight.data
-        accumulates = weight.dtype == torch.float32 or weight.is_cuda or self.weight.compiled
+        accumulates = weight.dtype == torch.float32 or own_dtype(weight) or self.weight.compiled
         if accumulates or self.bias is not None or self.multiplier <= 0:
             return self.logits(hidden)
         hidden = hidden.to(weight.dtype)
@@ -125,7 +138,7 @@ class LMHead:
         return logits
 
     def _pieces(self, hidden: Tensor) -> list[Tensor]:
-        return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.rows)))
+        return list(hidden.split(max(1, PIECE_ELEMENTS // max(1, self.rows))))
 
 
 def _finite(logits: Tensor, best: Tensor) -> Tensor:
@@ -139,10 +152,16 @@ def _finite(logits: Tensor, best: Tensor) -> Tensor:
 def leaders(logits: Tensor, k: int) -> Tensor:
     """int64 [n, k]: ids of the k largest logits [n, V], best first, among equals the lower id
     first. Raises DynaSpecError for NaN (see ``_finite``)."""
+    return _finite(logits, ranked(logits, k)[1])
+
+
+def ranked(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(values float32 [n, k], ids int64 [n, k]) as ``leaders`` has them, unchecked: nothing is read
+    back. NaN ranks highest."""
     values, ids = _largest(logits, k)
     ids, order = ids.sort(-1)
-    stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True).indices
-    return _finite(logits, ids.gather(-1, stable))
+    values, stable = values.gather(-1, order).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, stable)
 
 
 def _largest(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -167,10 +186,9 @@ def _product(hidden: Tensor, head: Weight) -> Tensor:
     weight = head.data
     if weight.dtype == torch.float32:
         return functional.linear(hidden.float(), weight)
-    hidden = hidden.to(weight.dtype)
-    if weight.is_cuda:
-        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
-    hidden = hidden.float()
+    if own_dtype(weight):
+        return product(hidden, weight)
+    hidden = hidden.to(weight.dtype).float()
     return torch.cat(
         [functional.linear(hidden, rows.float()) for rows in weight.split(WEIGHT_PIECE)], -1
     )

@@ -22,6 +22,7 @@ from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_pr
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
+from dynaspec_cli.training.answers import Writers, with_answers
 from dynaspec_cli.training.evaluate import HeldOut, HeldOutScore, held_out_score
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.training.prompts import PromptBatch, growing, prompt_batches
@@ -60,6 +61,8 @@ class RunConfig:
     resume: bool = False
     start: Path | None = None
     prompts: tuple[str, ...] = ()
+    workers: int | None = None
+    ray: str | None = None
     score_every: int = 200
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     shards: ShardConfig = dataclasses.field(default_factory=ShardConfig)
@@ -67,6 +70,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"--minutes: expected more than 0, got {self.minutes}")
+        for name, value in (("--workers", self.workers), ("--ray", self.ray)):
+            if value is not None and not self.prompts:
+                raise UsageError(f"{name}: needs --prompts, whose answers it writes")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers: expected at least 1, got {self.workers}")
         if self.layers is not None and self.layers < 1:
             raise UsageError(f"--layers: expected at least 1, got {self.layers}")
         if self.resume and self.start is not None:
@@ -196,6 +204,8 @@ def _prepare(
             config.shards.seed,
         )
         batches = growing(batches, config.shards.first)
+        if config.workers is not None or config.ray is not None:
+            batches = with_answers(batches, _writers(config, kind), config.out, progress)
     maker = ShardMaker(
         teacher,
         corpus.texts,
@@ -221,6 +231,13 @@ def _prepare(
         HELD_OUT_SEQUENCES // 4 if short else HELD_OUT_SEQUENCES,
     )
     return trainer, held, asked.names
+
+
+def _writers(config: RunConfig, kind: torch.dtype) -> Writers:
+    """In the dtype that features are read in: the same target."""
+    dtype = str(kind).removeprefix("torch.")
+    seed, workers = config.shards.seed, config.workers or 1
+    return Writers(config.model, dtype, config.device, config.threads, seed, workers, config.ray)
 
 
 def _as_begun(config: RunConfig) -> RunConfig:

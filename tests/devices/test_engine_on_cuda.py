@@ -163,7 +163,6 @@ def test_plain_decoding(on_cpu, on_cuda, guard, name):
     assert _tokens(on_cuda, None, "", SAMPLING[name], guard) == expected
 
 
-@pytest.mark.skipif(DEVICE.type != "cuda", reason="a half type's head has a path of CUDA's own")
 def test_bfloat16(tiny_model_dir, guard):
     expected = _tokens(
         _parts(tiny_model_dir, torch.device("cpu"), torch.bfloat16), None, "", SAMPLING["greedy"]

@@ -42,6 +42,7 @@ _TAKES_HOST_INDICES = (
     _aten.index_put.default,
     _aten._index_put_impl_.default,
 )
+_FLOAT32_SUMS = (_aten.mm.dtype, _aten.bmm.dtype)
 _COPIES = (_aten.copy_.default, _aten._to_copy.default)
 
 
@@ -152,7 +153,7 @@ class PretendCuda(SyncGuard):
         device = kwargs.get("device")
         if device is not None:
             kwargs["device"] = torch.device("cpu")
-        if func is _aten.mm.dtype:  # bf16 in, float32 out: CUDA only
+        if func in _FLOAT32_SUMS:  # bf16 in, float32 out: CUDA only
             return DeviceTensor(args[0].host.float() @ args[1].host.float())
         own = {id(t.host): t for t in tensors if isinstance(t, DeviceTensor)}
         out = func(*tree_map(to_host, args), **tree_map(to_host, kwargs))
