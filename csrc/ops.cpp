@@ -64,6 +64,10 @@ STABLE_TORCH_LIBRARY(dynaspec, m) {
       "grow_drawn(Tensor(a!) nodes, Tensor(b!) values, Tensor log_probs, Tensor log_q, Tensor ids,"
       " Tensor uniforms, int size, float least, float temperature, int top_k, float top_p, float "
       "min_p, bool shared) -> (Tensor frontier, Tensor q, float mass)");
+  m.def(
+      "fill_plan(Tensor(a!) nodes, Tensor(b!) values, Tensor plan, Tensor(c!) places, Tensor "
+      "tokens,"
+      " Tensor columns) -> (Tensor frontier, Tensor below)");
   m.def("grown_tree(Tensor nodes, Tensor values) -> Tensor");
   m.def("kv_commit(Tensor(a!)[] caches, Tensor base, Tensor rows) -> ()");
 }

@@ -38,7 +38,8 @@ DTYPES = ("auto", "packed", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """The options that every command has. ``model`` None: the embedded default model."""
+    """The options that every command has. ``model`` None: the embedded default model. ``device``
+    "map": --device-map auto."""
 
     model: str | None
     dtype: str
@@ -157,6 +158,12 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),
     click.option(
+        "--device-map",
+        type=click.Choice(("auto",)),
+        help="auto: spread the target's layers over all GPUs; needs accelerate.  "
+        "[default: one device]",
+    ),
+    click.option(
         "--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's, one a core]"
     ),
     click.option(
@@ -194,6 +201,12 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(**params: Any) -> Any:
         values = {name: params.pop(name) for name in CommonOptions.__dataclass_fields__}
+        if params.pop("device_map") is not None:
+            if values["device"] != "auto":
+                raise UsageError(
+                    f"--device-map: expected no --device beside it, got {values['device']}"
+                )
+            values["device"] = "map"
         common = CommonOptions(**values)
         if common.threads is not None and common.threads < 1:
             raise UsageError(f"--threads: expected at least 1, got {common.threads}")

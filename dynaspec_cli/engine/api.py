@@ -444,7 +444,7 @@ class Conversation:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._cache = PrefixCache(engine.target)
+        self._cache: PrefixCache[Any, Any] = PrefixCache(engine.target)
 
     def generate(
         self,
