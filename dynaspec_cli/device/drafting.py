@@ -195,10 +195,11 @@ class DeviceDraft:
 
 def to_host(*tensors: Tensor) -> list[Tensor]:
     """Copies on the host, after one wait."""
-    if not tensors[0].is_cuda:
-        return [x.cpu() for x in tensors]
-    here = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
-    for copy, x in zip(here, tensors, strict=True):
-        copy.copy_(x, non_blocking=True)
-    torch.cuda.current_stream().synchronize()
+    locked = tensors[0].is_cuda
+    here: list[Tensor] = []
+    for x in tensors:
+        here.append(torch.empty(x.shape, dtype=x.dtype, pin_memory=locked))
+        here[-1].copy_(x, non_blocking=True)
+    if locked:
+        torch.cuda.current_stream().synchronize()
     return here

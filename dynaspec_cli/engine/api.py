@@ -12,6 +12,7 @@ import torch
 
 from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import MOST_NODES, GenerationConfig, ShortlistConfig, TreeConfig
+from dynaspec_cli.device.at_once import DraftsAtOnce
 from dynaspec_cli.drafters.load import load_drafting
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
@@ -392,7 +393,15 @@ class Engine:
         temperature = 1.0 if policy.needs_distribution else heat
         shortlist = self.shortlist(config.shortlist, tree.depth) if headed else None
         lookup = self.lookup if headed else None
-        fixed = Speculation(self.drafter, shortlist, policy, temperature, lookup, size)
+        fixed = Speculation(
+            self.drafter,
+            shortlist,
+            policy,
+            temperature,
+            lookup,
+            size,
+            at_once=self._drafts_at_once(shortlist),
+        )
         if not tree.adapts:
             return fixed
         costs = self._costs(config.shortlist, fixed)
@@ -401,6 +410,15 @@ class Engine:
             return replace(fixed, drafter=LookupDrafter(max(costs.row_price, LEAST_PRICE)))
         prior = path_values(acceptance or EXAMPLE, size, tree.depth)
         return replace(fixed, costs=costs, resized=resized, prior=tuple(prior))
+
+    def _drafts_at_once(self, shortlist: Shortlist | None) -> DraftsAtOnce | None:
+        """On a GPU a whole round is drafted there, where drafter and shortlist have a form for
+        it."""
+        if self.target.device.type != "cuda" or self.drafter is None:
+            return None
+        from dynaspec_cli.device.drafting import DeviceDrafting
+
+        return DeviceDrafting.of(self.drafter, shortlist, self.target)
 
     def tree(self, config: TreeConfig) -> tuple[TreeConfig, int]:
         """The shape of trees and the most nodes of one: lookup, which takes no time to draft, goes

@@ -12,6 +12,7 @@ import torch
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.device.drafting import DeviceDrafting
+from dynaspec_cli.device.round import Outputs, Round
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.engine.draft import Draft, Speculation
 from dynaspec_cli.engine.events import StepStats
@@ -27,6 +28,8 @@ from dynaspec_cli.shortlist.router import Router
 from dynaspec_cli.target.load import load_transformers
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.tree.registry import create_tree
+
+from .capture import recorded
 
 PROMPT = torch.tensor([5, 9, 200, 31, 77, 5, 9])
 STEPS, CORE, CLUSTERS = 7, 40, 12
@@ -136,6 +139,29 @@ def test_the_same_rounds(
     assert seen == [True] * (STEPS - 1)
     drafted = [step[0] for _, step in want if step is not None]
     assert max(drafted) > 1
+
+
+@pytest.mark.parametrize("shortlist", ["pa-fr", "nanospec", "early router", "late router"])
+@pytest.mark.parametrize(("name", "tree"), [("greedy", "dyspec"), ("sampled", "specinfer")])
+def test_every_round_is_the_same_operations(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, shortlist: str, name: str, tree: str
+) -> None:
+    """None of which waits: what a graph holds."""
+    seen: dict[Round, list[Any]] = {}
+    call = Round.__call__
+
+    def noted(self: Round, *args: Any) -> Outputs:
+        outputs: list[Outputs] = []
+        operations = recorded(lambda: outputs.append(call(self, *args)))
+        seen.setdefault(self, []).append(operations)
+        return outputs[0]
+
+    want = run(parts, shortlist, tree, SAMPLING[name], at_once=False)
+    run(parts, shortlist, tree, SAMPLING[name], at_once=True)
+    monkeypatch.setattr(Round, "__call__", noted)
+    assert run(parts, shortlist, tree, SAMPLING[name], at_once=True) == want
+    for rounds in seen.values():
+        assert all(each == rounds[1] for each in rounds[2:])  # the first makes tables
 
 
 def test_a_deeper_round_than_the_mask_has_bits_is_drafted_step_by_step(

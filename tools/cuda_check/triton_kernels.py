@@ -74,7 +74,7 @@ def attention_cases() -> list[Case]:
     found = []
     for dtype in ("bf16", "fp32"):
         for cells, windowed in ((16, False), (32, False), (244, False), (244, True)):
-            rows, step, warps, stages = triton_attention.shape_of(cells, DTYPES[dtype])
+            rows, step, warps, stages = triton_attention.shape_of(cells, DTYPES[dtype], windowed)
             if dtype == "fp32" and cells == 32:
                 continue  # the same kernel
             shapes: dict[str, int | bool] = {"HEADS": 32, "GROUP": 4, "SIZE": 128, "PADDED": 128}

@@ -106,14 +106,17 @@ def _join(
     tl.store(out + cell * SIZE + column, found, mask=inside)
 
 
-def shape_of(cells: int, dtype: torch.dtype) -> tuple[int, int, int, int]:
-    """(query rows a program, keys a step, warps, stages) for so many rows and heads of a group:
-    what registers and shared memory of every architecture hold."""
+def shape_of(cells: int, dtype: torch.dtype, masked: bool) -> tuple[int, int, int, int]:
+    """(query rows a program, keys a step, warps, stages) for so many rows and heads of a group,
+    ``masked`` with a window or a softcap: what registers and shared memory of every architecture
+    hold."""
     if dtype == torch.float32:
         return 16, 32, 4, 1
     if cells <= 16:
         return 16, 64, 4, 2
-    return (32, 64, 4, 2) if cells <= 32 else (64, 64, 8, 2)
+    if cells <= 32:
+        return 32, 64, 4, 2
+    return (32, 32, 4, 2) if masked else (64, 64, 8, 2)
 
 
 def tree_attention(
@@ -131,7 +134,7 @@ def tree_attention(
     n, heads, size = q.shape
     kv_heads = keys.shape[1]
     group, t = heads // kv_heads, depth.shape[0] - n
-    rows, step, warps, stages = shape_of(n * group, keys.dtype)
+    rows, step, warps, stages = shape_of(n * group, keys.dtype, window > 0 or softcap > 0)
     padded = max(16, triton.next_power_of_2(size))
     device = q.device
     sums = torch.empty(SPLITS, n, heads, size, dtype=torch.float32, device=device)
