@@ -24,7 +24,7 @@ from dynaspec_cli.checkpoints.vocab_map import VocabMap
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.export.target_facts import TargetFacts
 from dynaspec_cli.shortlist.clusters import Progress, build_clusters
-from dynaspec_cli.shortlist.factory import packaged_folder
+from dynaspec_cli.shortlist.packaged import packaged_folder
 
 
 @dataclass(frozen=True)

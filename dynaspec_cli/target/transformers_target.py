@@ -89,7 +89,7 @@ class TransformersTarget:
         bias = None if head.bias is None else head.bias.detach()
         return LMHead(dense(head.weight.detach()), bias, *transform)
 
-    def _own_logits(self, text: Tensor) -> Tensor:
+    def own_logits(self, text: Tensor) -> Tensor:
         """The model's, float32 [n, V], of int64 [1, n]."""
         logits: Tensor = self.model(input_ids=text, use_cache=False).logits[0].float()
         return logits
@@ -102,7 +102,7 @@ class TransformersTarget:
         ids = [i % self.vocab_size for i in (3, 5, 7, 11, 13)]
         text = torch.tensor([ids[:3] + ids[4:]], device=self.device)
         try:
-            own = self._own_logits(text)
+            own = self.own_logits(text)
             state = self.begin(4)
             first = self.prefill(state, text[0, :2]).logits()
             tree = DraftTree(torch.tensor(ids[2:]), torch.tensor([-1, 0, 0]))

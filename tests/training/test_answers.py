@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training_runs import make_run
 
 from dynaspec_cli.batch import workers
 from dynaspec_cli.config import GenerationConfig, SamplingConfig
@@ -18,7 +19,6 @@ from dynaspec_cli.training.prompts import NEW_TOKENS, PromptBatch
 from dynaspec_cli.training.run import train
 from dynaspec_cli.training.shards import TEMPERATURES
 from dynaspec_cli.training.trainer import Trainer
-from training_runs import make_run
 
 
 @pytest.fixture(scope="module")

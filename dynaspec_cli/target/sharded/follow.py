@@ -121,7 +121,7 @@ class Follower:
         self.target.rewind(self.states[number], length, max_length)
 
     def own_logits(self, tokens: list[list[int]]) -> None:
-        self.target._own_logits(torch.tensor(tokens, device=self.target.device))
+        self.target.own_logits(torch.tensor(tokens, device=self.target.device))
 
     def embed(self, tokens: list[int]) -> None:
         self.target.embed(_ids(tokens))

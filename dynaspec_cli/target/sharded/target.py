@@ -72,9 +72,9 @@ class ShardedTarget(TransformersTarget):
         if self.ranks.rank == 0:
             super()._self_check()
 
-    def _own_logits(self, text: Tensor) -> Tensor:
+    def own_logits(self, text: Tensor) -> Tensor:
         with self.told("own_logits", tokens=text.tolist()):
-            return super()._own_logits(text)
+            return super().own_logits(text)
 
     def embed(self, token_ids: Tensor) -> Tensor:
         with self.told("embed", tokens=token_ids.tolist()):
