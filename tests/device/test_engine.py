@@ -152,16 +152,17 @@ def test_every_round_is_the_same_operations(
 
     def noted(self: Round, *args: Any) -> Outputs:
         outputs: list[Outputs] = []
+        if self not in seen:
+            call(self, *args)  # as before a capture: tables are made
         operations = recorded(lambda: outputs.append(call(self, *args)))
         seen.setdefault(self, []).append(operations)
         return outputs[0]
 
     want = run(parts, shortlist, tree, SAMPLING[name], at_once=False)
-    run(parts, shortlist, tree, SAMPLING[name], at_once=True)
     monkeypatch.setattr(Round, "__call__", noted)
     assert run(parts, shortlist, tree, SAMPLING[name], at_once=True) == want
     for rounds in seen.values():
-        assert all(each == rounds[1] for each in rounds[2:])  # the first makes tables
+        assert all(each == rounds[0] for each in rounds)
 
 
 def test_a_deeper_round_than_the_mask_has_bits_is_drafted_step_by_step(
