@@ -25,6 +25,13 @@ class Runner:
         self._captured: dict[Round, _Captured] = {}
 
     @torch.inference_mode()
+    def forget(self) -> None:
+        """Empty the context."""
+        self.context.seen.zero_()
+        self.context.rows.fill_(-1)
+        self.context.clock.zero_()
+
+    @torch.inference_mode()
     def mention(self, rows: Tensor) -> None:
         """Take in rows int64 [m] of the context before a round."""
         new = add(self.context, rows.to(self.context.seen.device))

@@ -80,6 +80,7 @@ class Engine:
         self.lookup = lookup
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
         self._tables: dict[ShortlistConfig, CostTable] = {}
+        self._at_once: dict[Shortlist | None, DraftsAtOnce | None] = {}
 
     @classmethod
     def load(
@@ -418,7 +419,10 @@ class Engine:
             return None
         from dynaspec_cli.device.drafting import DeviceDrafting
 
-        return DeviceDrafting.of(self.drafter, shortlist, self.target)
+        if shortlist not in self._at_once:  # its graphs serve every request
+            made = DeviceDrafting.of(self.drafter, shortlist, self.target)
+            self._at_once = {shortlist: made}
+        return self._at_once[shortlist]
 
     def tree(self, config: TreeConfig) -> tuple[TreeConfig, int]:
         """The shape of trees and the most nodes of one: lookup, which takes no time to draft, goes
