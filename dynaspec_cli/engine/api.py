@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dynaspec_cli.config import MOST_NODES, GenerationConfig, ShortlistConfig, TreeConfig
+from dynaspec_cli.device.at_once import DraftsAtOnce
 from dynaspec_cli.drafters.load import load_drafting
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.comparison import compared
@@ -75,6 +76,7 @@ class Engine:
         self.lookup = lookup
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
         self._tables: dict[ShortlistConfig, CostTable] = {}
+        self._at_once: dict[Shortlist | None, DraftsAtOnce | None] = {}
 
     @classmethod
     def load(
@@ -303,7 +305,15 @@ class Engine:
         temperature = 1.0 if policy.needs_distribution else heat
         shortlist = self.shortlist(config.shortlist, tree.depth) if headed else None
         lookup = self.lookup if headed else None
-        fixed = Speculation(self.drafter, shortlist, policy, temperature, lookup, size)
+        fixed = Speculation(
+            self.drafter,
+            shortlist,
+            policy,
+            temperature,
+            lookup,
+            size,
+            at_once=self._drafts_at_once(shortlist),
+        )
         if not tree.adapts:
             return fixed
         costs = self._costs(config.shortlist, fixed)
@@ -312,6 +322,18 @@ class Engine:
             return replace(fixed, drafter=LookupDrafter(max(costs.row_price, LEAST_PRICE)))
         prior = path_values(acceptance or EXAMPLE, size, tree.depth)
         return replace(fixed, costs=costs, resized=resized, prior=tuple(prior))
+
+    def _drafts_at_once(self, shortlist: Shortlist | None) -> DraftsAtOnce | None:
+        """On a GPU a whole round is drafted there, where drafter and shortlist have a form for
+        it."""
+        if self.target.device.type != "cuda" or self.drafter is None:
+            return None
+        from dynaspec_cli.device.drafting import DeviceDrafting
+
+        if shortlist not in self._at_once:  # its graphs serve every request
+            made = DeviceDrafting.of(self.drafter, shortlist, self.target)
+            self._at_once = {shortlist: made}
+        return self._at_once[shortlist]
 
     def tree(self, config: TreeConfig) -> tuple[TreeConfig, int]:
         """The shape of trees and the most nodes of one: lookup, which takes no time to draft, goes
