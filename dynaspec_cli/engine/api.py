@@ -26,7 +26,7 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
-from dynaspec_cli.engine.measure import costs_of
+from dynaspec_cli.engine.measure import costs_of, reconsider
 from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.engine.session import decode
 from dynaspec_cli.engine.settings import drafting_settings, request_settings
@@ -207,6 +207,9 @@ class Engine:
         tail = detokenizer.finish()
         if tail:
             yield TokensEvent((), tail)
+        table = self._tables.get(config.shortlist)
+        if speculation is not None and table is not None:
+            reconsider(self.target, speculation, table, steps)
         yield DoneEvent(
             summarize(
                 text=detokenizer.text,
