@@ -86,7 +86,12 @@ def bench(
         return
     asked = Asked(**own)
     preset = None if asked.preset is None else find_preset(asked.preset)
-    filters = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    filters: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
     if preset is not None and preset.sampling == "model" and not given_option("sampling"):
         filters |= recommended_filters(common.model)
     sampling = sampling_config(common.seed, **filters)
