@@ -21,6 +21,7 @@ from dynaspec_cli.target.native_spec import native_spec, read_config
 from dynaspec_cli.target.native_target import load_native, load_packed
 from dynaspec_cli.target.quiet import quiet_transformers
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
+from dynaspec_cli.target.static.target import load_static
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
@@ -69,7 +70,7 @@ def load_source(
             )
     folder = model_folder(source, kind, progress)
     progress(LoadProgress("loading weights"))
-    target = load_target(folder, source.name, kind, place)
+    target = load_target(folder, source.name, kind, place, progress)
     progress(LoadProgress("loading the tokenizer"))
     return target, load_tokenizer(folder)
 
@@ -154,17 +155,23 @@ def model_folder(source: ModelSource, dtype: torch.dtype, progress: ProgressCall
     return source.folder
 
 
-def load_target(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> Target:
-    """The native target where it can run the model, else the ``transformers`` one, whose
-    ``kernels`` says why."""
+def load_target(
+    folder: Path,
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: ProgressCallback = ignore_progress,
+) -> Target:
+    """The native target (on CUDA the static one) where it can run the model, else the
+    ``transformers`` one, whose ``kernels`` says why."""
     config = read_config(folder)
     spec = native_spec(config)
-    if device.type == "cuda":
-        return load_transformers(folder, name, dtype, device)
     if isinstance(spec, str):
         return load_transformers(folder, name, dtype, device, f"transformers ({spec})")
     files = WeightFiles(folder)
     known = known_head_hash(folder) or head_hash(files.head())
+    if device.type == "cuda":
+        return load_static(files, name, spec, dtype, device, known, progress)
     return load_native(files, name, spec, dtype, known)
 
 

@@ -19,7 +19,8 @@ class HeadOutput:
     """``protocols.TargetOutput`` of one pass: ``features`` [n, d], ``hidden`` [n, d] after the
     final norm, and what the head makes of them on demand. A row is read once. Row numbers are
     tensors of the host. ``taps`` [n, A * d] or None. ``known``: leaders of rows that were read
-    before."""
+    before; ``ranked`` int64 [n, k]: those of all rows, which cost nothing but count as read only
+    once they are asked for: a sampled walk's shortlist would learn from other rows else."""
 
     def __init__(
         self,
@@ -28,6 +29,7 @@ class HeadOutput:
         head: LMHead,
         taps: Tensor | None = None,
         known: Mapping[int, Tensor] | None = None,
+        ranked: Tensor | None = None,
     ) -> None:
         self.features = features
         self.hidden = hidden
@@ -36,6 +38,7 @@ class HeadOutput:
         self._head = head
         self._logits: dict[int, Tensor] = {}
         self._leaders: dict[int, Tensor] = dict(known or {})
+        self._ranked = ranked
         self._whole: Tensor | None = None
 
     @property
@@ -62,6 +65,11 @@ class HeadOutput:
     @torch.inference_mode()
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
         wanted = min(max(k, KEPT_LEADERS), self._head.weight.rows)
+        if self._ranked is not None and self._ranked.shape[1] >= k and self._whole is None:
+            if rows is None:
+                self._whole = self._ranked
+            else:
+                self._leaders.update({row: self._ranked[row] for row in rows.tolist()})
         if rows is None and self._whole is None and not self._logits:
             self._whole = self._head.leaders(self.hidden, wanted)
         if self._whole is not None and self._whole.shape[1] >= k:
