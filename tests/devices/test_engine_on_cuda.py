@@ -18,6 +18,7 @@ from pretend import (
     to_host,
 )
 from pretend_ops import device_ops
+from static_step import captured_steps
 from sync_guard import HostSyncError
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
@@ -96,7 +97,7 @@ def on_cpu(tiny_model_dir):
 
 @pytest.fixture
 def guard():
-    with pretend_cuda() as active, device_ops():
+    with pretend_cuda() as active, device_ops(), captured_steps(active):
         yield active
 
 
