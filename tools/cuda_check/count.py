@@ -134,7 +134,8 @@ def main() -> int:
         for kind, counts in rows.items():
             numbers = " | ".join(str(n) for n in counts[step].values())
             print(f"| {step} | {kind} | {numbers} |")
-    print(f"forms met: {', '.join(f'{form.rows} rows ({form.mode.value})' for form in met)}")
+    forms = sorted(f"{form.rows} rows ({form.mode.value})" for form in met)
+    print("forms met:", ", ".join(forms))
     return 0
 
 

@@ -15,23 +15,25 @@ from dynaspec_cli.target.static.step import Form
 
 
 @contextmanager
-def captured_steps(guard: PretendCuda) -> Iterator[dict[Form, list[Any]]]:
+def captured_steps(guard: PretendCuda) -> Iterator[set[Form]]:
     """Every pass of a static target is run as if it were being captured, until the end of the
-    block; raises ``CapturedError`` where a graph could not hold it. Yields the operations by form
-    as they are met."""
-    run, met = graphs.step, {}
+    block; raises ``CapturedError`` where a graph could not hold it. Yields the forms as they are
+    met."""
+    run = graphs.step
+    met: set[Form] = set()
+    known: dict[tuple[Form, int], list[Any]] = {}  # an arena of another size has graphs of its own
 
     def step(model: Any, arena: Any, form: Form) -> None:
         guard.steps.clear()
         with guard.capture():
             run(model, arena, form)
         operations = list(guard.steps)
-        if met.setdefault(form, operations) != operations:
-            first = next(
-                (pair for pair in zip(met[form], operations, strict=False) if pair[0] != pair[1]),
-                "one has more",
-            )
+        before = known.setdefault((form, arena.capacity), operations)
+        if before != operations:
+            pairs = zip(before, operations, strict=False)
+            first = next((pair for pair in pairs if pair[0] != pair[1]), "one has more")
             raise CapturedError(f"{form}: operations depend on data: {first}")
+        met.add(form)
 
     with replaced({(graphs, "step"): step}):
         yield met

@@ -30,7 +30,8 @@ class Graphs:
             return
         if form not in self._graphs:
             self._graphs[form] = self._capture(form)
-        self._graphs[form].replay()
+        with torch.cuda.device(self.arena.length.device):
+            self._graphs[form].replay()
 
     def capture(self, form: Form) -> None:
         """Have the graph of a form before it is needed."""
@@ -41,17 +42,18 @@ class Graphs:
         """The arena's length is put back: what the passes before the capture wrote lies behind it
         and is written again."""
         length = self.arena.length.clone()
-        device = self.arena.length.device
-        side = torch.cuda.Stream(device)
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM_UP):
+        device = length.device
+        with torch.cuda.device(device):
+            side = torch.cuda.Stream(device)
+            side.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(side):
+                for _ in range(WARM_UP):
+                    step(self._model, self.arena, form)
+                    self.arena.length.copy_(length)
+            torch.cuda.current_stream(device).wait_stream(side)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self._pool):
                 step(self._model, self.arena, form)
-                self.arena.length.copy_(length)
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
-            step(self._model, self.arena, form)
         return graph
 
 

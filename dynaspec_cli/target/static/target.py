@@ -140,6 +140,8 @@ class StaticTarget:
         state = StaticState(max_length, taps, graphs=graphs)
         weakref.finalize(state, self._free.append, graphs)
         state.arena.forget(0)
+        for tap in taps:
+            state.arena.tap(tap)  # not within a capture
         return state
 
     @torch.inference_mode()
@@ -262,6 +264,8 @@ class StaticTarget:
         if capacity <= old.capacity:
             return
         state.graphs = self._take(capacity)
+        for tap in state.taps:
+            state.arena.tap(tap)
         for place, cache in ((state.arena.keys, old.keys), (state.arena.values, old.values)):
             place.narrow(1, 0, state.length).copy_(cache.narrow(1, 0, state.length))
         state.arena.forget(state.length)
