@@ -53,7 +53,7 @@ def clock(call: Callable[[], object]) -> float:
 class Ours:
     def __init__(self, found: NativeGguf, packed: bool) -> None:
         build = load_packed if packed else load_native
-        self.target = build(found.weights, "model", found.spec, torch.bfloat16, "")
+        self.target = build(found.weights, "model", found.spec, torch.bfloat16)
         self.state = self.target.begin(COMMITTED + 64)
         self.target.prefill(self.state, torch.arange(COMMITTED) + 5)
 
@@ -229,13 +229,13 @@ def texts(tokenizer: Any) -> Iterator[list[int]]:
 
 
 def quality(found: NativeGguf, path: Path, llama: LlamaCpp | None) -> dict[str, Any]:
-    exact = load_native(found.weights, "model", found.spec, torch.float32, "")
+    exact = load_native(found.weights, "model", found.spec, torch.float32)
     models: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {}
     for name, build, dtype in (
         ("packed", load_packed, torch.bfloat16),
         ("bf16", load_native, torch.bfloat16),
     ):
-        target = build(found.weights, "model", found.spec, dtype, "")
+        target = build(found.weights, "model", found.spec, dtype)
         models[name] = lambda ids, t=target: t.prefill(t.begin(ids.numel()), ids).logits()
     if llama is not None:
         models["llama.cpp"] = lambda ids: llama.logits(ids.tolist())

@@ -42,12 +42,6 @@ STABLE_TORCH_LIBRARY(dynaspec, m) {
       "eps) -> Tensor");
   m.def("tree_mask(Tensor parents) -> (Tensor mask, Tensor depth)");
   m.def("greedy_walk(Tensor tokens, Tensor parents, Tensor choices) -> Tensor");
-  m.def(
-      "stochastic_walk(Tensor tokens, Tensor parents, Tensor probs, Tensor uniforms)"
-      " -> (Tensor path, Tensor residual)");
-  m.def(
-      "sampled_walk(Tensor tokens, Tensor parents, Tensor probs, Tensor uniforms, Tensor q,"
-      " Tensor q_ids, Tensor q_rows, bool replacement) -> (Tensor path, Tensor residual)");
   m.def("draw_index(Tensor weights, float u) -> int");
   m.def(
       "draw_rows(Tensor weights, Tensor uniforms, int[] counts, float[] enough, bool replacement)"
@@ -70,10 +64,10 @@ STABLE_TORCH_LIBRARY(dynaspec, m) {
       "grow_drawn(Tensor(a!) nodes, Tensor(b!) values, Tensor log_probs, Tensor log_q, Tensor ids,"
       " Tensor uniforms, int size, float least, float temperature, int top_k, float top_p, float "
       "min_p, bool shared) -> (Tensor frontier, Tensor q, float mass)");
+  m.def(
+      "fill_plan(Tensor(a!) nodes, Tensor(b!) values, Tensor plan, Tensor(c!) places, Tensor "
+      "tokens,"
+      " Tensor columns) -> (Tensor frontier, Tensor below)");
   m.def("grown_tree(Tensor nodes, Tensor values) -> Tensor");
-  m.def("kv_commit(Tensor(a!)[] caches, int base_len, Tensor rows) -> ()");
-  m.def(
-      "topk_expand(Tensor parent_scores, Tensor log_q, int width) -> (Tensor index, Tensor score)");
-  m.def(
-      "tree_rerank(Tensor scores, Tensor parents, int size) -> (Tensor index, Tensor new_parents)");
+  m.def("kv_commit(Tensor(a!)[] caches, Tensor base, Tensor rows) -> ()");
 }

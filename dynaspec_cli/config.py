@@ -193,11 +193,13 @@ def _listed(values: tuple[float, ...] | tuple[int, ...] | None) -> str:
 @dataclass(frozen=True)
 class ShortlistConfig:
     """Which part of the vocabulary the drafter scores. ``method``: a name, a path or NAME=FOLDER
-    (shortlist/names.py); "auto": the one that suits drafter and target. ``size`` is in tokens; None
-    takes the method's default."""
+    (shortlist/registry.py); "auto": the one that suits drafter and target. ``size`` is in tokens;
+    None takes the method's default. ``head``: the weight format that the drafter's head is kept in
+    (weights/registry.py); "stored": as it is."""
 
     method: str = "auto"
     size: int | None = None
+    head: str = "stored"
 
     def __post_init__(self) -> None:
         _require(

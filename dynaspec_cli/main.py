@@ -15,8 +15,9 @@ import click
 
 from dynaspec_cli import __version__
 from dynaspec_cli.commands.registry import COMMANDS, DEBUG_KEY
-from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.settings_file import FILE_KEY, FileOptions
+from dynaspec_cli.target.sharded.launch import Launch, launched
 from dynaspec_cli.ui.console import show_every_character
 from dynaspec_cli.ui.interrupt import leave_at_once, terminate_as_ctrl_c
 
@@ -35,6 +36,9 @@ class LazyGroup(click.Group):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
+        if launched() is not None and not COMMANDS[name].sharded:
+            able = ", ".join(other for other, entry in COMMANDS.items() if entry.sharded)
+            raise UsageError(f"dynaspec {name}: runs in one process; torchrun is for {able}")
         command = COMMANDS[name].load()
         # DYNASPEC_MODEL rather than DYNASPEC_GENERATE_MODEL: an option means the same everywhere.
         command.context_settings.setdefault("auto_envvar_prefix", "DYNASPEC")
@@ -172,6 +176,11 @@ def main() -> NoReturn:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("default", message="dynaspec")
         warnings.showwarning = _show_warning
+    launch = _launch()
+    if launch is not None and launch.rank > 0:
+        from dynaspec_cli.target.sharded.follow import follow
+
+        sys.exit(follow(launch, describe))
     terminate_as_ctrl_c()
     show_every_character()
     code: Any = INTERRUPTED
@@ -181,5 +190,17 @@ def main() -> NoReturn:
         code = left.code if isinstance(left.code, int) else 0
     except KeyboardInterrupt:  # another one, while the first was met
         pass
+    if launch is not None:
+        from dynaspec_cli.target.sharded.load import leave
+
+        leave(code)
     leave_at_once(code)
     sys.exit(code)
+
+
+def _launch() -> Launch | None:
+    try:
+        return launched()
+    except DynaSpecError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,8 +1,9 @@
 """The four seams of the engine: Target, Drafter, Shortlist, TreePolicy.
 
-A model object holds weights and no state; what belongs to a request lives in the ``*State`` object
-that ``begin`` returns. The decode loop (engine/session.py) knows these protocols and nothing behind
-them. In formulas p is the target's distribution, q the drafter's.
+A model object holds weights and no state; what belongs to a request lives in the object that
+``begin`` returns, of a type of the implementation's own (``State``). The decode loop
+(engine/session.py) knows these protocols and nothing behind them. In formulas p is the target's
+distribution, q the drafter's.
 
 A drafter comes in two kinds. One yields hidden rows and names the LM head that reads them, its own
 or the target's (``DrafterHead``); a shortlist chooses among that head's rows and scores them. The
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +26,14 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.weights.weight import Weight
+
+if TYPE_CHECKING:
+    from dynaspec_cli.sampling.verify import SampledDrafts
+
+State = TypeVar("State")
+"""What a request's ``begin`` made, and the same object's other methods are given."""
+Chosen = TypeVar("Chosen")
+"""What a shortlist selected for one frontier."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +45,7 @@ class DraftTree:
 
     tokens: Tensor
     parents: Tensor
-    q: Any = None
+    q: SampledDrafts | None = None
     values: tuple[float, ...] | None = None
     """The policy's estimates of the probability that each node's path is accepted, descending; None
     where it makes none."""
@@ -132,7 +141,7 @@ class TargetOutput(Protocol):
         ...
 
 
-class Target(Protocol):
+class Target(Protocol[State]):
     """The model whose output is preserved."""
 
     name: str
@@ -171,29 +180,29 @@ class Target(Protocol):
         """The final norm: features [n, d] -> what the LM head reads [n, d]."""
         ...
 
-    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> Any:
+    def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> State:
         """Request state with a KV cache for ``max_length`` tokens plus one tree. ``taps``: the
         residual streams that the request's outputs carry, each as the number k of the decoder layer
         that it enters (0: the embeddings; ``num_layers``: what leaves the last layer, before the
         final norm). Raises DynaSpecError for a number outside the target."""
         ...
 
-    def prefill(self, state: Any, token_ids: Tensor) -> TargetOutput:
+    def prefill(self, state: State, token_ids: Tensor) -> TargetOutput:
         """Append int64 [m] tokens to the cache; output for all m rows."""
         ...
 
-    def verify(self, state: Any, tree: DraftTree, start: int = 0) -> TargetOutput:
+    def verify(self, state: State, tree: DraftTree, start: int = 0) -> TargetOutput:
         """One pass over root and nodes with the tree mask; output for n+1 rows. Nothing is
         committed. With ``start`` the tree has grown since it was last verified: its first ``start``
         rows were verified then, and the pass and its output are of the rows behind them."""
         ...
 
-    def commit(self, state: Any, rows: Tensor) -> None:
+    def commit(self, state: State, rows: Tensor) -> None:
         """Keep the KV of the given rows of the last verified tree (int64, root first, a path), drop
         the rest."""
         ...
 
-    def rewind(self, state: Any, length: int, max_length: int) -> None:
+    def rewind(self, state: State, length: int, max_length: int) -> None:
         """Make ``state`` that of another request whose first ``length`` tokens are the same: drop
         committed rows beyond them, and have room for ``max_length`` tokens plus one tree. What an
         interrupted pass left behind is dropped too. Raises DynaSpecError where fewer tokens are
@@ -301,25 +310,25 @@ class DraftHeadOutput:
     shared: bool = True
 
 
-class Shortlist(Protocol):
+class Shortlist(Protocol[State, Chosen]):
     """A shortlisted LM head: chooses rows of the head for a frontier and scores them. ``size``:
     tokens that a draft step is meant to score, on average."""
 
     name: str
     size: int
 
-    def begin(self, prompt: Tensor, prefill: TargetOutput) -> Any:
+    def begin(self, prompt: Tensor, prefill: TargetOutput) -> State:
         """Request state from prompt ids int64 [m] and the target's prefill output."""
         ...
 
-    def select(self, state: Any, query: ShortlistQuery) -> Any:
-        """Choose the shortlist of this frontier (an opaque selection)."""
+    def select(self, state: State, query: ShortlistQuery) -> Chosen:
+        """Choose the shortlist of this frontier."""
         ...
 
     def score(
         self,
-        state: Any,
-        selection: Any,
+        state: State,
+        selection: Chosen,
         hidden: Tensor,
         k: int,
         whole: bool = False,
@@ -330,16 +339,16 @@ class Shortlist(Protocol):
         that ``needs_distribution``)."""
         ...
 
-    def contains(self, state: Any, selection: Any, token_ids: Tensor) -> Tensor:
+    def contains(self, state: State, selection: Chosen, token_ids: Tensor) -> Tensor:
         """bool [m]: is a token in the selection (for the coverage statistic)."""
         ...
 
-    def settle(self, state: Any, tokens: Tensor) -> None:
+    def settle(self, state: State, tokens: Tensor) -> None:
         """Note tokens (int64 [m] on the host) that were settled without a draft."""
         ...
 
     def observe(
-        self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
+        self, state: State, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
     ) -> None:
         """Learn from a verification: the tree, the target's output, the accepted rows and the
         tokens that it settled (accepted ones, then the bonus token; int64 [m] on the host)."""
@@ -358,7 +367,7 @@ class Frontier:
     source: Tensor
 
 
-class Drafter(Protocol):
+class Drafter(Protocol[State]):
     """Proposes what the target may say next. A drafter object holds no state of a request."""
 
     name: str
@@ -381,26 +390,26 @@ class Drafter(Protocol):
         what was chosen where the drafter's files could mean more than one thing."""
         ...
 
-    def begin(self, prompt: Tensor, max_length: int) -> Any:
+    def begin(self, prompt: Tensor, max_length: int) -> State:
         """Request state with the drafter's own caches. prompt int64 [m]; what the target made of it
         comes with the first ``extend``."""
         ...
 
-    def extend(self, state: Any, committed: Committed) -> DraftRows | DraftHeadOutput:
+    def extend(self, state: State, committed: Committed) -> DraftRows | DraftHeadOutput:
         """Consume what was settled; one row (or its candidates) for the children of the root, the
         last settled token. Temporary tree rows are dropped first."""
         ...
 
-    def step(self, state: Any, frontier: Frontier) -> DraftRows | DraftHeadOutput:
+    def step(self, state: State, frontier: Frontier) -> DraftRows | DraftHeadOutput:
         """One draft step over a frontier: rows (or candidates) for the children of its nodes."""
         ...
 
-    def observe(self, state: Any, tree: DraftTree, path: Tensor) -> None:
+    def observe(self, state: State, tree: DraftTree, path: Tensor) -> None:
         """Learn from a verification: the tree and its accepted rows, root first. Most have nothing
         to learn."""
         ...
 
-    def rewind(self, state: Any, prompt: Tensor, max_length: int) -> int:
+    def rewind(self, state: State, prompt: Tensor, max_length: int) -> int:
         """Make ``state`` that of another request whose first tokens are ``prompt`` int64 [m], as
         if it had read them and nothing else, and had learned nothing; it has read tokens that begin
         so, or some of them. Returns how many of them it knows now (m at most): what follows comes
@@ -408,7 +417,7 @@ class Drafter(Protocol):
         ...
 
 
-class TreePolicy(Protocol):
+class TreePolicy(Protocol[State]):
     """Grows a tree from scored candidates, or stops. Its state belongs to one draft round; the
     policy object to one request, since a policy that samples holds that request's random numbers.
 
@@ -420,11 +429,11 @@ class TreePolicy(Protocol):
     width: int
     needs_distribution: bool
 
-    def begin(self, root: int) -> Any: ...
+    def begin(self, root: int) -> State: ...
 
-    def grow(self, state: Any, candidates: DraftHeadOutput) -> Frontier | None:
+    def grow(self, state: State, candidates: DraftHeadOutput) -> Frontier | None:
         """Take the candidates of the last frontier (first: of the root), return the next frontier
         or None to stop."""
         ...
 
-    def finish(self, state: Any) -> DraftTree: ...
+    def finish(self, state: State) -> DraftTree: ...

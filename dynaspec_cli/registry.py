@@ -70,6 +70,11 @@ class Registry(Mapping[str, Entry], Generic[T]):
         """Every name, in the order of help texts."""
         return tuple(self._offers)
 
+    def others_first(self) -> tuple[str, ...]:
+        """Every name, other packages' before the built-in ones: the order in which kinds that
+        recognise files are asked."""
+        return tuple(sorted(self, key=lambda name: self[name].package is None))
+
     def check(self, name: str, where: str | None = None) -> Entry:
         """The entry of ``name``, which stands at ``where`` (None: at ``option``). Raises
         ``UsageError`` where there is none, with the names there are, and ``DynaSpecError`` where

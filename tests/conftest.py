@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ PACKAGE = str(Path(dynaspec_cli.__file__).parents[1])
 """Where the package under test lies: a checkout beside it may hold another."""
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+# A run in the background of a shell ignores Ctrl-C, and so would the children that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

@@ -5,9 +5,13 @@
     python tools/mutate.py csrc/cpu/kernels/draw.cpp \\
         --build "python setup.py build_ext --inplace" --tests tests/unit/test_ops_draw.py
 
+    python tools/mutate.py --plan tools/mutants.toml --out verdicts.txt
+
 Each mutant replaces one token outside comments and strings; the tests run until the first failure.
-Survivors are printed with their line, and appended to --out as they are found, so that a run that
-was ended goes on (--out is read first). The file is put back whatever happens.
+A plan names files with their tests, the quick ones that kill most first, then those that only the
+survivors meet. Survivors are printed with their line, and appended to --out as they are found, so
+that a run that was ended goes on (--out is read first; with --again survivors are tried again, by
+new tests). The file is put back whatever happens: run it in a copy of the tree all the same.
 """
 
 from __future__ import annotations
@@ -19,7 +23,8 @@ import signal
 import subprocess
 import sys
 import tokenize
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
@@ -89,9 +94,10 @@ def changed(text: str, mutant: Mutant) -> str:
     return "".join(lines)
 
 
-def killed(tests: list[str], build: str | None, timeout: float) -> bool:
+def killed(tests: list[str], build: str | None, timeout: float, unchanged: bool = False) -> bool:
     """Does a test fail, or the build, or does either hang? The tests run in a fork that has torch
-    loaded already and nothing of the project."""
+    loaded already and nothing of the project. The ``unchanged`` tree's bytecode is kept; a mutant's
+    is not, since one of the same second and size would be taken for it."""
     try:
         if build and subprocess.run(build, shell=True, capture_output=True, timeout=600).returncode:
             return True
@@ -104,44 +110,88 @@ def killed(tests: list[str], build: str | None, timeout: float) -> bool:
         os.dup2(null, 2)
         signal.alarm(int(timeout))
         sys.path.insert(0, str(Path.cwd()))
-        sys.dont_write_bytecode = True  # a stale .pyc of the same second and size would be taken
+        sys.dont_write_bytecode = not unchanged
         os._exit(int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *tests])) != 0)
     return os.waitpid(child, 0)[1] != 0
 
 
-def main() -> int:
+class Job(NamedTuple):
+    """A file, and the tests that its mutants meet: ``tests``, then ``slower`` for those that live.
+    ``every``: take every n-th mutant."""
+
+    file: Path
+    tests: list[str]
+    slower: Sequence[str] = ()
+    build: str | None = None
+    every: int = 1
+
+
+def planned(plan: Path) -> list[Job]:
+    entries = tomllib.loads(plan.read_text(encoding="utf-8"))["files"]
+    return [Job(Path(name), **entry) for name, entry in entries.items()]
+
+
+def verdicts(out: Path | None, again: bool) -> dict[str, str]:
+    seen = out.read_text(encoding="utf-8").splitlines() if out and out.exists() else []
+    done = {line.split(" ", 1)[1]: line.split(" ", 1)[0] for line in seen}
+    return {name: verdict for name, verdict in done.items() if verdict == "killed" or not again}
+
+
+def run(job: Job, done: dict[str, str], out: Path | None, timeout: float) -> tuple[int, int]:
+    """(mutants, survivors) of one file; raises SystemExit where its tests fail without one."""
+    text = job.file.read_text(encoding="utf-8")
+    chosen = mutants(job.file, text)[:: job.every]
+    names = [mutant.name(job.file) for mutant in chosen]
+    missing = [m for m, name in zip(chosen, names, strict=True) if name not in done]
+    if missing and killed(job.tests, job.build, 10 * timeout, unchanged=True):
+        raise SystemExit(f"{job.file}: the tests fail without a mutation")
+    try:
+        for mutant in missing:
+            job.file.write_text(changed(text, mutant), encoding="utf-8")
+            dead = killed(job.tests, job.build, timeout)
+            if not dead and job.slower:
+                dead = killed(list(job.slower), None, 10 * timeout)
+            name = mutant.name(job.file)
+            done[name] = "killed" if dead else "survived"
+            if out:
+                with out.open("a", encoding="utf-8") as log:
+                    log.write(f"{done[name]} {name}\n")
+    finally:
+        job.file.write_text(text, encoding="utf-8")
+        if missing and job.build:
+            subprocess.run(job.build, shell=True, capture_output=True)
+    for mutant, name in zip(chosen, names, strict=True):
+        if done[name] == "survived":
+            print(f"{name}    {text.splitlines()[mutant.line - 1].strip()}", flush=True)
+    return len(names), sum(done[name] == "survived" for name in names)
+
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("file", type=Path)
-    parser.add_argument("--tests", nargs="+", required=True, help="paths and options of pytest")
+    parser.add_argument("file", type=Path, nargs="?")
+    parser.add_argument("--plan", type=Path, help="TOML: files with tests, slower, build, every")
+    parser.add_argument("--only", help="of the plan, files whose path holds this")
+    parser.add_argument("--tests", nargs="+", help="paths and options of pytest")
     parser.add_argument("--build", help="command to run before the tests")
     parser.add_argument("--out", type=Path, help="verdicts, one a line; read first")
+    parser.add_argument("--again", action="store_true", help="try survivors in --out again")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a test run")
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
     asked = parser.parse_args()
-    text = asked.file.read_text(encoding="utf-8")
-    if killed(asked.tests, asked.build, 10 * asked.timeout):
-        print("the tests fail without a mutation", file=sys.stderr)
-        return 1
-    seen = asked.out.read_text().splitlines() if asked.out and asked.out.exists() else []
-    done = {line.split(" ", 1)[1]: line.split(" ", 1)[0] for line in seen}
-    try:
-        for mutant in mutants(asked.file, text)[:: asked.every]:
-            name = mutant.name(asked.file)
-            if name not in done:
-                asked.file.write_text(changed(text, mutant), encoding="utf-8")
-                dead = killed(asked.tests, asked.build, asked.timeout)
-                done[name] = "killed" if dead else "survived"
-                if asked.out:
-                    with asked.out.open("a") as out:
-                        out.write(f"{done[name]} {name}\n")
-            if done[name] == "survived":
-                print(f"{name}    {text.splitlines()[mutant.line - 1].strip()}", flush=True)
-    finally:
-        asked.file.write_text(text, encoding="utf-8")
-    alive = sum(verdict == "survived" for verdict in done.values())
-    print(f"{len(done)} mutants, {alive} survived")
-    return 0
+    if asked.plan:
+        jobs = [job for job in planned(asked.plan) if (asked.only or "") in str(job.file)]
+    elif asked.file and asked.tests:
+        jobs = [Job(asked.file, asked.tests, build=asked.build, every=asked.every)]
+    else:
+        parser.error("expected a file with --tests, or --plan")
+    done = verdicts(asked.out, asked.again)
+    total = alive = 0
+    for job in jobs:
+        count, left = run(job, done, asked.out, asked.timeout)
+        print(f"{job.file}: {count} mutants, {left} survived", flush=True)
+        total, alive = total + count, alive + left
+    print(f"{total} mutants, {alive} survived")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

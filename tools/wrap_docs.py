@@ -31,6 +31,7 @@ def documents() -> list[Path]:
     """Every Markdown file that people write."""
     made = {path for pattern in MADE + NOT_YET for path in ROOT.glob(pattern)}
     found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
+    found += (ROOT / "integrations").glob("*/*.md")
     return sorted(set(found) - made)
 
 

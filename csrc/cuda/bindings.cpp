@@ -1,5 +1,5 @@
-// The head and dense ops on CUDA: checks of shapes, dtypes and devices, outputs, workspaces. Only
-// bindings.h, this file and tree_bindings.cpp include PyTorch's headers, its stable ones.
+// The head ops on CUDA: checks of shapes, dtypes and devices, outputs, workspaces. Only
+// bindings.h, this file and commit_bindings.cpp include PyTorch's headers, its stable ones.
 //
 // Values on the device cannot be checked without waiting for it. Where the CPU ops raise, these
 // therefore go on in a defined way: rows outside the head and ids of -1 are padding, a NaN shows in
@@ -27,7 +27,6 @@ int64_t stream_grid(const Place& device) {
   return 2 * count;
 }
 
-// ---- head ------------------------------------------------------------------------------------
 struct Head {
   Tensor weight;
   std::optional<Tensor> scale, row_ids;  // keep alive
@@ -200,78 +199,6 @@ std::tuple<Tensor, Tensor, Tensor> shortlist_log_probs(const Tensor& hidden, con
   return shortlist_log_probs_padded(hidden, head, head_scale, row_ids, blocks, size, temperature);
 }
 
-// ---- dense -----------------------------------------------------------------------------------
-Tensor linear(const Tensor& x, const Tensor& weight, const std::optional<Tensor>& bias,
-              const std::optional<Tensor>& scale, int64_t format) {
-  const char* op = "linear";
-  check_dense(op, format, false);
-  const auto guard = device_of(op, "weight", weight);
-  const Place device = place_of(weight);
-  const Tensor w = take_weight(op, "weight", weight, -1, device);
-  const Tensor rows = take_rows(op, "x", x, w.size(1), device);
-  const int64_t n = rows.size(0), m = w.size(0);
-  std::optional<Tensor> b, s;
-  if (bias.has_value()) b = take_bias(op, "bias", *bias, m, device);
-  if (scale.has_value() && !is_empty(*scale))
-    s = take(op, "scale", *scale, Dtype::kFloat32, {m}, device);
-  check_int8_width(op, "weight", w);
-  DYNASPEC_CHECK(!is(w, Dtype::kInt8) || s.has_value(), op,
-                 ": scale: expected a scale with int8 rows, got none");
-  Tensor out = empty({n, m}, Dtype::kFloat32, device);
-  if (out.numel() == 0) return out;
-  check_launch(
-      op, dynaspec_linear(data<void>(rows), dtype_code(rows), w.size(1), nullptr, 0, 0, n,
-                          data<void>(w), dtype_code(w), static_cast<const float*>(data_or_null(s)),
-                          data_or_null(b), b.has_value() ? dtype_code(*b) : 0, m, DYNASPEC_IDENTITY,
-                          mutable_data<float>(out), stream(device)));
-  return out;
-}
-
-Tensor router_clusters(const Tensor& features, const Tensor& tokens_embedding, const Tensor& w1,
-                       const Tensor& b1, const Tensor& w2, const Tensor& b2) {
-  const char* op = "router_clusters";
-  const auto guard = device_of(op, "w2", w2);
-  const Place device = place_of(w2);
-  const Tensor f = take_rows(op, "features", features, -1, device);
-  const int64_t n = f.size(0), d = f.size(1);
-  int64_t width = d, e = 0;
-  std::optional<Tensor> embedding, first, first_bias, second_bias;
-  dynaspec_router router{};
-  if (!is_empty(w1)) {
-    embedding = take_rows(op, "tokens_embedding", tokens_embedding, -1, device);
-    e = embedding->size(1);
-    DYNASPEC_EXPECT(embedding->size(0) == n, op, "tokens_embedding", "as many rows as features",
-                    *embedding);
-    first = take_weight(op, "w1", w1, d + e, device);
-    width = first->size(0);
-    first_bias = take_bias(op, "b1", b1, width, device);
-    router.w1 = data<void>(*first);
-    router.w1_dtype = dtype_code(*first);
-    router.b1 = data<void>(*first_bias);
-    router.b1_dtype = dtype_code(*first_bias);
-    router.inner = width;
-  }
-  const Tensor second = take_weight(op, "w2", w2, width, device);
-  router.clusters = second.size(0);
-  router.w2 = data<void>(second);
-  router.w2_dtype = dtype_code(second);
-  if (!is_empty(b2)) {
-    second_bias = take_bias(op, "b2", b2, router.clusters, device);
-    router.b2 = data<void>(*second_bias);
-    router.b2_dtype = dtype_code(*second_bias);
-  }
-  for (const int code : {router.w1_dtype, router.w2_dtype})
-    DYNASPEC_CHECK(code != DYNASPEC_INT8, op, ": expected floating-point weights, got int8");
-  Tensor scores = empty({n, router.clusters}, Dtype::kFloat32, device);
-  if (scores.numel() == 0) return scores;
-  const Tensor inner = empty({n, std::max<int64_t>(router.inner, 1)}, Dtype::kFloat32, device);
-  check_launch(op, dynaspec_router_scores(
-                       &router, data<void>(f), dtype_code(f), d, data_or_null(embedding),
-                       embedding.has_value() ? dtype_code(*embedding) : 0, e, n,
-                       mutable_data<float>(scores), mutable_data<void>(inner), stream(device)));
-  return scores;
-}
-
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(dynaspec, m) {
@@ -286,8 +213,6 @@ STABLE_TORCH_LIBRARY_IMPL(dynaspec, CUDA, m) {
   m.impl("shortlist_log_probs", TORCH_BOX(&shortlist_log_probs));
   m.impl("shortlist_log_probs_padded", TORCH_BOX(&shortlist_log_probs_padded));
   m.impl("draft_head", TORCH_BOX(&draft_head));
-  m.impl("linear", TORCH_BOX(&linear));
-  m.impl("router_clusters", TORCH_BOX(&router_clusters));
 }
 
 }  // namespace dynaspec::cuda

@@ -3,7 +3,8 @@
 // Layout: a cache is [rows, row_bytes]. A thread owns one piece (16 bytes where rows are multiples
 // of 16) of all rows of one cache and moves it in the order of the path. The path ascends strictly,
 // so i <= rows[i]: a piece is read before any later move could overwrite it, and no two threads
-// share one. Entries of -1 end the path. Complexity: accepted rows x caches x row_bytes. Launch
+// share one. Entries of -1 end the path. The base lies on the device, so that a captured graph
+// serves every length. Complexity: accepted rows x caches x row_bytes. Launch
 // shape: (pieces / 256, caches of one launch <= 48) x 256.
 #include "common.cuh"
 #include "launch.h"
@@ -17,7 +18,7 @@ constexpr int kCaches = 48;  // of one launch: their addresses travel as kernel 
 struct CommitArguments {
   dynaspec_cache caches[kCaches];
   const int64_t* rows;
-  int64_t base;
+  const int64_t* base;
   int count;
 };
 
@@ -28,11 +29,13 @@ __global__ void __launch_bounds__(kThreads, 1) commit_kernel(CommitArguments a) 
   const int64_t piece = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (piece >= pieces) return;
   Piece* data = static_cast<Piece*>(cache.data) + piece;
+  const int64_t base = *a.base;
+  if (base < 0) return;
   for (int i = 0; i < a.count; ++i) {
     const int64_t row = a.rows[i];
     // A row before i could only be of a path that does not ascend: base + i might lie outside.
-    if (row < i || row >= cache.rows - a.base) break;
-    if (row != i) data[(a.base + i) * pieces] = data[(a.base + row) * pieces];
+    if (row < i || row >= cache.rows - base) break;
+    if (row != i) data[(base + i) * pieces] = data[(base + row) * pieces];
   }
 }
 
@@ -41,9 +44,10 @@ __global__ void __launch_bounds__(kThreads, 1) commit_kernel(CommitArguments a) 
 
 using namespace dynaspec::cuda;
 
-extern "C" int dynaspec_kv_commit(const dynaspec_cache* caches, int64_t num_caches, int64_t base,
-                                  const int64_t* rows, int64_t count, void* stream) {
-  if (base < 0 || count < 0 || count > INT32_MAX) return cudaErrorInvalidValue;
+extern "C" int dynaspec_kv_commit(const dynaspec_cache* caches, int64_t num_caches,
+                                  const int64_t* base, const int64_t* rows, int64_t count,
+                                  void* stream) {
+  if (count < 0 || count > INT32_MAX) return cudaErrorInvalidValue;
   int status = 0;
   for (int64_t first = 0; first < num_caches && count > 0 && status == 0; first += kCaches) {
     CommitArguments a{};

@@ -28,7 +28,7 @@ enum dynaspec_dtype {
 };
 
 // Rows that one call of the head's kernels scores at most (more rows: several calls).
-enum { DYNASPEC_MAX_HEAD_ROWS = 32, DYNASPEC_MAX_TOPK = 64, DYNASPEC_MAX_TREE = 1025 };
+enum { DYNASPEC_MAX_HEAD_ROWS = 32, DYNASPEC_MAX_TOPK = 64 };
 
 // ---- shortlist_union.cu ------------------------------------------------------------------------
 // Blocks that a union can have at most.
@@ -73,88 +73,15 @@ int dynaspec_shortlist_log_probs(const dynaspec_head* head, const void* hidden, 
                                  float temperature, int64_t grid, float* log_q, int64_t* ids,
                                  float* logsumexp, void* workspace, void* stream);
 
-// ---- linear.cu ---------------------------------------------------------------------------------
-enum dynaspec_activation { DYNASPEC_IDENTITY = 0, DYNASPEC_SILU = 1 };
-
-// out float32 [n, m] = activation([a; b] weight^T (* scale) + bias), for few rows: a [n, ka], b [n,
-// kb] (kb = 0: none), weight [m, ka + kb].
-int dynaspec_linear(const void* a, int a_dtype, int64_t ka, const void* b, int b_dtype, int64_t kb,
-                    int64_t n, const void* weight, int weight_dtype, const float* scale,
-                    const void* bias, int bias_dtype, int64_t m, int activation, float* out,
-                    void* stream);
-
-typedef struct dynaspec_router {
-  const void *w1, *b1, *w2, *b2;  // w1 null: centroid scores; b2 may be null
-  int w1_dtype, b1_dtype, w2_dtype, b2_dtype;
-  int64_t inner, clusters;
-} dynaspec_router;
-
-// Scores float32 [n, clusters]; workspace: n * inner floats (none without w1).
-int dynaspec_router_scores(const dynaspec_router* router, const void* features, int features_dtype,
-                           int64_t d, const void* embedding, int embedding_dtype, int64_t e,
-                           int64_t n, float* scores, void* workspace, void* stream);
-
-// Order of the side stream: `fork` is recorded on `main` and awaited by `side` before the router's
-// kernels; after them `join` is recorded on `side`. The caller awaits `join` on `main` (see
-// dynaspec_join) before it reads the result. Events and streams belong to the caller and are
-// reused.
-int dynaspec_fork(void* main_stream, void* side_stream, void* fork_event);
-int dynaspec_join(void* main_stream, void* side_stream, void* join_event);
-
-// ---- tree.cu -----------------------------------------------------------------------------------
-// A tree of n <= DYNASPEC_MAX_TREE rows: parents int64 [n], parents[0] = -1, 0 <= parents[i] < i.
-
-// mask bool [n, n] (row i may attend to row j: i itself or an ancestor), depth int64 [n].
-int dynaspec_tree_mask(const int64_t* parents, int64_t n, bool* mask, int64_t* depth, void* stream);
-
-// path int64 [n]: accepted rows, root first, then -1; length int64 [1].
-int dynaspec_greedy_walk(const int64_t* tokens, const int64_t* parents, const int64_t* choices,
-                         int64_t n, int64_t* path, int64_t* length, void* stream);
-
-// ---- tree_select.cu ----------------------------------------------------------------------------
-// Best `count` <= 1024 of w k <= 65535 scores parent_scores[i] + log_q[i, j], best first; ties:
-// lower index.
-int dynaspec_topk_expand(const float* parent_scores, const float* log_q, int64_t w, int64_t k,
-                         int64_t count, int64_t* index, float* score, void* stream);
-
-// Best `count` of n <= 65535 candidates by the minimum along their path, ascending; see
-// tree_rerank.
-int64_t dynaspec_rerank_workspace(int64_t n);
-int dynaspec_tree_rerank(const float* scores, const int64_t* parents, int64_t n, int64_t count,
-                         int64_t* index, int64_t* new_parents, void* workspace, void* stream);
-
-// ---- tree_walk.cu ------------------------------------------------------------------------------
-typedef struct dynaspec_walk {
-  const int64_t *tokens, *parents;  // [n]
-  int64_t n, vocab;
-  const float* probs;     // [n, vocab], any positive sum a row
-  const float* uniforms;  // [n]
-} dynaspec_walk;
-
-// What the children were drawn from: values [rows, size] of the tokens ids [rows, size] (-1:
-// padding; null: entry = token, size = vocab), row_of int64 [n] (-1: no children).
-typedef struct dynaspec_draft {
-  const float* values;
-  const int64_t* ids;
-  int64_t rows, size;
-  const int64_t* row_of;
-  bool replacement;
-} dynaspec_draft;
-
-// path int64 [n] as above, length int64 [1], residual float32 [vocab] (NaN where a row of probs has
-// no positive finite sum). draft null: deterministic drafts (stochastic_walk), else sampled_walk.
-int dynaspec_stochastic_walk(const dynaspec_walk* walk, const dynaspec_draft* draft, int64_t* path,
-                             int64_t* length, float* residual, void* stream);
-
 // ---- kv_commit.cu ------------------------------------------------------------------------------
 typedef struct dynaspec_cache {
   void* data;  // [rows, row_bytes], contiguous
   int64_t rows, row_bytes;
 } dynaspec_cache;
 
-// Moves rows base + rows[i] to base + i of every cache; rows int64 [count] strictly ascending, then
-// -1.
-int dynaspec_kv_commit(const dynaspec_cache* caches, int64_t num_caches, int64_t base,
+// Moves rows base + rows[i] to base + i of every cache; base int64 [1]; rows int64 [count] strictly
+// ascending, then -1.
+int dynaspec_kv_commit(const dynaspec_cache* caches, int64_t num_caches, const int64_t* base,
                        const int64_t* rows, int64_t count, void* stream);
 
 #ifdef __cplusplus

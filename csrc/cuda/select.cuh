@@ -1,6 +1,7 @@
 // Weighted selection without a sort: the longest prefix of the candidates in descending order of
 // their keys whose weights fit a budget. One thread block; 8 bits of the 48-bit keys a pass,
-// integer sums only, so deterministic.
+// integer sums only, so deterministic. Weights are rows of one head, so their sum is below 2^31 and
+// the bins are 32 bits wide: shared memory adds those at once, 64 bits only by compare-and-swap.
 #pragma once
 
 #include "common.cuh"
@@ -18,11 +19,11 @@ __device__ __forceinline__ int select_index(uint64_t key) {
   return 0xffff - static_cast<int>(key & 0xffff);
 }
 
-struct CutState {                  // shared memory
-  unsigned long long bins[kBins];  // weight of the candidates whose key falls into a bin
-  unsigned long long left;         // budget not yet spent
-  uint64_t cut;                    // digits found so far of the first key that does not fit
-  int found;                       // is there a candidate that does not fit
+struct CutState {        // shared memory
+  uint64_t cut;          // digits found so far of the first key that does not fit
+  uint32_t bins[kBins];  // weight of the candidates whose key falls into a bin
+  uint32_t left;         // budget not yet spent
+  int found;             // is there a candidate that does not fit
 
   // Valid after find_cut. A candidate of weight 0 may be taken or not.
   __device__ bool takes(uint64_t key) const { return !found || key > cut; }
@@ -33,20 +34,20 @@ struct CutState {                  // shared memory
 __device__ __forceinline__ void take_bins(CutState& s, int shift) {
   constexpr int kEach = kBins / kWarp;
   const int top = kBins - 1 - kEach * lane_id();
-  unsigned long long sum = 0;
+  uint32_t sum = 0;
   for (int i = 0; i < kEach; ++i) sum += s.bins[top - i];
-  unsigned long long spent = sum;
+  uint32_t spent = sum;
   for (int step = 1; step < kWarp; step *= 2) {
-    const unsigned long long other = __shfl_up_sync(kFullMask, spent, step);
+    const uint32_t other = __shfl_up_sync(kFullMask, spent, step);
     if (lane_id() >= step) spent += other;
   }
-  const unsigned long long left = s.left;
+  const uint32_t left = s.left;
   const unsigned over = __ballot_sync(kFullMask, spent > left);
   __syncwarp();
   if (over == 0) {
     if (lane_id() == 0) s.found = 0;
   } else if (lane_id() == __ffs(static_cast<int>(over)) - 1) {
-    unsigned long long rest = left - (spent - sum);
+    uint32_t rest = left - (spent - sum);
     int bin = top;
     while (s.bins[bin] <= rest) rest -= s.bins[bin--];
     s.left = rest;
@@ -54,13 +55,13 @@ __device__ __forceinline__ void take_bins(CutState& s, int shift) {
   }
 }
 
-// key(i), weight(i) >= 0 of candidate i < count. Every thread of the block calls it; ends with a
-// barrier.
+// key(i), weight(i) >= 0 of candidate i < count; the weights sum to less than 2^31. Every thread of
+// the block calls it; ends with a barrier.
 template <typename Key, typename Weight>
 __device__ __forceinline__ void find_cut(CutState& s, int count, int64_t budget, Key key,
                                          Weight weight) {
   if (threadIdx.x == 0) {
-    s.left = budget > 0 ? static_cast<unsigned long long>(budget) : 0ull;
+    s.left = static_cast<uint32_t>(budget < 0 ? 0 : budget > INT32_MAX ? INT32_MAX : budget);
     s.cut = 0;
     s.found = 1;
   }
@@ -70,7 +71,7 @@ __device__ __forceinline__ void find_cut(CutState& s, int count, int64_t budget,
     const uint64_t cut = s.cut;
     for (int i = threadIdx.x; i < count; i += blockDim.x) {
       const uint64_t k = key(i);
-      const unsigned long long w = weight(i);
+      const uint32_t w = weight(i);
       if (w > 0 && (k ^ cut) >> (shift + 8) == 0) atomicAdd(&s.bins[k >> shift & 0xff], w);
     }
     __syncthreads();

@@ -3,7 +3,7 @@
 //
 // Layout: a bitmap of the head's rows in the workspace (bit r % 32 of word r / 32), one key and one
 // weight a cluster. One thread block of 1,024 threads does everything, so barriers of the block
-// order its phases; it runs on the router's side stream, beside the drafter's layer.
+// order its phases.
 //
 //   1 clear     the bitmap
 //   2 mark      core and extras (atomicOr)
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kThreads, 1) union_kernel(UnionArguments a) {
   weigh_clusters(a);
   find_cut(
       s.cut, a.clusters, a.budget - taken, [&](int c) { return a.keys[c]; },
-      [&](int c) { return static_cast<unsigned long long>(a.weights[c]); });
+      [&](int c) { return static_cast<uint32_t>(a.weights[c]); });
   for (int c = threadIdx.x; c < a.clusters; c += kThreads) {
     if (a.weights[c] == 0 || !s.cut.takes(a.keys[c])) continue;
     const int lo = max(a.offsets[c], 0), hi = min(a.offsets[c + 1], a.rows);

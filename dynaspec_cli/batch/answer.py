@@ -11,6 +11,7 @@ from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.drafters.options import parse_options
 from dynaspec_cli.engine.api import Engine, never
 from dynaspec_cli.engine.events import SCHEMA, DoneEvent
+from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.main import describe
 
@@ -61,6 +62,8 @@ def answer(
         )
     except Exception as error:
         return failure(prompt, describe(error)[0])
+    finally:
+        give_back()
     assert isinstance(done, DoneEvent)
     if done.result.finish_reason == "interrupted":
         return None
@@ -73,6 +76,8 @@ def failure(prompt: BatchPrompt, message: str) -> dict[str, Any]:
 
 
 def _encode(engine: Engine, prompt: BatchPrompt, request: BatchRequest) -> list[int]:
+    if prompt.tokens is not None:
+        return list(prompt.tokens)
     variables = request.chat_arguments
     system = [] if request.system is None else [{"role": "system", "content": request.system}]
     if prompt.messages is not None:

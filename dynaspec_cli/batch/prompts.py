@@ -16,13 +16,15 @@ KEYS = ("id", "prompt", "messages")
 @dataclass(frozen=True)
 class BatchPrompt:
     """``line``: its number in the file, from 1; ``id`` None where it has none that can be used.
-    Either ``text`` or ``messages`` is there, or ``error``, which says what is wrong with it."""
+    One of ``text``, ``messages`` and ``tokens`` (ids, with those that begin a text) is there, or
+    ``error``, which says what is wrong with it."""
 
     line: int
     id: str | int | None = None
     text: str | None = None
     messages: tuple[Mapping[str, str], ...] | None = None
     error: str | None = None
+    tokens: tuple[int, ...] | None = None
 
     @property
     def key(self) -> str:

@@ -50,10 +50,11 @@ def measure_acceptance(
     sampling: SamplingConfig,
     max_new_tokens: int,
     max_prompt_tokens: int | None = None,
+    tree: TreeConfig = TREE,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Acceptance:
-    """Counts over the first turns of the suites' prompts, ``max_new_tokens`` of each. Raises
-    DynaSpecError without a drafter."""
+    """Counts over the first turns of the suites' prompts, ``max_new_tokens`` of each. ``tree``: a
+    fixed one, ``TREE`` with draws of its own. Raises DynaSpecError without a drafter."""
     if engine.drafter is None:
         raise DynaSpecError(
             f"--measure-acceptance: there is no drafter for {engine.target.name}; give --drafter"
@@ -67,7 +68,7 @@ def measure_acceptance(
         config = GenerationConfig(
             max_new_tokens,
             sampling=replace(sampling, seed=sampling.seed + done),
-            tree=TREE,
+            tree=tree,
         )
         for at_node, hit in _visits(engine, format_.context(prompt, []), config):
             tried.update(range(at_node))
@@ -85,6 +86,8 @@ def measure_acceptance(
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "seed": sampling.seed,
+        "draws": tree.draws(sampling),
+        "draft_temperature": tree.temperature(sampling),
     }
     counts = [tuple(counter[b] for b in positions) for counter in (tried, accepted)]
     return Acceptance(counts[0], counts[1], facts)

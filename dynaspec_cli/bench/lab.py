@@ -21,10 +21,10 @@ from dynaspec_cli.bench.peers.transformers import TransformersModel
 from dynaspec_cli.bench.provenance import file_hashes, folder_hashes
 from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import SamplingConfig, TreeConfig
-from dynaspec_cli.drafters.load import beside, load_drafter
+from dynaspec_cli.drafters.load import load_drafting
 from dynaspec_cli.engine.api import Engine
-from dynaspec_cli.shortlist import factory
-from dynaspec_cli.shortlist.names import NAMES
+from dynaspec_cli.shortlist.packaged import packaged_bundle
+from dynaspec_cli.shortlist.registry import SHORTLISTS, WITHOUT_BUNDLE
 from dynaspec_cli.target.cache_dir import source_hash
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
@@ -34,7 +34,6 @@ PEER_CONTEXT = 8192
 """Tokens that llama.cpp keeps room for, at most the model's own limit."""
 
 _DEFAULT_SHORTLISTS = ("full", "fr-spec", "nanospec", "dynaspec")
-_WITHOUT_BUNDLE = ("full", "nanospec")
 _TREE = TreeConfig().policy
 
 
@@ -42,9 +41,9 @@ def default_methods(engine: Engine) -> tuple[list[str], str | None]:
     """The specs of a run that names none, and a notice where some had to be left out."""
     if engine.drafter is not None and engine.drafter.head is None:
         return ["ar", f"{engine.drafter.name}:full+{_TREE}"], None
-    if factory.packaged_bundle(engine.target) is None:
+    if packaged_bundle(engine.target) is None:
         names, notice = (
-            _WITHOUT_BUNDLE,
+            WITHOUT_BUNDLE,
             (
                 f"no shortlist bundle for {engine.target.name} is shipped, so fr-spec and "
                 "dynaspec are left out; dynaspec build-clusters makes one (then --method "
@@ -84,10 +83,9 @@ def build_lab(
             methods.append(make_peer(str(spec.peer), setting, shared))
             continue
         if spec.drafter not in engines:
-            name, lookup = beside(str(spec.drafter))
-            found = load_drafter(name, engine.target, engine.tokenizer)
+            found = load_drafting(str(spec.drafter), engine.target, engine.tokenizer)
             engines[spec.drafter] = Engine(
-                engine.target, engine.tokenizer, found, engine.load_s, lookup=lookup
+                engine.target, engine.tokenizer, found.drafter, engine.load_s, lookup=found.lookup
             )
         methods.append(EngineMethod(spec, engines[spec.drafter], sampling, tree))
     return Lab(
@@ -132,7 +130,7 @@ def _artifacts(
 def _bundle_path(spec: MethodSpec) -> str | None:
     """The folder or file of a spec's shortlist; None for a name, whatever folders there are."""
     text = spec.shortlist
-    return None if text is None or text in NAMES else text.partition("=")[2] or text
+    return None if text is None or text in SHORTLISTS else text.partition("=")[2] or text
 
 
 def _model_hashes(source: ModelSource) -> dict[str, Any]:

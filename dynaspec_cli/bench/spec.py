@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dynaspec_cli.errors import UsageError
-from dynaspec_cli.shortlist.names import NAMES as SHORTLISTS
+from dynaspec_cli.shortlist.registry import SHORTLISTS
 from dynaspec_cli.tree.registry import TREES
 
 PEERS = (

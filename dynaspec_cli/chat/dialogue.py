@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from dynaspec_cli.chat.transcript import STOP, written
 from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.events import DoneEvent, Event, GenerationResult
+from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
 
 
@@ -18,7 +20,7 @@ class Dialogue:
 
     ``results``: of every answer since the start, taken back or not. Answer k is drawn with seed +
     k, so that a question asked again can have another answer. ``arguments``: variables of the chat
-    template.
+    template. ``plain``: the model has none, and continues a transcript (transcript.py).
     """
 
     def __init__(
@@ -30,19 +32,29 @@ class Dialogue:
         speculative: bool = True,
         arguments: Mapping[str, Any] | None = None,
     ) -> None:
-        if engine.tokenizer.chat_template is None:
-            raise DynaSpecError(
-                f"{engine.target.name} has no chat template (it is a base model): choose an "
-                "instruction-tuned --model, or continue a text with dynaspec generate"
-            )
         self.engine = engine
-        self.config = config
+        self.plain = engine.tokenizer.chat_template is None
+        if self.plain and arguments:
+            raise DynaSpecError(
+                f"--chat-arg: {engine.target.name} has no chat template (it is a base model)"
+            )
+        self.config = replace(config, stop=(*config.stop, STOP)) if self.plain else config
         self.system = system
         self.turns: list[dict[str, str]] = []
         self.results: list[GenerationResult] = []
         self._speculative = speculative
         self._arguments = dict(arguments or {})
         self._conversation = engine.conversation()
+
+    @property
+    def notice(self) -> str | None:
+        """What a user should know about how messages are written."""
+        if not self.plain:
+            return None
+        return (
+            f"{self.engine.target.name} is a base model without a chat template: it continues a "
+            "plain transcript, and an instruction-tuned --model answers better"
+        )
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -54,7 +66,7 @@ class Dialogue:
         """The events of an answer to ``text``. Both are kept when it has ended, cut short or not,
         and neither where it has no text or fails (DynaSpecError, as ``Engine.generate``)."""
         question = {"role": "user", "content": text}
-        ids = self.engine.tokenizer.chat([*self.messages, question], **self._arguments)
+        ids = self._encode([*self.messages, question])
         sampling = replace(self.config.sampling, seed=self.config.sampling.seed + len(self.results))
         for event in self._conversation.generate(
             ids,
@@ -65,9 +77,17 @@ class Dialogue:
             if isinstance(event, DoneEvent):
                 self.results.append(event.result)
                 if event.result.text or event.result.finish_reason != "interrupted":
-                    answer = {"role": "assistant", "content": event.result.text}
+                    text = event.result.text
+                    content = text.strip() if self.plain else text
+                    answer = {"role": "assistant", "content": content}
                     self.turns += [question, answer]
             yield event
+        give_back()
+
+    def _encode(self, messages: list[dict[str, str]]) -> list[int]:
+        if self.plain:
+            return self.engine.encode(written(messages))
+        return self.engine.tokenizer.chat(messages, **self._arguments)
 
     def take_back(self) -> str | None:
         """Drop the last question and its answer; the question, or None where there is none. Their

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dynaspec_cli.errors import DynaSpecError
@@ -26,10 +27,22 @@ DRAFTER_FILES = (
 )
 
 
-def fetch(name: str, patterns: Sequence[str], what: str) -> Path:
-    """The folder of a repository's files that match ``patterns``, none of them in a folder below,
-    fetched or from the cache. ``what`` begins an error: an option with its value."""
-    from huggingface_hub import constants, snapshot_download
+def fetch(name: str, patterns: Sequence[str], what: str, never: Sequence[str] = NEVER) -> Path:
+    """The folder of a repository's files that match ``patterns`` and none of ``never`` (which by
+    default is what lies in folders below), fetched or from the cache. ``what`` begins an error: an
+    option with its value."""
+    from huggingface_hub import snapshot_download
+
+    with asking(what):
+        return Path(
+            snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(never))
+        )
+
+
+@contextlib.contextmanager
+def asking(what: str) -> Iterator[None]:
+    """The hub's errors in one line each, which ``what`` begins."""
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -40,9 +53,7 @@ def fetch(name: str, patterns: Sequence[str], what: str) -> Path:
     )
 
     try:
-        return Path(
-            snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(NEVER))
-        )
+        yield
     except HFValidationError as error:
         raise DynaSpecError(f"{what}: no such folder, and no valid hub name") from error
     except GatedRepoError as error:

@@ -11,6 +11,7 @@ import click
 
 from dynaspec_cli.commands.options import CommonOptions
 from dynaspec_cli.errors import DynaSpecError, UsageError
+from dynaspec_cli.target.sharded.launch import launched
 
 if TYPE_CHECKING:
     from dynaspec_cli.batch.answer import BatchRequest
@@ -31,6 +32,10 @@ def is_batch(
     for name, value in (("--out", out), ("--workers", workers), ("--ray", ray)):
         if value is not None and not many:
             raise UsageError(f"{name}: needs many prompts, --prompt-file FILE{SUFFIX}")
+        if value is not None and name != "--out" and launched() is not None:
+            raise UsageError(
+                f"{name}: not under torchrun, whose processes share one model; give one of them"
+            )
     if workers is not None and workers < 1:
         raise UsageError(f"--workers: expected at least 1, got {workers}")
     return many

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -178,7 +178,8 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
     "--measure-acceptance",
     is_flag=True,
     help="Measure the drafter's acceptance by position among siblings at --temperature and write "
-    "it beside the drafter, for --tree sequoia; nothing else is run.",
+    "it beside the drafter, for --tree sequoia; nothing else is run. With --tree-draw or "
+    "--draft-temperature of your own it is only printed.",
 )
 @click.option(
     "--assistant",
@@ -250,20 +251,26 @@ def _measure_acceptance(
     sampling: SamplingConfig,
     common: CommonOptions,
 ) -> None:
-    from dynaspec_cli.bench.acceptance import measure_acceptance
+    from dynaspec_cli.bench.acceptance import TREE, measure_acceptance
     from dynaspec_cli.tree.acceptance import write_table
     from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.measuring import BenchBar
 
-    engine = load_engine(common, asked.drafter)
+    engine = load_engine(common, asked.drafter, asked.drafter_option)
+    filling = {name: asked.filling[name] for name in ("draw", "draft_temperature")}
+    tree = replace(TREE, **filling)
+    law = tree.draws(sampling), tree.temperature(sampling)
+    usual = law == (TREE.draws(sampling), TREE.temperature(sampling))
     limit = _first(asked.max_prompt_tokens, preset and preset.max_prompt_tokens)
     new_tokens = max(_new_tokens(suite, asked, preset) for suite in suites)
     with BenchBar(enabled=not common.quiet) as bar:
-        found = measure_acceptance(engine, suites, sampling, new_tokens, limit, bar)
-    folder = None if engine.drafter is None else engine.drafter.folder
-    if folder is None:
-        raise DynaSpecError("--measure-acceptance: expected a drafter that lies in a folder")
-    path = write_table(folder, {sampling.temperature: found})
+        found = measure_acceptance(engine, suites, sampling, new_tokens, limit, tree, bar)
+    path = None
+    if usual:  # others are printed alone: sequoia without options would read them as the usual ones
+        folder = None if engine.drafter is None else engine.drafter.folder
+        if folder is None:
+            raise DynaSpecError("--measure-acceptance: expected a drafter that lies in a folder")
+        path = write_table(folder, {sampling.temperature: found})
     vector = [round(a, 4) for a in found.vector]
     if common.json:
         print_json(
@@ -274,14 +281,15 @@ def _measure_acceptance(
                 "tried": list(found.tried),
                 "accepted": list(found.accepted),
                 "facts": found.facts,
-                "file": str(path),
+                "file": None if path is None else str(path),
             }
         )
         return
     click.echo(",".join(f"{a:g}" for a in vector))
     if not common.quiet:
+        where = path or "not kept, the draws are not the usual ones; give it as --tree-acceptance"
         click.echo(
-            f"{found.tried[0]} nodes at temperature {sampling.temperature:g}: {path}", err=True
+            f"{found.tried[0]} nodes at temperature {sampling.temperature:g}: {where}", err=True
         )
 
 

@@ -60,6 +60,8 @@ def chat(common: CommonOptions, request: RequestOptions, markdown: bool, history
     )
     lines = open_lines(history)
     with ChatView(text=not common.json, markdown=markdown, quiet=common.quiet) as view:
+        if dialogue.notice is not None:
+            view.note(f"Note: {dialogue.notice}")
         failures = _converse(dialogue, lines, view)
     if common.json:
         answers = [result.to_json() for result in dialogue.results]

@@ -128,6 +128,7 @@ def generate(
     drafter_option: Sequence[str],
     shortlist: str | None,
     shortlist_size: int | None,
+    draft_head: str,
     tree: str,
     tree_size: int | None,
     tree_depth: int,
@@ -153,7 +154,7 @@ def generate(
         tuple(utf8_argument("--stop", text) for text in stop),
         sampling_config(common.seed, temperature, top_k, top_p, min_p),
         tree_config(tree, tree_size, tree_depth, tree_width, filling),
-        shortlist_config(shortlist or "auto", shortlist_size),
+        shortlist_config(shortlist, shortlist_size, draft_head),
     )
     if is_batch(prompt_file, out, workers, ray):
         if compare or prompt is not None:

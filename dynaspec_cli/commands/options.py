@@ -26,9 +26,10 @@ from dynaspec_cli.config import (
 )
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.registry import Registry
-from dynaspec_cli.shortlist import names as shortlists
+from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.tree.acceptance import read_vector
 from dynaspec_cli.tree.registry import TREES
+from dynaspec_cli.weights.registry import OPTION, STORED, WEIGHT_FORMATS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,7 +38,8 @@ DTYPES = ("auto", "packed", "float32", "bfloat16", "float16")
 
 @dataclass(frozen=True)
 class CommonOptions:
-    """The options that every command has. ``model`` None: the embedded default model."""
+    """The options that every command has. ``model`` None: the embedded default model. ``device``
+    "map": --device-map auto."""
 
     model: str | None
     dtype: str
@@ -88,14 +90,17 @@ class ChatArgument(click.ParamType):
 
 
 class NameType(click.Choice[str]):
-    """A name of a registry; what is unknown is refused as the registry does."""
+    """A name of a registry, or one of ``others``; what is unknown is refused as the registry
+    does."""
 
-    def __init__(self, registry: Registry[Any]) -> None:
-        super().__init__(registry.names())
+    def __init__(self, registry: Registry[Any], *others: str) -> None:
+        super().__init__((*others, *registry.names()))
         self.registry = registry
+        self.others = others
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        self.registry.check(str(value))
+        if value not in self.others:
+            self.registry.check(str(value))
         return str(value)
 
 
@@ -105,7 +110,7 @@ class ShortlistType(click.ParamType):
     name = "shortlist"
 
     def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return f"[{'|'.join(shortlists.NAMES)}|PATH]"
+        return f"[{'|'.join(shortlists.SHORTLISTS)}|PATH]"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         shortlists.parse(str(value))
@@ -153,6 +158,12 @@ _COMMON: tuple[Callable[[Any], Any], ...] = (
         "--device", metavar="auto|cpu|cuda|cuda:N", default="auto", help="Where the target runs."
     ),
     click.option(
+        "--device-map",
+        type=click.Choice(("auto",)),
+        help="auto: spread the target's layers over all GPUs; needs accelerate.  "
+        "[default: one device]",
+    ),
+    click.option(
         "--threads", type=int, metavar="N", help="CPU threads.  [default: PyTorch's, one a core]"
     ),
     click.option(
@@ -190,6 +201,12 @@ def common_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(**params: Any) -> Any:
         values = {name: params.pop(name) for name in CommonOptions.__dataclass_fields__}
+        if params.pop("device_map") is not None:
+            if values["device"] != "auto":
+                raise UsageError(
+                    f"--device-map: expected no --device beside it, got {values['device']}"
+                )
+            values["device"] = "map"
         common = CommonOptions(**values)
         if common.threads is not None and common.threads < 1:
             raise UsageError(f"--threads: expected at least 1, got {common.threads}")
@@ -287,6 +304,14 @@ DRAFTER_OPTION = click.option(
     "(docs/guide/heads.md); can be repeated.",
 )
 
+DRAFT_HEAD_OPTION = click.option(
+    OPTION,
+    type=NameType(WEIGHT_FORMATS, STORED),
+    default=STORED,
+    help="Weight format that a copy of the drafter's head is made in, for fewer bytes a draft "
+    "step; stored: the head as it is, without a copy. Changes drafts, never the output.",
+)
+
 _TREE = TreeConfig()
 _SIZES = ", ".join(f"{name} {size}" for name, size in shortlists.DEFAULT_SIZES.items())
 _DRAFTING: tuple[Callable[[Any], Any], ...] = (
@@ -294,9 +319,9 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         "--drafter",
         metavar="auto|none|packaged|lookup|NAME[+lookup]",
         default="auto",
-        help="auto: the one shipped for the target, else lookup (the text itself); none: "
-        "autoregressive decoding; NAME: a folder, hub name or .gguf file with a draft head or a "
-        "smaller language model of the same tokenizer.",
+        help="auto: the one shipped for the target with lookup (the text itself) beside it, else "
+        "lookup alone; none: autoregressive decoding; NAME: a folder, hub name or .gguf file with "
+        "a draft head or a smaller language model of the same tokenizer.",
     ),
     DRAFTER_OPTION,
     click.option(
@@ -313,6 +338,7 @@ _DRAFTING: tuple[Callable[[Any], Any], ...] = (
         metavar="N",
         help=f"Tokens that a draft step scores.  [default: {_SIZES}]",
     ),
+    DRAFT_HEAD_OPTION,
     click.option(
         "--tree",
         type=NameType(TREES),
@@ -459,6 +485,8 @@ def tree_config(
     return TreeConfig(tree, tree_size, tree_depth, tree_width, **filling)
 
 
-def shortlist_config(shortlist: str, shortlist_size: int | None) -> ShortlistConfig:
+def shortlist_config(
+    shortlist: str | None, shortlist_size: int | None, draft_head: str
+) -> ShortlistConfig:
     """The checked object; raises ``UsageError``."""
-    return ShortlistConfig(shortlist, shortlist_size)
+    return ShortlistConfig(shortlist or "auto", shortlist_size, draft_head)

@@ -14,10 +14,12 @@ DEBUG_KEY = "dynaspec.debug"
 @dataclass(frozen=True)
 class CommandEntry:
     """``module`` below dynaspec_cli.commands holds a command named like itself; ``summary`` is the
-    line that ``dynaspec --help`` shows without importing it."""
+    line that ``dynaspec --help`` shows without importing it; ``sharded``: does it run under
+    torchrun."""
 
     module: str
     summary: str
+    sharded: bool = False
 
     def load(self) -> click.Command:
         command = getattr(
@@ -29,12 +31,13 @@ class CommandEntry:
 
 
 COMMANDS = {
-    "generate": CommandEntry("generate", "Generate text, faster, with unchanged output."),
-    "chat": CommandEntry("chat", "Talk with a model; the KV cache is kept between turns."),
-    "serve": CommandEntry("serve", "Serve a model to OpenAI clients."),
+    "generate": CommandEntry("generate", "Generate text, faster, with unchanged output.", True),
+    "chat": CommandEntry("chat", "Talk with a model; the KV cache is kept between turns.", True),
+    "serve": CommandEntry("serve", "Serve a model to OpenAI clients.", True),
     "bench": CommandEntry("bench", "Measure methods against each other and check exactness."),
     "build-clusters": CommandEntry("build_clusters", "Build the shortlist bundle of a model."),
     "train-drafter": CommandEntry("train_drafter", "Train the drafter of a model."),
     "convert": CommandEntry("convert", "Write a drafter or token list in another form."),
+    "export-vllm": CommandEntry("export_vllm", "Write a drafter with a shortlist for vLLM."),
     "doctor": CommandEntry("doctor", "Say what runs where on this machine, and why."),
 }

@@ -69,7 +69,9 @@ def request_options(
                     values["tree_width"],
                     values["filling"],
                 ),
-                shortlist_config(values["shortlist"] or "auto", values["shortlist_size"]),
+                shortlist_config(
+                    values["shortlist"], values["shortlist_size"], values["draft_head"]
+                ),
             )
             request = RequestOptions(
                 config,
@@ -126,6 +128,7 @@ _NAMES = (
     "filling",
     "shortlist",
     "shortlist_size",
+    "draft_head",
     "tree",
     "tree_size",
     "tree_depth",

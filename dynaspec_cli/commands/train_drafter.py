@@ -45,6 +45,19 @@ Examples:
     help="Prompts, one a text: train on the model's answers, not on the corpus; repeatable.",
 )
 @click.option(
+    "--workers",
+    type=int,
+    metavar="N",
+    help="Engines that write the answers to --prompts before training, into --out.  "
+    "[default: the trainer's own, as it goes]",
+)
+@click.option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Write them on this Ray cluster (or auto, local), with --workers actors.  "
+    "[default: on this machine]",
+)
+@click.option(
     "--out",
     type=click.Path(path_type=Path),
     required=True,
@@ -75,6 +88,14 @@ Examples:
     "--layers", type=int, metavar="N", help="Decoder layers of a new drafter.  [default: 1]"
 )
 @click.option(
+    "--for",
+    "engine",
+    type=click.Choice(("dynaspec", "vllm")),
+    show_default=False,
+    help="Engine that will run it; vLLM passes a drafter less, so that one for vllm accepts fewer "
+    "tokens here.  [default: dynaspec]",
+)
+@click.option(
     "--unroll", type=int, metavar="N", default=3, help="Draft steps that a loss looks ahead."
 )
 @click.option(
@@ -96,12 +117,15 @@ def train_drafter(
     common: CommonOptions,
     corpus: tuple[str, ...],
     prompts: tuple[str, ...],
+    workers: int | None,
+    ray: str | None,
     out: Path,
     steps: int | None,
     minutes: float | None,
     resume: bool,
     start: Path | None,
     layers: int | None,
+    engine: str | None,
     unroll: int,
     batch_tokens: int,
     passes: float,
@@ -126,11 +150,14 @@ def train_drafter(
         model=common.model,
         corpus=corpus,
         prompts=prompts,
+        workers=workers,
+        ray=ray,
         out=out,
         dtype=common.dtype,
         device=common.device,
         threads=common.threads,
         layers=layers,
+        engine=engine,
         minutes=minutes,
         resume=resume,
         start=start,

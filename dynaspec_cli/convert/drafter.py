@@ -36,7 +36,6 @@ OWN_PARTS = (
     "a gate that passes the feature on",
     "norms of the feature and the embeddings before fc",
     "a norm before the first attention",
-    "features before the target's final norm",
 )
 """What train-drafter's form computes and EAGLE-1's has no place for."""
 
@@ -54,6 +53,8 @@ def convert(
         return source, ()
     if source.kind == FORMAT:
         parts: tuple[str, ...] = OWN_PARTS
+        if not source.config.get("normed_features", False):
+            parts += ("features before the target's final norm",)
         if source.config.get("use_current_token", True):
             parts += ("the embedding of the current token",)
         for key, name in (

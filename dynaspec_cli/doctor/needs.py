@@ -19,7 +19,7 @@ from dynaspec_cli.doctor.memory import ModelSizes
 from dynaspec_cli.drafters.files import weight_files
 from dynaspec_cli.drafters.load import beside, packaged_drafter
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.shortlist.factory import packaged_folder
+from dynaspec_cli.shortlist.packaged import packaged_folder
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import ModelSource
 

@@ -13,7 +13,7 @@ from dynaspec_cli.doctor.needs import Needs, StoredHead
 from dynaspec_cli.doctor.system import available_memory, system_facts
 from dynaspec_cli.engine.events import SCHEMA
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.shortlist.names import DEFAULT, DEFAULT_SIZES
+from dynaspec_cli.shortlist.registry import DEFAULT, DEFAULT_SIZES
 from dynaspec_cli.target import gguf_cache
 from dynaspec_cli.target.gguf_native import open_native
 from dynaspec_cli.target.load import (

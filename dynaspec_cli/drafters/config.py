@@ -23,6 +23,9 @@ class DrafterConfig:
     attention layer copy: the key of a pair carries its own token (e), its value the token that
     followed (e'), so a query with the same last token finds what came next (an induction head in
     one layer). The output, times ``scale``, is the predicted feature at t+1.
+
+    ``normed_features``: f is the feature after the target's final norm, which is what vLLM passes,
+    and is not divided by ``scale``; so is the feature that a draft step passes to the next.
     """
 
     target_name: str
@@ -44,6 +47,7 @@ class DrafterConfig:
     has_qkv_bias: bool
     has_post_norms: bool
     use_current_token: bool = True
+    normed_features: bool = False
     trained_tokens: int = 0
     format: str = FORMAT
 

@@ -139,7 +139,7 @@ class EagleDrafter:
         for f, t in zip(features.split(EXTEND_ROWS), tokens.split(EXTEND_ROWS), strict=True):
             rows = state.begin_read(t.numel())
             current = torch.cat([torch.tensor([state.last_token]), t[:-1].cpu()])
-            x = self._inputs(f.float() / self.config.feature_scale, t, current)
+            x = self._inputs(self._given(f), t, current)
             out = self._run(state, x, rows.own, rows.positions, rows.mask)
             state.end_read(t.numel())
             state.last_token = int(t[-1])
@@ -158,8 +158,16 @@ class EagleDrafter:
             current = torch.full((tokens.numel(),), state.last_token, device=device)
         state.tree_tokens = torch.cat([state.tree_tokens.to(device), tokens])
         rows = state.begin_step(parents)
+        if self.config.normed_features:
+            features = self.target.norm(features)
         x = self._inputs(features, tokens, current)
         return self._run(state, x, rows.own, rows.positions, rows.mask)
+
+    def _given(self, features: Tensor) -> Tensor:
+        """The target's features [m, d] as the drafter reads them, float32."""
+        if self.config.normed_features:
+            return self.target.norm(features).float()
+        return features.float() / self.config.feature_scale
 
     def _inputs(self, features: Tensor, tokens: Tensor, current: Tensor) -> Tensor:
         given = torch.cat([tokens, current]) if self.config.use_current_token else tokens

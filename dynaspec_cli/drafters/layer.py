@@ -7,6 +7,7 @@ are multiplied by the same kernels; attention is PyTorch's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -56,6 +57,11 @@ class DraftLayer:
         return self.qkv.nbytes + self.out.nbytes + self.gate_up.nbytes + self.down.nbytes
 
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries [n, heads, head_dim], keys and values [n, kv_heads, head_dim] of a pass, rotated ->
+float32 [n, heads * head_dim]."""
+
+
 def run_layer(
     x: Tensor,
     read: Tensor | None,
@@ -67,11 +73,31 @@ def run_layer(
     rows: Rows,
     shape: LayerShape,
 ) -> Tensor:
+    """``layer_around`` with attention over a cache: keys and values go to its rows behind
+    ``rows.committed``, as ``ops.decoder_layer`` puts them."""
+    end = rows.committed + rows.positions.numel()
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        k_cache[end - q.shape[0] : end] = k
+        v_cache[end - q.shape[0] : end] = v
+        return _attend(q.to(k_cache.dtype), k_cache[:end], v_cache[:end], rows, shape)
+
+    return layer_around(x, read, weights, cos, sin, shape, attend)
+
+
+def layer_around(
+    x: Tensor,
+    read: Tensor | None,
+    weights: DraftLayer,
+    cos: Tensor,
+    sin: Tensor,
+    shape: LayerShape,
+    attend: Attend,
+) -> Tensor:
     """The residual stream float32 [n, D] after the layer, from ``x`` float32 [n, D] before it.
 
     ``read`` float32 [n, w]: what attention reads; None: ``x`` under its input norm. ``cos`` and
-    ``sin`` float32 [n, head_dim]. Keys (rotated) and values go to the cache's rows behind
-    ``rows.committed``, as ``ops.decoder_layer`` puts them.
+    ``sin`` float32 [n, head_dim].
     """
     if read is None:
         assert weights.input_norm is not None
@@ -80,10 +106,7 @@ def run_layer(
     qkv = ops.linear(read, weights.qkv, weights.qkv_bias, None)
     q, k, v = qkv.split([heads * head_dim, kv_heads * head_dim, kv_heads * head_dim], 1)
     q, k = _turned(q, weights.q_norm, cos, sin, shape), _turned(k, weights.k_norm, cos, sin, shape)
-    end = rows.committed + rows.positions.numel()
-    k_cache[end - n : end] = k
-    v_cache[end - n : end] = v.view(n, kv_heads, head_dim)
-    attended = _attend(q.to(k_cache.dtype), k_cache[:end], v_cache[:end], rows, shape)
+    attended = attend(q, k, v.reshape(n, kv_heads, head_dim))
     x = x + ops.linear(attended, weights.out, weights.out_bias, None)
     inner = ops.linear(ops.rms_norm(x, weights.mlp_norm, shape.eps), weights.gate_up, None, None)
     gate, up = inner.chunk(2, 1)

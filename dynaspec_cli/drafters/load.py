@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -20,6 +21,30 @@ from dynaspec_cli.protocols import Drafter, Target
 from dynaspec_cli.target.demo_package import SINGLE_FILE_PACKAGES
 from dynaspec_cli.target.resolve import HUB_FILE, resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer
+
+
+@dataclass(frozen=True)
+class Drafting:
+    """What drafts: ``drafter`` None: nothing does. ``lookup``: the text itself, beside it."""
+
+    drafter: Drafter | None
+    lookup: LookupDrafter | None = None
+
+
+def load_drafting(
+    value: str,
+    target: Target,
+    tokenizer: TextTokenizer | None = None,
+    options: Mapping[str, str] | None = None,
+) -> Drafting:
+    """A ``--drafter`` value as ``load_drafter`` reads it, and ``NAME+lookup``. ``auto`` has lookup
+    beside a packaged drafter, where it brought tokens on most kinds of text and cost none on the
+    others (docs/results/README.md)."""
+    name, lookup = beside(value)
+    drafter = load_drafter(name, target, tokenizer, options)
+    if value == "auto" and drafter is not None and drafter.head is not None:
+        lookup = LookupDrafter()
+    return Drafting(drafter, lookup)
 
 
 def load_drafter(

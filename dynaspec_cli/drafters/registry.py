@@ -41,14 +41,11 @@ KINDS: Registry[DrafterKind] = Registry(
 
 def kind_of(files: DrafterFiles) -> tuple[str, DrafterKind]:
     """The kind that a folder is of, with its name. Raises DynaSpecError where it is of none."""
-    names = KINDS.names()
-    foreign = [name for name in names if KINDS[name].package is not None]
-    own = [name for name in names if KINDS[name].package is None]
-    for name in foreign:
-        if (kind := KINDS.load(name)).recognise(files):
-            return name, kind
-    refuse_other_methods(files)
-    for name in own:
+    refused = False
+    for name in KINDS.others_first():
+        if KINDS[name].package is None and not refused:
+            refuse_other_methods(files)
+            refused = True
         if (kind := KINDS.load(name)).recognise(files):
             return name, kind
     known = "; ".join(f"{name} ({entry.description})" for name, entry in KINDS.items())

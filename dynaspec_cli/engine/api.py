@@ -12,7 +12,7 @@ import torch
 
 from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import MOST_NODES, GenerationConfig, ShortlistConfig, TreeConfig
-from dynaspec_cli.drafters.load import beside, load_drafter
+from dynaspec_cli.drafters.load import load_drafting
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
 from dynaspec_cli.engine.draft import Speculation
@@ -35,7 +35,6 @@ from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Shortlist, Target, TreePolicy
 from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
-from dynaspec_cli.shortlist.names import DEFAULT
 from dynaspec_cli.target.load import load
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.acceptance import EXAMPLE, nearest, read_table
@@ -97,15 +96,15 @@ class Engine:
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         target, tokenizer = load(model, dtype, device, threads, **extra)
-        name, lookup = beside(drafter)
-        found = load_drafter(name, target, tokenizer, drafter_options)
+        found = load_drafting(drafter, target, tokenizer, drafter_options)
         notices: tuple[str, ...] = ()
-        if drafter == "auto" and isinstance(found, LookupDrafter):
+        if drafter == "auto" and isinstance(found.drafter, LookupDrafter):
             notices = (
                 f"no drafter ships for {target.name}: continuations are looked up in the text "
                 "itself; dynaspec train-drafter makes a faster one",
             )
-        return cls(target, tokenizer, found, time.perf_counter() - begun, notices, lookup)
+        load_s = time.perf_counter() - begun
+        return cls(target, tokenizer, found.drafter, load_s, notices, found.lookup)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
@@ -344,7 +343,7 @@ class Engine:
         head = self.drafter.head
         if head is None or head.own or config.shortlist.method != "auto":
             return
-        if (method := shortlists.default_for(self.target, head)) != DEFAULT:
+        if (method := shortlists.default_for(self.target, head)) != shortlists.DEFAULT:
             yield (
                 f"no shortlist bundle for {self.target.name} is shipped, so --shortlist {method} "
                 "is used; dynaspec build-clusters makes one"
@@ -369,6 +368,7 @@ class Engine:
             "shortlist_source": config.shortlist.method,
             "shortlist_size": shortlist.size,
             "drafter_head": head.describe(),
+            "draft_head": config.shortlist.head,
         }
 
     def speculation(self, config: GenerationConfig) -> Speculation:
@@ -444,7 +444,7 @@ class Conversation:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._cache = PrefixCache(engine.target)
+        self._cache: PrefixCache[Any, Any] = PrefixCache(engine.target)
 
     def generate(
         self,

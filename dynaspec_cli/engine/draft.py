@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaspec_cli.device.at_once import DraftsAtOnce, WholeRounds
 from dynaspec_cli.drafters.lookup.beside import Beside, Share
 from dynaspec_cli.drafters.lookup.continuations import Continuations
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
@@ -43,7 +44,8 @@ class Speculation:
 
     ``costs``: of rounds on this machine; with them each round has the size that ``Pace`` chooses,
     from policies that ``resized`` makes (with the same random numbers), and ``prior`` is what is
-    expected of a tree's nodes before any was seen (tuning/prior.py).
+    expected of a tree's nodes before any was seen (tuning/prior.py). ``at_once``: drafts whole
+    rounds on the device, where it can.
     """
 
     drafter: Drafter
@@ -55,6 +57,7 @@ class Speculation:
     costs: CostTable | None = None
     resized: Callable[[int], TreePolicy] | None = None
     prior: tuple[float, ...] = ()
+    at_once: DraftsAtOnce | None = None
 
     def __post_init__(self) -> None:
         if (self.drafter.head is None) != (self.shortlist is None):
@@ -97,6 +100,9 @@ class Draft:
             self.pace = Pace(parts.costs, parts.size, MOST_STEPS, parts.prior)
         self.beside: Beside | None = None
         self.share = Share(Continuations(), alone=False)
+        self.at_once: WholeRounds | None = None
+        if parts.at_once is not None:
+            self.at_once = parts.at_once.begin(self.drafter, self.shortlist)
         self.grown: DraftTree | None = None
         self.waiting: list[Committed] = []
         if parts.lookup is not None:
@@ -110,7 +116,6 @@ class Draft:
     def grow(self, committed: Committed, clock: PhaseClock) -> DraftTree:
         """Take in what was settled, then grow a tree under its last token: the drafter's, with
         continuations that lookup finds, or one of these alone, or none."""
-        drafter = self.parts.drafter
         self.selections, self.sizes, self.depth, self.grown = [], [], 0, None
         root = committed.tokens[-1:]
         with clock("tree"):
@@ -120,9 +125,32 @@ class Draft:
             self._postpone(committed)
             return graft(root_only(int(root)), found.tokens, found.parents)
         policy = self._policy(nodes - len(found.tokens))
+        committed = self._with_postponed(committed)
+        if not self._grown_at_once(policy, committed, clock):
+            self.grown = self._grow_step_by_step(policy, committed, clock)
+        assert self.grown is not None
+        with clock("tree"):
+            return graft(self.grown, found.tokens, found.parents) if found.tokens else self.grown
+
+    def _grown_at_once(self, policy: TreePolicy, committed: Committed, clock: PhaseClock) -> bool:
+        """Was the round drafted on the device, as a whole?"""
+        if self.at_once is None:
+            return False
+        with clock("draft_body"):
+            drafted = self.at_once.grow(policy, committed, self.parts.temperature)
+        if drafted is None:
+            return False
+        self.grown, self.sizes, self.selections = drafted
+        self.depth = len(self.sizes)
+        return True
+
+    def _grow_step_by_step(
+        self, policy: TreePolicy, committed: Committed, clock: PhaseClock
+    ) -> DraftTree:
+        drafter, root = self.parts.drafter, committed.tokens[-1:]
         tree = policy.begin(int(root))
         with clock("draft_body"):
-            rows = drafter.extend(self.drafter, self._with_postponed(committed))
+            rows = drafter.extend(self.drafter, committed)
         scored = self._score(policy, rows, root, clock)
         while True:
             with clock("tree"):
@@ -133,8 +161,7 @@ class Draft:
                 rows = drafter.step(self.drafter, frontier)
             scored = self._score(policy, rows, frontier.tokens, clock)
         with clock("tree"):
-            self.grown = policy.finish(tree)
-            return graft(self.grown, found.tokens, found.parents) if found.tokens else self.grown
+            return policy.finish(tree)
 
     def _look_up(self, tokens: list[int], nodes: int) -> Continuations:
         """Continuations for a round in which the drafter would grow ``nodes`` nodes."""

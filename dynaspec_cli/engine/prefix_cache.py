@@ -14,34 +14,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from dynaspec_cli.protocols import KeptRows, Target, TargetOutput
 
+TargetState = TypeVar("TargetState")
+DrafterState = TypeVar("DrafterState")
+
 PIECE = 512
 """Prompt tokens between two looks at whether the request is still wanted."""
 
 
-class PrefixCache:
+class PrefixCache(Generic[TargetState, DrafterState]):
     """The caches of one sequence of tokens, used by one request at a time."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target[TargetState]) -> None:
         self.target = target
         self.reset()
 
     def reset(self) -> None:
         """Forget everything."""
-        self.state: Any = None
+        self._state: TargetState | None = None
         self.tokens: list[int] = []
         """Committed: the last settled token of a request is not among them."""
         self.reused = 0
         """Tokens of the last prompt that were here already."""
         self._rows: list[KeptRows] = []
         self._taps: tuple[int, ...] = ()
-        self._drafter: Any = None
+        self._drafter: DrafterState | None = None
         self._drafter_shares = 0  # how far what the drafter read agrees with ``tokens``
 
     def read(self, prompt: Tensor, max_length: int, taps: tuple[int, ...]) -> Iterator[None]:
@@ -49,10 +52,10 @@ class PrefixCache:
         pieces. Afterwards ``state`` holds the prompt and room for ``max_length`` tokens, and
         ``output`` is there."""
         shared = self._share(prompt, taps)
-        if self.state is None or taps != self._taps:
-            self.state, self._taps = self.target.begin(max_length, taps), taps
+        if self._state is None or taps != self._taps:
+            self._state, self._taps = self.target.begin(max_length, taps), taps
         else:
-            self.target.rewind(self.state, shared, max_length)
+            self.target.rewind(self._state, shared, max_length)
         self._rows = [KeptRows.joined(self._rows).first(shared)] if shared else []
         del self.tokens[shared:]
         self.reused = shared
@@ -73,6 +76,12 @@ class PrefixCache:
         return next((i for i, (a, b) in pairs if a != b), min(len(ids), len(self.tokens)))
 
     @property
+    def state(self) -> TargetState:
+        """The target's state of what was read."""
+        assert self._state is not None
+        return self._state
+
+    @property
     def output(self) -> TargetOutput:
         """What the target yielded for all tokens so far."""
         return self.target.recall(self._rows)
@@ -83,13 +92,13 @@ class PrefixCache:
         self.tokens += tokens.tolist()
 
     @property
-    def drafter(self) -> tuple[Any, int]:
+    def drafter(self) -> tuple[DrafterState | None, int]:
         """The drafter's state of an earlier request, and with how many of the tokens what it has
         read agrees."""
         return self._drafter, self._drafter_shares
 
     @drafter.setter
-    def drafter(self, state: Any) -> None:
+    def drafter(self, state: DrafterState) -> None:
         """``state`` follows this request from now on."""
         self._drafter, self._drafter_shares = state, sys.maxsize
 

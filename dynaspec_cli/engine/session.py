@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from dynaspec_cli.engine.draft import Draft, Speculation, root_only
 from dynaspec_cli.engine.events import StepStats
 from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.errors import NotFiniteError
-from dynaspec_cli.protocols import Committed, Target, TargetOutput
+from dynaspec_cli.protocols import Committed, State, Target, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import RandomSource
 from dynaspec_cli.sampling.verify import pass_and_verify
@@ -35,14 +36,14 @@ class Emission:
 
 
 def decode(
-    target: Target,
+    target: Target[State],
     prompt: Tensor,
     max_length: int,
     sampling: SamplingConfig,
     source: RandomSource,
     speculation: Speculation | None,
     synchronize: bool = False,
-    cache: PrefixCache | None = None,
+    cache: PrefixCache[State, Any] | None = None,
 ) -> Iterator[Emission]:
     """Yield emissions without end (the caller stops): prompt int64 [m], at most ``max_length``
     tokens in all are valid. ``cache``: what an earlier request left, and a later one finds."""
@@ -83,8 +84,8 @@ def decode(
                 shortlist_sizes=tuple(draft.sizes) if draft else (),
                 covered=covered,
                 seconds=clock.lap(),
-                drawn=getattr(tree.q, "drawn", 0),
-                distinct=getattr(tree.q, "distinct", 0),
+                drawn=tree.q.drawn if tree.q else 0,
+                distinct=tree.q.distinct if tree.q else 0,
             ),
         )
 

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.blocks import BLOCK_TYPES
 from dynaspec_cli.gguf_files.pieces import Bytes, Pieces
 
 MAGIC = b"GGUF"
@@ -251,25 +252,21 @@ def _entry(
     start: int,
     alignment: int,
 ) -> TensorEntry:
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
     def refuse(why: str) -> NoReturn:
         raise DynaSpecError(f"{pieces.name}: tensor {name!r} {why}")
 
-    try:
-        block_type = GGMLQuantizationType(kind)
-    except ValueError:
+    if kind not in BLOCK_TYPES:
         refuse(
-            f"has block type {kind}, which this version of the gguf package does not know; update "
-            "the package, or take a file of another quantisation"
+            f"has block type {kind}, which this version does not know; take a file of another "
+            "quantisation"
         )
-    values, width = GGML_QUANT_SIZES[block_type]
-    if axes[0] % values:
+    block = BLOCK_TYPES[kind]
+    if axes[0] % block.values:
         refuse(
-            f"has rows of {axes[0]} values, but blocks of {block_type.name} hold {values}; the "
+            f"has rows of {axes[0]} values, but blocks of {block.name} hold {block.values}; the "
             "file is damaged: download it again"
         )
     if offset % alignment:
         raise ValueError(f"tensor {name!r} begins at {offset}, no multiple of {alignment}")
-    size = math.prod(axes) // values * width
-    return TensorEntry(name, axes, block_type.name, start + offset, size)
+    size = math.prod(axes) // block.values * block.bytes
+    return TensorEntry(name, axes, block.name, start + offset, size)

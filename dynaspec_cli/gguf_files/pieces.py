@@ -14,6 +14,8 @@ from dynaspec_cli.errors import DynaSpecError
 
 Bytes = NDArray[np.uint8]
 
+_DROP = getattr(mmap, "MADV_DONTNEED", None)  # not on every system
+
 
 class Pieces:
     """Byte ranges of the concatenation of ``paths``. A range inside one piece is a view of its
@@ -24,21 +26,23 @@ class Pieces:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = tuple(paths)
+        self._pages: list[mmap.mmap | None] = []
         self._maps: list[Bytes] = []
         self._ends: list[int] = []
         size = 0
         for path in self.paths:
             try:
                 with path.open("rb") as file:
-                    data = (
+                    pages = (
                         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
                         if path.stat().st_size
-                        else b""
+                        else None
                     )
             except OSError as error:
                 raise DynaSpecError(f"{path}: cannot be read ({error.strerror})") from error
-            self._maps.append(np.frombuffer(data, np.uint8))
-            size += len(data)
+            self._pages.append(pages)
+            self._maps.append(np.frombuffer(pages or b"", np.uint8))
+            size += self._maps[-1].size
             self._ends.append(size)
         self.size = size
 
@@ -63,6 +67,32 @@ class Pieces:
         if start + size <= self._ends[index]:
             return self._maps[index][start - begin : start - begin + size]
         return self._joined(index, start - begin, size)
+
+    def rows(self, start: int, count: int, width: int) -> tuple[Bytes, ...]:
+        """uint8 [m, width] each, ``count`` rows together: views, but for rows that cross a
+        border."""
+        if count * width == 0:
+            return (np.empty((count, width), np.uint8),)
+        parts, row = [], 0
+        while row < count:
+            at = start + row * width
+            room = self._ends[bisect.bisect_right(self._ends, at)] - at
+            taken = max(1, min(count - row, room // width))
+            parts.append(self.view(at, taken * width).reshape(taken, width))
+            row += taken
+        return tuple(parts)
+
+    def forget(self, start: int, size: int) -> None:
+        """Give the memory of a range back that will not be read again; reading it maps it anew."""
+        if _DROP is None:
+            return
+        begin = 0
+        for end, pages in zip(self._ends, self._pages, strict=True):
+            low, high = max(start, begin) - begin, min(start + size, end) - begin
+            if pages is not None and low < high:
+                low -= low % mmap.PAGESIZE
+                pages.madvise(_DROP, low, high - low)
+            begin = end
 
     def _joined(self, index: int, start: int, size: int) -> Bytes:
         """Read, not copied from the mappings, whose pages would then count a second time."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.blocks import BY_NAME
 from dynaspec_cli.gguf_files.header import TensorEntry
 from dynaspec_cli.gguf_files.pieces import Bytes, Pieces
 
@@ -39,27 +40,44 @@ ROWS_AT_ONCE = 1 << 22
 @dataclass(frozen=True)
 class GgufTensor:
     """One tensor: ``shape`` (rows, columns), a vector being one row; ``block_type`` as ggml names
-    it ("Q8_0", "F32"); ``raw`` read-only uint8 [rows, row_bytes], a view of the mapped file unless
-    the tensor crosses a border of pieces or its rows were picked; ``place``: the file, for
-    messages."""
+    it ("Q8_0", "F32"); ``parts`` read-only uint8 [m, row_bytes], the rows one after another: views
+    of the mapped file, but for a row that crosses a border of pieces and for rows that were picked;
+    ``place``: the file, for messages."""
 
     name: str
     block_type: str
     shape: tuple[int, int]
-    raw: Bytes
+    parts: tuple[Bytes, ...]
     place: str
 
-    def take(self, rows: NDArray[np.int64] | slice) -> GgufTensor:
-        """The tensor of some rows, in the order given; a slice of step 1 stays a view."""
-        raw = self.raw[rows]
-        return replace(self, raw=raw, shape=(raw.shape[0], self.shape[1]))
+    @property
+    def raw(self) -> Bytes:
+        """Uint8 [rows, row_bytes]: a copy where there is more than one part."""
+        return self.parts[0] if len(self.parts) == 1 else np.concatenate(self.parts)
+
+    def take(self, rows: NDArray[np.int64]) -> GgufTensor:
+        """The tensor of some rows, in the order given."""
+        return replace(self, parts=(self._rows(rows),), shape=(len(rows), self.shape[1]))
+
+    def _rows(self, rows: NDArray[np.int64] | slice) -> Bytes:
+        if len(self.parts) == 1:
+            return self.parts[0][rows]
+        if isinstance(rows, slice):
+            rows = np.arange(*rows.indices(self.shape[0]))
+        out = np.empty((len(rows), self.parts[0].shape[1]), np.uint8)
+        begin = 0
+        for part in self.parts:
+            inside = (rows >= begin) & (rows < begin + len(part))
+            out[inside] = part[rows[inside] - begin]
+            begin += len(part)
+        return out
 
     def floats(self, rows: NDArray[np.int64] | slice | None = None) -> NDArray[np.float32]:
         """De-quantised rows, float32 [rows, columns] (a copy), by the ``gguf`` package.
 
         Raises ``DynaSpecError`` for a block type that it cannot de-quantise.
         """
-        raw = np.ascontiguousarray(self.raw if rows is None else self.raw[rows])
+        raw = np.ascontiguousarray(self.raw if rows is None else self._rows(rows))
         if self.block_type == "F32":
             return raw.view(np.float32).copy()
         if self.block_type == "F16":
@@ -94,7 +112,9 @@ class GgufTensor:
             )
 
     def _finite(self) -> bool:
-        raw = self.raw
+        return all(self._part_finite(part) for part in self.parts)
+
+    def _part_finite(self, raw: Bytes) -> bool:
         if self.block_type == "F32":
             return bool(np.isfinite(np.ascontiguousarray(raw).view(np.float32)).all())
         if self.block_type in ("F16", "BF16"):
@@ -102,7 +122,7 @@ class GgufTensor:
             return _exponents_finite(np.ascontiguousarray(raw).view(np.uint16), exponent)
         if self.block_type not in SCALE_BYTES:
             return True
-        blocks = np.ascontiguousarray(raw).reshape(-1, block_size(self.block_type)[1])
+        blocks = np.ascontiguousarray(raw).reshape(-1, BY_NAME[self.block_type].bytes)
         halves = blocks.view(np.uint16)
         return all(
             _exponents_finite(halves[:, at // 2], np.uint16(0x7C00))
@@ -112,14 +132,6 @@ class GgufTensor:
 
 def _exponents_finite(bits: NDArray[np.uint16], exponent: np.uint16) -> bool:
     return not bool(((bits & exponent) == exponent).any())
-
-
-def block_size(block_type: str) -> tuple[int, int]:
-    """(values, bytes) of a block."""
-    from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
-
-    values, width = GGML_QUANT_SIZES[GGMLQuantizationType[block_type]]
-    return int(values), int(width)
 
 
 class GgufTensors(Mapping[str, GgufTensor]):
@@ -134,8 +146,11 @@ class GgufTensors(Mapping[str, GgufTensor]):
 
     def __getitem__(self, name: str) -> GgufTensor:
         pieces, entry = self._entries[name]
-        raw = pieces.view(entry.offset, entry.size).reshape(entry.rows, -1)
-        return GgufTensor(name, entry.block_type, (entry.rows, entry.columns), raw, self.place)
+        parts = pieces.rows(entry.offset, entry.rows, entry.size // max(1, entry.rows))
+        return GgufTensor(name, entry.block_type, (entry.rows, entry.columns), parts, self.place)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -147,6 +162,11 @@ class GgufTensors(Mapping[str, GgufTensor]):
         """(rows, columns) without touching the data."""
         entry = self._entries[name][1]
         return entry.rows, entry.columns
+
+    def forget(self, name: str) -> None:
+        """Give the memory of a tensor's mapped pages back; they can still be read."""
+        pieces, entry = self._entries[name]
+        pieces.forget(entry.offset, entry.size)
 
     @cached_property
     def num_values(self) -> int:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.header import Texts
+from dynaspec_cli.gguf_files.merges import Pairs, by_rank, by_score
 from dynaspec_cli.gguf_files.pretokenizers import PRE_TOKENIZERS
 from dynaspec_cli.gguf_files.vocabulary import BYTE_LEVEL, CONTROL, USER_DEFINED, Vocabulary
 
@@ -15,34 +17,69 @@ SPACE = "\u2581"
 GEMMA = ("gemma", "gemma2", "gemma3")
 
 
-def build_tokenizer(vocabulary: Vocabulary) -> Any:
+def derived_merges(vocabulary: Vocabulary) -> Pairs:
+    """int64 [m, 2], tokens that are merged, in order: for a vocabulary without merges of its own.
+
+    Raises ``DynaSpecError`` for a token that is no UTF-8.
+    """
+    spellings = _spellings(vocabulary)
+    if vocabulary.architecture in GEMMA:
+        # Gemma's scores do not follow the order of its merges; the order of its tokens does.
+        return by_rank(spellings)
+    assert vocabulary.scores is not None
+    return by_score(spellings, vocabulary.scores)
+
+
+def build_tokenizer(vocabulary: Vocabulary, merges: Pairs | None = None) -> Any:
     """The ``tokenizers.Tokenizer`` of a file: model, normaliser, pre-tokenizer, decoder, added
-    tokens, and BOS or EOS around a text where the file asks for them.
+    tokens, and BOS or EOS around a text where the file asks for them. ``merges``: of
+    ``derived_merges``, where the file has none.
 
     Raises ``DynaSpecError`` where the vocabulary and the merges do not fit together.
     """
-    try:
-        spellings = vocabulary.tokens.decoded()
-        byte_level = vocabulary.kind == BYTE_LEVEL
-        tokenizer = (_byte_level if byte_level else _sentence_piece)(vocabulary, spellings)
-    except UnicodeDecodeError as error:
-        raise DynaSpecError(
-            f"{vocabulary.place}: a token or merge is no UTF-8 ({error.reason}); convert the model "
-            "again"
-        ) from error
+    spellings = _spellings(vocabulary)
+    lines = _decoded(vocabulary, vocabulary.merges)
+    if vocabulary.kind == BYTE_LEVEL:
+        tokenizer = _byte_level(vocabulary, spellings, lines)
+    else:
+        if merges is None:
+            parts = [line.partition(" ") for line in lines]
+            pairs = [(left, right) for left, _, right in parts]
+        else:
+            columns = (map(spellings.__getitem__, column.tolist()) for column in merges.T)
+            pairs = list(zip(*columns, strict=True))
+        tokenizer = _sentence_piece(vocabulary, spellings, pairs)
     _add_tokens(tokenizer, vocabulary, spellings)
     _frame(tokenizer, vocabulary, spellings)
     return tokenizer
 
 
-def _byte_level(vocabulary: Vocabulary, spellings: Sequence[str]) -> Any:
+def _spellings(vocabulary: Vocabulary) -> list[str]:
+    """Of the tokens, as merges write them."""
+    spellings = _decoded(vocabulary, vocabulary.tokens)
+    if vocabulary.kind != BYTE_LEVEL and vocabulary.architecture in GEMMA:
+        # The file spells tokens of several spaces with spaces, where texts have SPACE by then.
+        spellings = [SPACE * len(t) if " " in t and not t.strip() else t for t in spellings]
+    return spellings
+
+
+def _decoded(vocabulary: Vocabulary, texts: Texts | None) -> list[str]:
+    try:
+        return [] if texts is None else texts.decoded()
+    except UnicodeDecodeError as error:
+        raise DynaSpecError(
+            f"{vocabulary.place}: a token or merge is no UTF-8 ({error.reason}); convert the model "
+            "again"
+        ) from error
+
+
+def _byte_level(vocabulary: Vocabulary, spellings: Sequence[str], lines: Sequence[str]) -> Any:
     """Merges over bytes, each written as one letter (GPT-2)."""
     from tokenizers import Tokenizer, decoders
 
     pre = PRE_TOKENIZERS[vocabulary.pre]
-    assert vocabulary.merges is not None
     merges = []
-    for line in vocabulary.merges.decoded():
+    for line in lines:
         left, space, right = line.partition(" ")
         if not space or " " in right:
             raise DynaSpecError(
@@ -57,24 +94,14 @@ def _byte_level(vocabulary: Vocabulary, spellings: Sequence[str]) -> Any:
     return tokenizer
 
 
-def _sentence_piece(vocabulary: Vocabulary, spellings: Sequence[str]) -> Any:
+def _sentence_piece(
+    vocabulary: Vocabulary, spellings: Sequence[str], merges: list[tuple[str, str]]
+) -> Any:
     """Merges by scores over letters; what no token spells falls back to bytes."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     gemma = vocabulary.architecture in GEMMA
-    if gemma:
-        # The file spells tokens of several spaces with spaces, where texts have SPACE by then.
-        spellings = [SPACE * len(t) if " " in t and not t.strip() else t for t in spellings]
     ids = {token: index for index, token in enumerate(spellings)}
-    if vocabulary.merges is not None:
-        lines = [line.partition(" ") for line in vocabulary.merges.decoded()]
-        merges = [(left, right) for left, _, right in lines]
-    elif gemma:
-        # Gemma's scores do not follow the order of its merges; the order of its tokens does.
-        merges = _merges_by_rank(spellings, ids)
-    else:
-        assert vocabulary.scores is not None
-        merges = _merges_by_score(spellings, ids, vocabulary.scores.tolist())
     unknown = vocabulary.ids.get("unk")
     tokenizer = Tokenizer(
         _merging(
@@ -110,35 +137,6 @@ def _merging(
             f"{vocabulary.place}: the merges do not fit the vocabulary ({error}); convert the "
             "model again"
         ) from error
-
-
-def _merges_by_rank(spellings: Sequence[str], ids: dict[str, int]) -> list[tuple[str, str]]:
-    """Every pair of tokens that spells a third, by the third's place; longer left halves first."""
-    merges = []
-    for token in spellings:
-        for cut in range(len(token) - 1, 0, -1):
-            left = token[:cut]
-            if left in ids:
-                right = token[cut:]
-                if right in ids:
-                    merges.append((left, right))
-    return merges
-
-
-def _merges_by_score(
-    spellings: Sequence[str], ids: dict[str, int], scores: Sequence[float]
-) -> list[tuple[str, str]]:
-    """The same by the third token's score, the best first, then longer halves first."""
-    found = []
-    for token, index in ids.items():
-        pairs = []
-        for cut in range(1, len(token)):
-            left, right = token[:cut], token[cut:]
-            if left in ids and right in ids:
-                pairs.append((ids[left], ids[right], left, right))
-        found += [(scores[index], left, right) for _, _, left, right in sorted(pairs)]
-    found.sort(key=lambda entry: (entry[0], len(entry[1]), len(entry[2])), reverse=True)
-    return [(left, right) for _, left, right in found]
 
 
 def _add_tokens(tokenizer: Any, vocabulary: Vocabulary, spellings: Sequence[str]) -> None:

@@ -45,14 +45,18 @@ class GgufWeights:
         return sorted(self._slots)
 
     def blocks(self, name: str) -> GgufTensor:
-        """The tensor as the file's own blocks, its rows in the order of the ``rotate_half`` form; a
-        view of the mapped file where they need no other order."""
+        """The tensor as the file's own blocks, its rows in the order of the ``rotate_half`` form;
+        views of the mapped file where they need no other order."""
         slot = self._slot(name)
         tensor = self._tensors[slot.file]
         order = slot.row_order()
         if order is None or tensor.shape[0] == 1:
             return tensor
         return tensor.take(order)
+
+    def forget(self, name: str) -> None:
+        """Give the memory of the file's mapped pages back once a tensor was copied."""
+        self._tensors.forget(self._slot(name).file)
 
     def tensor(self, name: str, dtype: torch.dtype) -> Tensor:
         """The de-quantised tensor, [rows, columns] or [columns], rounded once to ``dtype``.
@@ -83,6 +87,7 @@ class GgufWeights:
                 f"{self.place}: tensor {slot.file!r} holds values that are NaN or infinite; the "
                 "file is damaged: download it again"
             )
+        self.forget(name)
         if slot.shape[0] != 1:
             return out
         order = slot.row_order()

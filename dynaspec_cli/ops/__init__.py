@@ -28,15 +28,7 @@ from dynaspec_cli.ops.head import (
 )
 from dynaspec_cli.ops.layer import LayerWeights, dense_layer
 from dynaspec_cli.ops.norm import drafter_input, rms_norm
-from dynaspec_cli.ops.tree import (
-    greedy_walk,
-    kv_commit,
-    sampled_walk,
-    stochastic_walk,
-    topk_expand,
-    tree_mask,
-    tree_rerank,
-)
+from dynaspec_cli.ops.tree import greedy_walk, kv_commit, tree_mask
 
 if EXTENSION.module is not None:
     fakes.register()
@@ -62,13 +54,9 @@ __all__ = [
     "pack_blocks",
     "rms_norm",
     "router_clusters",
-    "sampled_walk",
     "shortlist_log_probs",
     "shortlist_topk",
     "shortlist_union",
     "sibling_chances",
-    "stochastic_walk",
-    "topk_expand",
     "tree_mask",
-    "tree_rerank",
 ]

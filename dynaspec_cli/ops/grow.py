@@ -61,6 +61,20 @@ def grow_drawn(
     return reference.grow_drawn(nodes, values, log_probs, log_q, ids, uniforms, *rest)
 
 
+def fill_plan(
+    nodes: Tensor,
+    values: Tensor,
+    plan: Tensor,
+    places: Tensor,
+    tokens: Tensor,
+    columns: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """(next frontier [4, w'] with the places below each node, node of each token [w, k]); in
+    place."""
+    args = (nodes, values, plan, places, tokens.contiguous(), columns.contiguous())
+    return _ops.fill_plan(*args) if compiled(nodes) else reference.fill_plan(*args)
+
+
 def grown_tree(nodes: Tensor, values: Tensor) -> Tensor:
     """Int64 [5, n + 1]: token, parent's row, column, draft step and row therein."""
     return (
@@ -78,7 +92,14 @@ def _fake_tree(nodes: Tensor, values: Tensor) -> Tensor:
     return nodes.new_empty((5, torch.library.get_ctx().new_dynamic_size()))
 
 
-_FAKES: dict[str, Callable[..., object]] = {"grown_tree": _fake_tree}
+def _fake_fill(
+    nodes: Tensor, values: Tensor, plan: Tensor, places: Tensor, tokens: Tensor, *_: object
+) -> tuple[Tensor, Tensor]:
+    wide = torch.library.get_ctx().new_dynamic_size()
+    return nodes.new_empty((4, wide)), torch.empty_like(tokens)
+
+
+_FAKES: dict[str, Callable[..., object]] = {"grown_tree": _fake_tree, "fill_plan": _fake_fill}
 if EXTENSION.module is not None:
     for _name, _function in _FAKES.items():
         torch.library.register_fake(f"dynaspec::{_name}", _function)

@@ -22,7 +22,7 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, scale: Tensor | None, format: int = DENSE
 ) -> Tensor:
     """``x @ weight.T (* scale) (+ bias)``, float32 [n, m]; see ``reference.linear``."""
-    if compiled(weight):
+    if weight.device.type == "cpu" and compiled(weight):
         return _ops.linear(x, weight, bias, scale, format)
     checks.check_linear("linear", x, weight, bias, scale, format)
     return reference.linear(x, weight, bias, scale, format)
@@ -160,7 +160,7 @@ def router_clusters(
     features: Tensor, tokens_embedding: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor
 ) -> Tensor:
     """Router scores float32 [n, M]; see ``reference.router_clusters``."""
-    if compiled(w2):
+    if w2.device.type == "cpu" and compiled(w2):
         return _ops.router_clusters(features, tokens_embedding, w1, b1, w2, b2)
     checks.check_router(features, tokens_embedding, w1, b1, w2, b2)
     return reference.router_clusters(features, tokens_embedding, w1, b1, w2, b2)

@@ -12,7 +12,7 @@ root.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -87,21 +87,25 @@ class _Tree:
             beam = beam if worth and worth[0] else []
         else:
             beam = [node for node, good in zip(beam, worth, strict=True) if good]
-        parents = [self.fields[PARENT][node] for node in beam]
+        return self.step(beam), mass
+
+    def step(self, nodes: list[int]) -> Tensor:
+        """Make ``nodes`` the frontier; int64 [3, w']."""
+        parents = [self.fields[PARENT][node] for node in nodes]
         rows = [self.fields[TOKEN], self.fields[CACHE_ROW], self.fields[ROW]]
         frontier = torch.tensor(
             [
-                [rows[0][node] for node in beam],
+                [rows[0][node] for node in nodes],
                 [rows[1][parent] for parent in parents],
                 [rows[2][parent] for parent in parents],
             ],
             dtype=torch.int64,
         )
-        for node in beam:
+        for node in nodes:
             self.fields[CACHE_ROW][node] = self.stepped
             self.stepped += 1
-        self.frontier = beam
-        return frontier, mass
+        self.frontier = nodes
+        return frontier
 
 
 def new_tree(token: int, capacity: int, root_value: float) -> tuple[Tensor, Tensor]:
@@ -223,6 +227,66 @@ def grow_drawn(
         frontier, total = tree.expand(size, width, least, False, False)
     tree.store()
     return frontier, q, total
+
+
+def fill_plan(
+    nodes: Tensor,
+    values: Tensor,
+    plan: Tensor,
+    places: Tensor,
+    tokens: Tensor,
+    columns: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Fill the places of a fixed plan below the frontier's nodes. ``plan`` int64 [2, P]: the first
+    place below each place and how many; place 0 is the root's. ``places`` int64 [3, P], in place:
+    the first and the last place that each node fills, and the place after each (-1: none).
+
+    ``tokens`` int64 [w, k] go to the places below a node in order, a row up to its first -1 or its
+    last place; of equal ``columns`` [w, k] in a row only the first gives a node, which fills the
+    places of all and has the children of all. Every new node with places below it is expanded.
+
+    Returns (int64 [4, w']: the frontier as ``grow_best`` and the places below each of its nodes;
+    int64 [w, k]: the node of each token, -1 behind the last).
+    """
+    tree = _Tree(nodes, values)
+    first, count = plan.tolist()
+    head, tail, after = places.tolist()
+
+    def places_of(node: int) -> Iterator[int]:
+        place = head[node]
+        while place >= 0:
+            yield place
+            place = after[place]
+
+    below = torch.full_like(tokens, -1)
+    for i, parent in enumerate(tree.frontier):
+        open_places = [
+            place
+            for above in places_of(parent)
+            for place in range(first[above], first[above] + count[above])
+        ]
+        filled: dict[int, int] = {}
+        draws = zip(open_places, tokens[i].tolist(), columns[i].tolist(), strict=False)
+        for j, (place, token, column) in enumerate(draws):
+            if token < 0:
+                break
+            if column in filled:
+                node = filled[column]
+                after[tail[node]] = place
+            else:
+                node = filled[column] = tree.count
+                tree.add(parent, token, column, 0.0, 0.0)
+                head[node] = place
+            tail[node], after[place] = place, -1
+            tree.drawn += 1
+            below[i, j] = node
+    fresh = range(tree.first, tree.count)
+    wide = {node: sum(count[place] for place in places_of(node)) for node in fresh}
+    frontier = tree.step([node for node in fresh if wide[node]])
+    tree.store()
+    places.copy_(torch.tensor([head, tail, after]))
+    counts = torch.tensor([[wide[node] for node in tree.frontier]], dtype=torch.int64)
+    return torch.cat([frontier, counts]), below
 
 
 def grown_tree(nodes: Tensor, values: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from typing import Any
 from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.events import DoneEvent, Event
+from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.server.errors import ApiError
 from dynaspec_cli.server.metrics import Metrics
@@ -143,6 +144,7 @@ class Jobs:
             with self._changed:
                 self._running = None  # before the client knows, who may ask again at once
             job.post(last)
+            give_back()
 
     def _run(self, job: Job) -> DoneEvent | ApiError:
         """Generate; what to post last."""

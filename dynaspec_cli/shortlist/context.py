@@ -25,6 +25,8 @@ class ContextTokens:
         self._clock = 0
         self._count = 0
         self._view = torch.from_numpy(self._rows)
+        self.journal: list[Tensor] | None = None
+        """Where rows int64 [m] of every further ``add`` are noted, for a copy on the device."""
 
     def __len__(self) -> int:
         return self._count
@@ -36,6 +38,11 @@ class ContextTokens:
     def host_rows(self) -> Tensor:
         """``rows`` on the host."""
         return self._view[: self._count]
+
+    def in_order(self) -> Tensor:
+        """int64 [r]: the set on the host, the least recently mentioned first."""
+        order = np.argsort(self._stamp[: self._count])
+        return torch.from_numpy(self._rows[: self._count][order].astype(np.int64))
 
     def holds(self, rows: Tensor) -> Tensor:
         """bool [m]: is a row (int64 [m] on the host, none negative) in the set."""
@@ -54,6 +61,8 @@ class ContextTokens:
             _, first = np.unique(last_first, return_index=True)
             first.sort()
             rows = last_first[first][: self.capacity][::-1]
+        if self.journal is not None:
+            self.journal.append(torch.from_numpy(rows.astype(np.int64)))
         stamps = self._clock + 1 + np.arange(rows.size)
         self._clock += rows.size
         slots = self._slot[rows]

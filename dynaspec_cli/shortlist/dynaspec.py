@@ -11,31 +11,23 @@ The paper has the clusters only; the split was tuned on held-out text (docs/meth
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.errors import DynaSpecError, NotFiniteError
-from dynaspec_cli.protocols import (
-    DraftTree,
-    ShortlistQuery,
-    Target,
-    TargetOutput,
-)
+from dynaspec_cli.protocols import DraftTree, ShortlistQuery, Target, TargetOutput
 from dynaspec_cli.shortlist.base import BlockShortlist, Selection
 from dynaspec_cli.shortlist.context import ContextTokens
 from dynaspec_cli.shortlist.head import DraftHead
-from dynaspec_cli.shortlist.mass import MassEstimate
-from dynaspec_cli.shortlist.nanospec import (
-    ContextState,
-    observe_context,
-    prefill_tokens,
-)
+from dynaspec_cli.shortlist.nanospec import ContextState, observe_context, prefill_tokens
 from dynaspec_cli.shortlist.novelty import Novelty
+from dynaspec_cli.shortlist.registry import DEFAULT_SIZES
+from dynaspec_cli.shortlist.request import ShortlistRequest
 from dynaspec_cli.shortlist.router import Router
+from dynaspec_cli.shortlist.schedule import BudgetSchedule
 
 PREFILL_POSITIONS = 16
 """As for nanospec, but few: one pass over the head serves them all, and more gained little
@@ -87,13 +79,14 @@ class PendingSelection(Selection):
     done: bool = False
 
 
-class DynaSpecShortlist(BlockShortlist):
+class DynaSpecShortlist(BlockShortlist[RoutedState, PendingSelection]):
     """``head`` in the order of ``cluster_order``; ``offsets`` int32 [M+1] its clusters' borders;
     ``budgets`` tokens by draft position; ``core`` rows always in; ``context_cap`` context tokens at
     most. ``size``: the mean of the budgets. ``routed_from``: the share of new tokens from which on
     clusters are asked for; 0: always."""
 
     name = "dynaspec"
+    routed_from = ROUTED_FROM
 
     def __init__(
         self,
@@ -104,20 +97,15 @@ class DynaSpecShortlist(BlockShortlist):
         budgets: tuple[int, ...],
         core: int,
         context_cap: int,
-        mass: str = "none",
-        prefill_positions: int = PREFILL_POSITIONS,
         size: int | None = None,
-        routed_from: float = ROUTED_FROM,
     ) -> None:
-        super().__init__(head, budgets[0] if size is None else size, mass)
+        super().__init__(head, budgets[0] if size is None else size)
         self.router = router
         self.offsets = offsets.to(device=head.device, dtype=torch.int32)
         self.budgets = budgets
         # Core and context are never cut by the union op, so the smallest budget must hold them.
         self.core = max(1, min(core, budgets[-1]))
         self.context_cap = min(context_cap, budgets[-1] - self.core)
-        self.prefill_positions = prefill_positions
-        self.routed_from = routed_from
         self._row_of = head.rows_of(torch.arange(head.vocab_size)).cpu()
         self._embed = target.embed
         self._no_scores = torch.empty((0, 0), dtype=torch.float32, device=head.device)
@@ -127,26 +115,33 @@ class DynaSpecShortlist(BlockShortlist):
         context = ContextTokens(self.head, self.context_cap)
         if self.context_cap:
             context.add(prompt)
-            context.add(prefill_tokens(prefill, self.prefill_positions))
-        return RoutedState(MassEstimate(self.mass), context=context)
+            context.add(prefill_tokens(prefill, PREFILL_POSITIONS))
+        return RoutedState(context)
 
-    def select(self, state: Any, query: ShortlistQuery) -> Selection:
+    def select(self, state: RoutedState, query: ShortlistQuery) -> PendingSelection:
         """Runs an early router; the rows themselves are chosen by the op that scores them."""
         budget = self.budgets[min(query.depth, len(self.budgets)) - 1]
         routed = self.router is not None and state.novelty.share >= self.routed_from
-        pending = PendingSelection(self._no_blocks, 0, query.depth, routed, budget)
+        pending = PendingSelection(self._no_blocks, 0, routed, budget)
         if routed and self.router is not None and self.router.early:
             pending.scores = self._early_scores(query)
         return pending
 
-    def _settle(self, state: Any, selection: Any, hidden: Tensor) -> None:
+    def _settle(self, state: RoutedState, selection: PendingSelection, hidden: Tensor) -> None:
         if not selection.done:
             self._choose(state, selection, self._scores(selection, hidden))
 
     def _topk(
-        self, state: Any, selection: Any, hidden: Tensor, k: int, temperature: float
+        self,
+        state: RoutedState,
+        selection: PendingSelection,
+        hidden: Tensor,
+        k: int,
+        temperature: float,
     ) -> tuple[Tensor, Tensor]:
-        """Chooses and scores in one op."""
+        """Chooses and scores in one op, where an op knows the head's form."""
+        if self.head.weight.plain is not None:
+            self._settle(state, selection, hidden)
         if selection.done:
             return super()._topk(state, selection, hidden, k, temperature)
         scores, head = self._scores(selection, hidden), self.head
@@ -171,21 +166,27 @@ class DynaSpecShortlist(BlockShortlist):
         selection.blocks, selection.size, selection.done = blocks, int(size), True
         return log_q, ids
 
-    def contains(self, state: Any, selection: Selection, token_ids: Tensor) -> Tensor:
+    def contains(
+        self, state: RoutedState, selection: PendingSelection, token_ids: Tensor
+    ) -> Tensor:
         """bool [m]. With a router that reads the drafter's output the selection must have been
         scored."""
-        if isinstance(selection, PendingSelection) and not selection.done:
+        if not selection.done:
             self._choose(state, selection, self._scores(selection, None))
         return super().contains(state, selection, token_ids)
 
-    def settle(self, state: Any, tokens: Tensor) -> None:
+    def settle(self, state: RoutedState, tokens: Tensor) -> None:
         if self.context_cap:
             state.context.add(tokens)
 
     def observe(
-        self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
+        self,
+        state: RoutedState,
+        tree: DraftTree,
+        output: TargetOutput,
+        path: Tensor,
+        settled: Tensor,
     ) -> None:
-        super().observe(state, tree, output, path, settled)
         rows = self._row_of[settled]
         for at_hand in ((rows < self.core) | state.context.holds(rows)).tolist():
             state.novelty.observe(not at_hand)
@@ -217,7 +218,7 @@ class DynaSpecShortlist(BlockShortlist):
             selection.scores = self.router.late_scores(hidden)
         return selection.scores
 
-    def _choose(self, state: Any, selection: PendingSelection, scores: Tensor) -> None:
+    def _choose(self, state: RoutedState, selection: PendingSelection, scores: Tensor) -> None:
         selection.blocks, size = ops.shortlist_union(
             scores, self.offsets, state.context.rows(), self.core, selection.budget
         )
@@ -244,3 +245,38 @@ def cluster_order(
     sums = torch.cat([torch.zeros(1, dtype=torch.int64), torch.cumsum(kept.long(), 0)])
     offsets = sums[cluster_offsets.long()] + core_ids.numel()
     return torch.cat([core_ids, tokens[kept]]), offsets.to(torch.int32)
+
+
+def create(request: ShortlistRequest) -> DynaSpecShortlist:
+    """Of the bundle's clusters; its router where the drafter reads the head that it was trained
+    for, else the frequent tokens take the clusters' share."""
+    bundle, target = request.bundle(), request.target
+    size = request.size
+    if size is None and bundle.config.method == "dynaspec":
+        size = min(bundle.config.shortlist_size, target.vocab_size)
+    size = replace(request, size=size).tokens(DEFAULT_SIZES["dynaspec"])
+    if bundle.frequency is None or bundle.cluster_tokens is None or bundle.cluster_offsets is None:
+        raise DynaSpecError(
+            f"{bundle.source}: holds no token clusters; build it with --method dynaspec"
+        )
+    split = Split(**bundle.config.split)
+    router = None
+    # A router reads hidden rows like those it was trained on: the target's head's.
+    if bundle.router is not None and not request.head.own:
+        router = Router(bundle.config.router, bundle.router, request.head.weight.device)
+    if router is None:
+        split = Split(core=1.0 - split.context, context=split.context, decay=1.0)
+    frequency = request.held(bundle.frequency.long())
+    core = min(max(1, int(size * split.core)), frequency.numel())  # never an empty shortlist
+    # Deep trees would let the last budgets fall below what is always in.
+    least = min(core + int(size * split.context), target.vocab_size)
+    schedule = BudgetSchedule(size, target.vocab_size, split.decay, request.depth)
+    budgets = tuple(max(budget, least) for budget in schedule.table())
+    vocab = request.head.vocab
+    known = None if vocab is None else vocab.mask()
+    order, offsets = cluster_order(
+        frequency, core, bundle.cluster_tokens, bundle.cluster_offsets, known
+    )
+    cap = int(size * split.context)
+    head = request.draft_head(order)
+    return DynaSpecShortlist(head, target, router, offsets, budgets, core, cap, size)

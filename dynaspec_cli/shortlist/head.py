@@ -9,15 +9,17 @@ head, so that no second copy is held; elsewhere the rows are permuted once at lo
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
 from dynaspec_cli.errors import DynaSpecError, NotFiniteError
-from dynaspec_cli.weights.weight import Weight, dense
+from dynaspec_cli.weights.weight import Weight, WeightFormat, joined
 
-_CHUNK_ROWS = 16384  # rows permuted or quantised at a time: bounds the temporary copy
+_CHUNK_ROWS = 16384  # rows brought into another form at a time: bounds the temporary copy
 
 
 class DraftHead:
@@ -50,17 +52,20 @@ class DraftHead:
     def device(self) -> torch.device:
         return self.weight.device
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes this head holds beside the target's own (0 when it shares the target's rows)."""
-        shared = self.gather or (self.rank is None and not self.weight.scale.numel())
-        return 0 if shared else self.weight.num_bytes
-
     def rows_of(self, token_ids: Tensor) -> Tensor:
-        """Rows int64 of token ids int64 [m], on the head's device; -1 for a token without a row
-        here."""
-        token_ids = token_ids.to(self.device)
-        return token_ids if self.rank is None else self.rank[token_ids]
+        """Rows int64 of token ids int64 [m], where the ids lie; -1 for a token without a row here.
+        Ids on the host are looked up there, without a wait for the head's device."""
+        if self.rank is None:
+            return token_ids
+        if token_ids.device.type == "cpu":
+            return self.host_rank[token_ids]
+        return self.rank[token_ids.to(self.device)]
+
+    @cached_property
+    def host_rank(self) -> Tensor:
+        """``rank`` on the host."""
+        assert self.rank is not None
+        return self.rank.cpu()
 
     def topk(
         self, hidden: Tensor, blocks: Tensor, k: int, temperature: float
@@ -103,10 +108,33 @@ class DraftHead:
             raise NotFiniteError.of_drafter() from error
 
 
+class PlainHead(DraftHead):
+    """A head whose form no op knows: its rows are read and PyTorch multiplies them."""
+
+    def topk(
+        self, hidden: Tensor, blocks: Tensor, k: int, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        log_q, ids, lse = self.log_probs(hidden, blocks, 0, temperature)
+        order = torch.sort(log_q, dim=-1, descending=True, stable=True).indices[:, :k]
+        return log_q.gather(1, order), ids[order], lse
+
+    def log_probs(
+        self, hidden: Tensor, blocks: Tensor, size: int, temperature: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ranges = [torch.arange(lo, hi) for lo, hi in blocks.tolist()]
+        rows = torch.cat(ranges).to(self.device)
+        logits = self.weight.take(rows).linear(hidden) / temperature
+        lse = torch.logsumexp(logits, -1)
+        if not bool(lse.isfinite().all()):
+            raise NotFiniteError.of_drafter()
+        ids = self.row_ids[rows].long() if self.row_ids.numel() else rows
+        return logits - lse[:, None], ids, lse
+
+
 def build_head(
     weight: Weight,
     order: Tensor | None = None,
-    int8: bool = False,
+    form: WeightFormat | None = None,
     vocab: VocabMap | None = None,
 ) -> DraftHead:
     """A head in the given order.
@@ -114,31 +142,29 @@ def build_head(
     ``weight`` [H, d] is the drafter's head, ``vocab`` the token of each of its rows (None: row i is
     token i); ``order`` int64 [R] the token id of each row to be (distinct, each with a row in
     ``weight``; None: the order it has). On the CPU rows that are numbered by tokens are found by
-    their index in ``weight``, elsewhere they are copied in order. ``int8`` makes symmetric 8-bit
-    rows with one float32 scale a row, half the bytes of bf16; only the draft is affected, never the
-    output.
+    their index in ``weight``, elsewhere they are copied in order. ``form``: keep a copy of the rows
+    in it; only the draft is affected, never the output.
     """
     if vocab is not None:
-        return _mapped(weight, order, int8, vocab)
+        return _mapped(weight, order, form, vocab)
     device = weight.device
     empty_ids = torch.empty(0, dtype=torch.int32, device=device)
     if order is not None and _is_identity(order, weight.rows):
         order = None
     if order is None:
-        return DraftHead(_quantised(weight, None) if int8 else weight, empty_ids, None, weight.rows)
+        return _head(_kept(weight, form), empty_ids, None, weight.rows)
     order = order.to(device=device, dtype=torch.int64)
     _check_order(order, weight.rows)
     rank = torch.full((weight.rows,), -1, dtype=torch.int64, device=device)
     rank[order] = torch.arange(order.numel(), device=device)
-    gather = weight.device.type == "cpu" and not int8
-    if int8:
-        weight = _quantised(weight, order)
-    elif not gather:
-        weight = weight.take(order)
-    return DraftHead(weight, order.to(torch.int32), rank, rank.numel(), gather)
+    gather = weight.device.type == "cpu" and form is None
+    rows = weight if gather else _kept(weight, form, order)
+    return _head(rows, order.to(torch.int32), rank, rank.numel(), gather)
 
 
-def _mapped(weight: Weight, order: Tensor | None, int8: bool, vocab: VocabMap) -> DraftHead:
+def _mapped(
+    weight: Weight, order: Tensor | None, form: WeightFormat | None, vocab: VocabMap
+) -> DraftHead:
     """``build_head`` of a head whose rows are not all tokens in their order."""
     device, row_of = weight.device, vocab.rows()
     ids = vocab.ids if order is None else order.cpu().long()
@@ -147,16 +173,32 @@ def _mapped(weight: Weight, order: Tensor | None, int8: bool, vocab: VocabMap) -
     if int(rows.min()) < 0:
         missing = int(ids[rows < 0][0])
         raise DynaSpecError(f"shortlist order: the drafter's head has no row for token {missing}")
-    if order is not None:
-        weight = weight.take(rows.to(device))
+    weight = _kept(weight, form, None if order is None else rows.to(device))
     rank = torch.full((vocab.vocab_size,), -1, dtype=torch.int64)
     rank[ids] = torch.arange(ids.numel())
-    return DraftHead(
-        _quantised(weight, None) if int8 else weight,
-        ids.to(device, torch.int32),
-        rank.to(device),
-        vocab.vocab_size,
-    )
+    return _head(weight, ids.to(device, torch.int32), rank.to(device), vocab.vocab_size)
+
+
+def _head(
+    weight: Weight,
+    row_ids: Tensor,
+    rank: Tensor | None,
+    vocab_size: int,
+    gather: bool = False,
+) -> DraftHead:
+    if weight.plain is None:
+        return DraftHead(weight, row_ids, rank, vocab_size, gather)
+    # A drafter's own weight may be of such a form without a copy; it is never gathered from.
+    rows = weight.take(row_ids.long()) if gather else weight
+    return PlainHead(rows, row_ids, rank, vocab_size)
+
+
+def _kept(weight: Weight, form: WeightFormat | None, order: Tensor | None = None) -> Weight:
+    """The rows of ``order`` (None: all), in another ``form`` where one is given."""
+    if form is None:
+        return weight if order is None else weight.take(order)
+    rows = torch.arange(weight.rows, device=weight.device) if order is None else order
+    return joined([form.store(weight.embed(part)) for part in rows.split(_CHUNK_ROWS)])
 
 
 def _is_identity(order: Tensor, vocab_size: int) -> bool:
@@ -176,17 +218,3 @@ def _check_order(order: Tensor, vocab_size: int) -> None:
         )
     if int(torch.bincount(order, minlength=vocab_size).max()) > 1:
         raise DynaSpecError("shortlist order: expected distinct token ids, got duplicates")
-
-
-def _quantised(weight: Weight, order: Tensor | None) -> Weight:
-    total = int(weight.rows if order is None else order.numel())
-    out = torch.empty((total, weight.columns), dtype=torch.int8, device=weight.device)
-    scale = torch.empty(total, dtype=torch.float32, device=weight.device)
-    for lo in range(0, total, _CHUNK_ROWS):
-        hi = min(lo + _CHUNK_ROWS, total)
-        part = torch.arange(lo, hi, device=weight.device) if order is None else order[lo:hi]
-        rows = weight.embed(part)
-        peak = rows.abs().amax(1).clamp_min(1e-12) / 127.0
-        out[lo:hi] = torch.round(rows / peak[:, None]).to(torch.int8)
-        scale[lo:hi] = peak
-    return dense(out, scale)

@@ -9,30 +9,29 @@ forgets the least recently seen.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from dynaspec_cli.protocols import DraftTree, ShortlistQuery, TargetOutput
-from dynaspec_cli.shortlist.base import BlockShortlist, RequestState, Selection
+from dynaspec_cli.shortlist.base import BlockShortlist, Selection
 from dynaspec_cli.shortlist.context import ContextTokens
-from dynaspec_cli.shortlist.head import DraftHead
-from dynaspec_cli.shortlist.mass import MassEstimate
+from dynaspec_cli.shortlist.registry import DEFAULT_SIZES
+from dynaspec_cli.shortlist.request import ShortlistRequest
 
 TARGET_TOP = 3
 """The target's best tokens kept a position."""
 PREFILL_POSITIONS = 256
 """Prompt positions, counted from the end, whose top tokens are kept. Each costs a full-vocabulary
-row; the published method takes all."""
+row; the published method takes all (docs/methods/shortlists.md)."""
 
 
 @dataclass
-class ContextState(RequestState):
+class ContextState:
     """``context``: the capped token set; ``cached``: blocks and size made from it, until it
     changes."""
 
-    context: ContextTokens | None = None
+    context: ContextTokens
     cached: tuple[Tensor, int] | None = None
 
 
@@ -70,42 +69,40 @@ def row_blocks(rows: Tensor) -> Tensor:
     return torch.stack([starts, ends], 1).to(torch.int32)
 
 
-class NanoSpecShortlist(BlockShortlist):
+class NanoSpecShortlist(BlockShortlist[ContextState, Selection]):
     """At most ``size`` context tokens; the head may be in any order (the identity needs no
     copy)."""
 
     name = "nanospec"
 
-    def __init__(
-        self,
-        head: DraftHead,
-        size: int,
-        mass: str = "none",
-        prefill_positions: int = PREFILL_POSITIONS,
-    ) -> None:
-        super().__init__(head, size, mass)
-        self.prefill_positions = prefill_positions
-
     def begin(self, prompt: Tensor, prefill: TargetOutput) -> ContextState:
         context = ContextTokens(self.head, self.size)
         context.add(prompt)
-        context.add(prefill_tokens(prefill, self.prefill_positions))
-        return ContextState(MassEstimate(self.mass), context=context)
+        context.add(prefill_tokens(prefill, PREFILL_POSITIONS))
+        return ContextState(context)
 
-    def select(self, state: Any, query: ShortlistQuery) -> Selection:
+    def select(self, state: ContextState, query: ShortlistQuery) -> Selection:
         if state.cached is None:
             blocks = row_blocks(state.context.host_rows())
             state.cached = (blocks.to(self.head.device), len(state.context))
         blocks, size = state.cached
-        return Selection(blocks, size, query.depth, shared=False)
+        return Selection(blocks, size, shared=False)
 
-    def settle(self, state: Any, tokens: Tensor) -> None:
+    def settle(self, state: ContextState, tokens: Tensor) -> None:
         state.context.add(tokens)
         state.cached = None
 
     def observe(
-        self, state: Any, tree: DraftTree, output: TargetOutput, path: Tensor, settled: Tensor
+        self,
+        state: ContextState,
+        tree: DraftTree,
+        output: TargetOutput,
+        path: Tensor,
+        settled: Tensor,
     ) -> None:
-        super().observe(state, tree, output, path, settled)
         observe_context(state.context, tree, output, path)
         state.cached = None
+
+
+def create(request: ShortlistRequest) -> NanoSpecShortlist:
+    return NanoSpecShortlist(request.draft_head(), request.tokens(DEFAULT_SIZES["nanospec"]))

@@ -4,23 +4,26 @@ which takes as long."""
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.gguf_files.model import GgufModel, open_gguf
-from dynaspec_cli.gguf_files.tokenizer import build_tokenizer
+from dynaspec_cli.gguf_files.tokenizer import build_tokenizer, derived_merges
 from dynaspec_cli.gguf_files.vocabulary import Vocabulary, read_vocabulary
-from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
+from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_bytes
 from dynaspec_cli.target.chat import ChatTemplate
 from dynaspec_cli.target.demo_package import ChunkedFile, check_pieces
 from dynaspec_cli.target.resolve import resolve_local
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
-TOKENIZER_VERSION = 1
-"""Raised whenever the same keys would become another tokenizer."""
+TOKENIZER_VERSION = 2
+"""Raised whenever the same keys would give other merges."""
 
 SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unk": "unk_token", "pad": "pad_token"}
 
@@ -89,20 +92,23 @@ def special_texts(vocabulary: Vocabulary) -> dict[str, str]:
 
 def tokenizer_backend(vocabulary: Vocabulary) -> Any:
     """The ``tokenizers.Tokenizer``. Where the file has no merges they are derived from the
-    vocabulary, two seconds for 262,144 tokens, and kept in the cache folder."""
+    vocabulary and kept in the cache folder."""
     if vocabulary.merges is not None:
         return build_tokenizer(vocabulary)
-    from tokenizers import Tokenizer
-
-    folder = cache_root() / "tokenizers"
-    kept = folder / f"{vocabulary.fingerprint()}-v{TOKENIZER_VERSION}.json"
-    if kept.is_file():
-        try:
-            return Tokenizer.from_file(str(kept))
-        except Exception:  # cut or damaged: built again
-            pass
-    backend = build_tokenizer(vocabulary)
+    place = cache_root() / "tokenizers" / f"{vocabulary.fingerprint()}-v{TOKENIZER_VERSION}.npy"
+    with contextlib.suppress(
+        OSError,
+        EOFError,
+        ValueError,
+        IndexError,
+        DynaSpecError,  # absent or damaged
+    ):
+        kept = np.load(place, allow_pickle=False)
+        return build_tokenizer(vocabulary, kept.reshape(-1, 2))
+    merges = derived_merges(vocabulary)
     with contextlib.suppress(OSError, DynaSpecError):  # else they are derived again next time
-        make_folder(folder)
-        write_text(kept, backend.to_str())
-    return backend
+        make_folder(place.parent)
+        data = io.BytesIO()
+        np.save(data, merges.astype(np.int32), allow_pickle=False)
+        write_bytes(place, data.getvalue())
+    return build_tokenizer(vocabulary, merges)

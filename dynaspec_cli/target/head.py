@@ -46,6 +46,11 @@ class LMHead:
     multiplier: float = 1.0
     softcap: float | None = None
 
+    @property
+    def rows(self) -> int:
+        """Tokens that have a logit."""
+        return self.weight.rows
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 [n, V]."""
         return self._finish(_product(hidden, self.weight), self.bias)
@@ -66,6 +71,13 @@ class LMHead:
             return self._streamed(hidden, k)
         found = [leaders(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
         return torch.cat(found)
+
+    def ranked(self, hidden: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """(logits float32 [n, k], tokens int64 [n, k]) of the k largest logits, best first: for a
+        comparison with those of other rows. NaN ranks highest."""
+        found = [ranked(self._exact_leaders(piece, k), k) for piece in self._pieces(hidden)]
+        values, ids = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return values, ids
 
     def at(self, hidden: Tensor, ids: Tensor) -> Tensor:
         """Float32 [m]: the logit of token ``ids[i]`` (int64 [m]) for row ``hidden[i]``, up to
@@ -126,7 +138,7 @@ class LMHead:
         return logits
 
     def _pieces(self, hidden: Tensor) -> list[Tensor]:
-        return list(hidden.split(max(1, PIECE_ELEMENTS // self.weight.rows)))
+        return list(hidden.split(max(1, PIECE_ELEMENTS // max(1, self.rows))))
 
 
 def _finite(logits: Tensor, best: Tensor) -> Tensor:

@@ -3,12 +3,12 @@ reach."""
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from dynaspec_cli.checkpoints.hub import asking, fetch
 from dynaspec_cli.errors import DynaSpecError
 
 FOLDER_FILES = ("*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.txt")
@@ -28,8 +28,12 @@ class Hub(Protocol):
         """Paths of a repository's files; of those in the cache where the hub is out of reach."""
         ...
 
-    def download(self, name: str, patterns: Sequence[str]) -> Path:
-        """The folder that holds the files that match."""
+    def download(self, name: str, files: Sequence[str]) -> Path:
+        """The folder that holds these files."""
+        ...
+
+    def folder(self, name: str) -> Path:
+        """The folder of a repository that is a model of ``transformers``, its weights once."""
         ...
 
 
@@ -43,7 +47,7 @@ class HuggingFaceHub:
         from huggingface_hub import HfApi, snapshot_download
         from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
 
-        with _said(name, self._option):
+        with asking(f"{self._option} {name}"):
             try:
                 return list(HfApi().list_repo_files(name))
             except (OfflineModeIsEnabled, ConnectionError, OSError) as error:
@@ -56,11 +60,11 @@ class HuggingFaceHub:
                 paths = (path for path in folder.rglob("*") if path.is_file())
                 return [path.relative_to(folder).as_posix() for path in paths]
 
-    def download(self, name: str, patterns: Sequence[str]) -> Path:
-        from huggingface_hub import snapshot_download
+    def download(self, name: str, files: Sequence[str]) -> Path:
+        return fetch(name, files, f"{self._option} {name}", never=())
 
-        with _said(name, self._option):
-            return Path(snapshot_download(name, allow_patterns=list(patterns)))
+    def folder(self, name: str) -> Path:
+        return fetch(name, FOLDER_FILES, f"{self._option} {name}")
 
 
 def _is_answer(error: Exception) -> bool:
@@ -68,37 +72,6 @@ def _is_answer(error: Exception) -> bool:
     from huggingface_hub.errors import HfHubHTTPError
 
     return isinstance(error, HfHubHTTPError)
-
-
-@contextlib.contextmanager
-def _said(name: str, option: str) -> Iterator[None]:
-    """The hub's errors in one line each."""
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        yield
-    except GatedRepoError as error:
-        raise DynaSpecError(
-            f"{option} {name}: access on the hub is restricted; accept its licence there and log "
-            "in with 'hf auth login'"
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise DynaSpecError(
-            f"{option} {name}: no such folder, and no such model on the hub"
-        ) from error
-    except HFValidationError as error:
-        raise DynaSpecError(f"{option} {name}: no such folder, and no valid hub name") from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        raise DynaSpecError(
-            f"{option} {name}: no such folder, not in the hub's cache, and the hub cannot be "
-            "reached; check the name and the network"
-        ) from error
 
 
 def gguf_file(hub: Hub, name: str, quantisation: str, option: str) -> Path:

@@ -63,6 +63,7 @@ class PreallocatedLayer(CacheLayerMixin):
         """Commit ``rows`` int64 [a] (relative to the committed length, ascending)."""
         start, end = self.length, self.length + rows.numel()
         if self.is_initialized:
+            rows = rows.to(self.keys.device)  # layers may lie on several devices
             for cache in (self.keys, self.values):
                 cache[:, :, start:end] = cache.index_select(2, rows + start)
         self.length = end

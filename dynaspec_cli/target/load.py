@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,20 @@ from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_pr
 from dynaspec_cli.target.gguf_cache import converted, known_head_hash
 from dynaspec_cli.target.gguf_native import open_native
 from dynaspec_cli.target.gguf_tokenizer import begun_tokenizer
+from dynaspec_cli.target.kind import TargetRequest
 from dynaspec_cli.target.native_spec import native_spec, read_config
 from dynaspec_cli.target.native_target import load_native, load_packed
-from dynaspec_cli.target.quiet import quiet_transformers
+from dynaspec_cli.target.pretrained import pretrained
+from dynaspec_cli.target.registry import TARGETS
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
+from dynaspec_cli.target.sharded.launch import Launch, launched
 from dynaspec_cli.target.static.target import load_static
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
 PACKED = "packed"
+DEVICE_MAP = "map"
+"""What ``--device-map auto`` makes of ``--device``."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -41,13 +47,57 @@ def load(
     Raises ``DynaSpecError`` with one line for everything that can be wrong with the model,
     ``UsageError`` for options.
     """
-    place = choose_device(device)
-    kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
     if threads is not None:
         if threads < 1:
             raise UsageError(f"--threads: expected at least 1, got {threads}")
         torch.set_num_threads(threads)
+    if (launch := launched()) is not None:
+        return load_sharded(launch, resolve_model(model), dtype, device, progress)
+    if device == DEVICE_MAP:
+        return load_mapped(resolve_model(model), dtype, progress)
+    place = choose_device(device)
+    kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
     return load_source(resolve_model(model), dtype, kind, place, progress)
+
+
+def load_mapped(
+    source: ModelSource, dtype: str, progress: ProgressCallback = ignore_progress
+) -> tuple[Any, TextTokenizer]:
+    """``--device-map auto``: a model over all GPUs, and its tokenizer."""
+    from dynaspec_cli.target.device_map import load_over_devices
+
+    if dtype == PACKED:
+        raise UsageError("--dtype packed: not with --device-map auto; take --dtype auto")
+    kind = choose_dtype(dtype, choose_device("auto"))
+    folder = model_folder(source, kind, progress)
+    progress(LoadProgress("loading weights"))
+    target = load_over_devices(folder, source.name, kind, stored_head_hash(folder))
+    progress(LoadProgress("loading the tokenizer"))
+    return target, load_tokenizer(folder)
+
+
+def load_sharded(
+    launch: Launch,
+    source: ModelSource,
+    dtype: str,
+    device: str,
+    progress: ProgressCallback = ignore_progress,
+) -> tuple[Any, TextTokenizer]:
+    """At rank 0 of torchrun: a model split over all ranks, and its tokenizer."""
+    from dynaspec_cli.target.sharded.load import lead, place_of
+
+    if source.folder is None:
+        raise UsageError(
+            f"--model {source.name}: a GGUF file runs in one process; under torchrun give a model "
+            "folder or a hub name of transformers' own format"
+        )
+    place = place_of(launch, device)
+    kind = choose_dtype(dtype, place)
+    progress(LoadProgress(f"loading weights in {launch.world} processes"))
+    known = stored_head_hash(source.folder)
+    target = lead(launch, source.folder, source.name, kind, place, known)
+    progress(LoadProgress("loading the tokenizer"))
+    return target, load_tokenizer(source.folder)
 
 
 def load_source(
@@ -108,15 +158,19 @@ def load_gguf(
     with ThreadPoolExecutor(1) as other:
         tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
         found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
-        known = found.weights.head_hash()
-        build = load_packed if packed else load_native
-        target = build(found.weights, name, found.spec, dtype, known)
+        if packed:
+            target = load_packed(found.weights, name, found.spec, dtype)
+        else:
+            known = found.weights.head_hash()
+            target = load_native(found.weights, name, found.spec, dtype, known)
         progress(LoadProgress("loading the tokenizer"))
         return target, tokenizer.result()
 
 
 def choose_device(device: str) -> torch.device:
     """The torch device of a ``--device`` value; "auto" is CUDA where there is one."""
+    if device == DEVICE_MAP:
+        raise UsageError("--device-map: for generate, chat, serve and bench; leave it out here")
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -162,49 +216,56 @@ def load_target(
     device: torch.device,
     progress: ProgressCallback = ignore_progress,
 ) -> Target:
-    """The native target (on CUDA the static one) where it can run the model, else the
-    ``transformers`` one, whose ``kernels`` says why."""
-    config = read_config(folder)
-    spec = native_spec(config)
+    """The target of the first kind (registry.py) that takes the folder."""
+    request = TargetRequest(folder, name, dtype, device, progress=progress)
+    for kind in TARGETS.others_first():
+        found = TARGETS.load(kind)(request)
+        if not isinstance(found, str):
+            return found
+        request = replace(request, declined={**request.declined, kind: found})
+    raise DynaSpecError(f"{name}: no kind of target runs it ({request.declined})")
+
+
+def native_target(request: TargetRequest) -> Target | str:
+    """Our own layers, where they can run the model."""
+    spec = native_spec(read_config(request.folder))
     if isinstance(spec, str):
-        return load_transformers(folder, name, dtype, device, f"transformers ({spec})")
-    files = WeightFiles(folder)
-    known = known_head_hash(folder) or head_hash(files.head())
-    if device.type == "cuda":
-        return load_static(files, name, spec, dtype, device, known, progress)
-    return load_native(files, name, spec, dtype, known)
+        return spec
+    if request.device.type != "cpu":
+        return "the native layers run on a CPU"
+    files = WeightFiles(request.folder)
+    known = known_head_hash(request.folder) or head_hash(files.head())
+    return load_native(files, request.name, spec, request.dtype, known)
+
+
+def static_target(request: TargetRequest) -> Target | str:
+    """Our own layers in fixed shapes, on CUDA."""
+    spec = native_spec(read_config(request.folder))
+    if isinstance(spec, str):
+        return spec
+    if request.device.type != "cuda":
+        return "fixed shapes are for CUDA"
+    files = WeightFiles(request.folder)
+    known = known_head_hash(request.folder) or head_hash(files.head())
+    return load_static(
+        files, request.name, spec, request.dtype, request.device, known, request.progress
+    )
+
+
+def transformers_target(request: TargetRequest) -> Target:
+    """A model of ``transformers``; on a CPU its ``kernels`` says why it is not native."""
+    why = request.declined.get("native")
+    kernels = f"transformers ({why})" if why and request.device.type == "cpu" else "transformers"
+    return load_transformers(request.folder, request.name, request.dtype, request.device, kernels)
 
 
 def load_transformers(
     folder: Path, name: str, dtype: torch.dtype, device: torch.device, kernels: str = "transformers"
 ) -> Any:
     """The model of ``folder`` as a ``TransformersTarget``."""
-    from transformers import AutoModelForCausalLM
-
     from dynaspec_cli.target.transformers_target import TransformersTarget
 
-    model: Any = None
-    info: dict[str, Any] = {}
-    for attention in ("sdpa", "eager"):
-        options: dict[str, Any] = {"dtype": dtype, "attn_implementation": attention}
-        options.update(use_safetensors=True, output_loading_info=True)
-        try:
-            with quiet_transformers():
-                loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
-            model, info = loaded
-            break
-        except Exception as error:
-            if attention == "sdpa" and "scaled_dot_product_attention" in str(error):
-                continue
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            raise DynaSpecError(
-                f"{name}: transformers cannot load {folder} as a causal language model ({text[0]})"
-            ) from error
-    if missing := sorted(info["missing_keys"]):
-        raise DynaSpecError(
-            f"{folder}: the weights lack {missing[0]!r} and {len(missing) - 1} more; the folder "
-            "does not fit its config.json"
-        )
+    model = pretrained(folder, name, dtype=dtype)
     # float16 rounds away what the hash reads; the others keep it.
     known = stored_head_hash(folder) if dtype == torch.float16 else None
     return TransformersTarget(model.to(device), name, kernels, known)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dynaspec_cli.checkpoints.fingerprint import head_hash
+from dynaspec_cli.checkpoints.fingerprint import head_hash_of_rows, sampled_rows
 from dynaspec_cli.ops import backend, decoder_layer, kv_commit, rms_norm, tree_mask
 from dynaspec_cli.ops.extension import compiled
 from dynaspec_cli.protocols import DraftTree, KeptRows
@@ -92,7 +92,9 @@ class NativeTarget:
 
     def head_hash(self) -> str:
         if self._hash is None:
-            self._hash = head_hash(self._head.weight.float())
+            weight = self._head.weight
+            sample = weight.take(sampled_rows(weight.rows)).float()
+            self._hash = head_hash_of_rows((weight.rows, weight.columns), sample)
         return self._hash
 
     @torch.inference_mode()
@@ -143,8 +145,8 @@ class NativeTarget:
     def commit(self, state: NativeState, rows: Tensor) -> None:
         check_rows(state, rows)
         if int(rows[-1]) != rows.numel() - 1:  # else the rows already lie where they belong
-            kv_commit(state.keys, state.length, rows)
-            kv_commit(state.values, state.length, rows)
+            base = torch.tensor([state.length])
+            kv_commit([*state.keys, *state.values], base, rows)
         state.length += rows.numel()
         state.pending = 0
 
@@ -206,19 +208,23 @@ class NativeTarget:
 
 
 def load_native(
-    files: Tensors, name: str, spec: NativeSpec, dtype: torch.dtype, known_hash: str
+    files: Tensors,
+    name: str,
+    spec: NativeSpec,
+    dtype: torch.dtype,
+    known_hash: str | None = None,
 ) -> NativeTarget:
     """The model whose tensors ``files`` holds, its matrices in ``dtype``; ``known_hash``: of its
-    head as it is stored."""
+    head as it is stored, None where ``dtype`` keeps it."""
     weights = read_weights(files, spec, dtype)
     return NativeTarget(name, spec, weights, dtype, f"native ({backend()})", known_hash)
 
 
 def load_packed(
-    files: BlockTensors, name: str, spec: NativeSpec, dtype: torch.dtype, known_hash: str
+    files: BlockTensors, name: str, spec: NativeSpec, dtype: torch.dtype
 ) -> NativeTarget:
     """The model of a GGUF file on the file's own blocks; KV cache, drafter and what has no packed
-    form in ``dtype``."""
+    form in ``dtype``. The head's hash comes from its packed rows, which stand for the same numbers
+    to the bit."""
     weights = read_packed(files, spec, dtype)
-    kernels = f"native ({backend()}, {weights.form})"
-    return NativeTarget(name, spec, weights, dtype, kernels, known_hash)
+    return NativeTarget(name, spec, weights, dtype, f"native ({backend()}, {weights.form})")

@@ -3,16 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dynaspec_cli.protocols import KeptRows
-from dynaspec_cli.target.head import LMHead, leaders
+from dynaspec_cli.target.head import leaders
 
 KEPT_LEADERS = 4
 """Best tokens a row that a pass over the head keeps: it costs the same for one leader as for a few,
 and context shortlists ask for the others after verification."""
+
+
+class OutputHead(Protocol):
+    """What an output asks of its LM head (target/head.py) of ``rows`` tokens."""
+
+    @property
+    def rows(self) -> int: ...
+
+    @property
+    def cheap_rows(self) -> int | None: ...
+
+    def logits(self, hidden: Tensor) -> Tensor: ...
+
+    def leaders(self, hidden: Tensor, k: int) -> Tensor: ...
+
+    def at(self, hidden: Tensor, ids: Tensor) -> Tensor: ...
 
 
 class HeadOutput:
@@ -26,7 +43,7 @@ class HeadOutput:
         self,
         features: Tensor,
         hidden: Tensor,
-        head: LMHead,
+        head: OutputHead,
         taps: Tensor | None = None,
         known: Mapping[int, Tensor] | None = None,
         ranked: Tensor | None = None,
@@ -64,7 +81,7 @@ class HeadOutput:
 
     @torch.inference_mode()
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
-        wanted = min(max(k, KEPT_LEADERS), self._head.weight.rows)
+        wanted = min(max(k, KEPT_LEADERS), self._head.rows)
         if self._ranked is not None and self._ranked.shape[1] >= k and self._whole is None:
             if rows is None:
                 self._whole = self._ranked

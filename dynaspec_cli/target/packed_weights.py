@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dynaspec_cli.gguf_files.tensors import GgufTensor
@@ -32,6 +33,8 @@ class BlockTensors(Tensors, Protocol):
 
     def blocks(self, name: str) -> GgufTensor: ...
 
+    def forget(self, name: str) -> None: ...
+
 
 class _Reader:
     """``other``: the dtype of matrices that have no packed form."""
@@ -46,7 +49,7 @@ class _Reader:
         names = layer_names(self.spec, index)
         groups = [self.matrices(part) for part in (names.qkv, names.out, names.gate_up, names.down)]
         blocks = [part for group in groups for part in group if isinstance(part, Blocks)]
-        packed = iter(self.packed(blocks, (*names.qkv, *names.out, *names.gate_up, *names.down)))
+        packed = iter(self.packed(blocks))
         found = [
             tuple(next(packed) if isinstance(part, Blocks) else part for part in group)
             for group in groups
@@ -63,7 +66,7 @@ class _Reader:
 
     def table(self, name: str) -> Weight:
         (part,) = self.matrices({name: (self.spec.vocab_size, self.spec.hidden_size)})
-        return self.packed([part], [name])[0] if isinstance(part, Blocks) else part
+        return self.packed([part])[0] if isinstance(part, Blocks) else part
 
     def matrices(self, names: dict[str, tuple[int, int]]) -> list[Blocks | Weight]:
         """Neighbours of one form become one matrix."""
@@ -72,7 +75,8 @@ class _Reader:
             part = self.matrix(name, size)
             last = parts[-1] if parts else None
             if isinstance(last, Blocks) and isinstance(part, Blocks) and last.form == part.form:
-                parts[-1] = Blocks((*last.rows, *part.rows), part.form, part.columns)
+                sources = (*last.sources, *part.sources)
+                parts[-1] = Blocks((*last.rows, *part.rows), part.form, part.columns, sources)
             elif isinstance(last, Weight) and isinstance(part, Weight):
                 if last.data.dtype == part.data.dtype:
                     parts[-1] = dense(on_huge_pages([torch.cat([last.data, part.data])])[0])
@@ -90,14 +94,17 @@ class _Reader:
             self.seen[blocks.block_type] = str(kind).removeprefix("torch.")
             return dense(on_huge_pages([checked(self.files, name, size, kind)])[0])
         self.seen[blocks.block_type] = form.name
-        return Blocks((_tensor(blocks),), form, size[1])
+        return Blocks(tuple(map(_tensor, blocks.parts)), form, size[1], (name,))
 
-    def packed(self, blocks: list[Blocks], names: Iterable[str]) -> list[Weight]:
+    def packed(self, blocks: list[Blocks]) -> list[Weight]:
+        """Each weight's pages of the file are given back once it is packed, so that no more than
+        one is held twice."""
         try:
-            return pack(blocks)
+            return pack(blocks, self.files.forget)
         except ValueError:
-            for name in names:
-                self.files.blocks(name).check_finite()
+            for part in blocks:
+                for name in part.sources:
+                    self.files.blocks(name).check_finite()
             raise
 
     def form(self) -> str:
@@ -109,10 +116,10 @@ class _Reader:
         return "; ".join([f"packed: {', '.join(sorted(own))}"] * bool(own) + sorted(rest))
 
 
-def _tensor(blocks: GgufTensor) -> Tensor:
+def _tensor(rows: NDArray[np.uint8]) -> Tensor:
     with warnings.catch_warnings():  # the mapping is read-only, and only read
         warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(blocks.raw)
+        return torch.from_numpy(rows)
 
 
 def read_packed(files: BlockTensors, spec: NativeSpec, other: torch.dtype) -> NativeWeights:

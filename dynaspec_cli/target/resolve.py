@@ -15,7 +15,7 @@ from dynaspec_cli.target.demo_package import (
     default_chunks,
     single_file,
 )
-from dynaspec_cli.target.hub import FOLDER_FILES, Hub, HuggingFaceHub, gguf_file, offered_files
+from dynaspec_cli.target.hub import Hub, HuggingFaceHub, gguf_file, offered_files
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 HUB_FILE = re.compile(rf"(?P<name>{HUB_NAME.pattern}):(?P<quantisation>[\w-]+)")
@@ -58,7 +58,7 @@ def resolve_model(
             f"{option} {model}: no such file or folder; expected a hub name, a model folder or a "
             ".gguf file"
         )
-    folder = hub.download(model, FOLDER_FILES)
+    folder = hub.folder(model)
     if not (folder / "config.json").is_file() and (hint := offered_files(hub, model)):
         raise DynaSpecError(f"{option} {model}: a repository of GGUF files; {hint}")
     check_folder(folder)

@@ -69,6 +69,8 @@ class TransformersTarget:
             )
         self.dtype = head.weight.dtype
         self.device = head.weight.device
+        table: Any = self.backbone.embedding.weight
+        self._first: torch.device = table.device  # another, where layers lie on several
         self.hidden_size = int(config.hidden_size)
         self.vocab_size = int(head.weight.shape[0])
         context = getattr(config, "max_position_embeddings", None)
@@ -79,12 +81,18 @@ class TransformersTarget:
         self.max_context = int(min(context, _one_rotation(config)))
         implementation = getattr(config, "_attn_implementation", "eager")
         self._additive = None if implementation == "sdpa" else self.dtype
-        self._head = LMHead(
-            dense(head.weight.detach()),
-            None if head.bias is None else head.bias.detach(),
-            *_logit_transform(config),
-        )
+        self._head = self._make_head(head, _logit_transform(config))
         self._self_check()
+
+    def _make_head(self, head: Any, transform: tuple[float, float | None]) -> Any:
+        """From the model's head and its ``(multiplier, softcap)``."""
+        bias = None if head.bias is None else head.bias.detach()
+        return LMHead(dense(head.weight.detach()), bias, *transform)
+
+    def own_logits(self, text: Tensor) -> Tensor:
+        """The model's, float32 [n, V], of int64 [1, n]."""
+        logits: Tensor = self.model(input_ids=text, use_cache=False).logits[0].float()
+        return logits
 
     @torch.inference_mode()
     def _self_check(self) -> None:
@@ -94,7 +102,7 @@ class TransformersTarget:
         ids = [i % self.vocab_size for i in (3, 5, 7, 11, 13)]
         text = torch.tensor([ids[:3] + ids[4:]], device=self.device)
         try:
-            own = self.model(input_ids=text, use_cache=False).logits[0].float()
+            own = self.own_logits(text)
             state = self.begin(4)
             first = self.prefill(state, text[0, :2]).logits()
             tree = DraftTree(torch.tensor(ids[2:]), torch.tensor([-1, 0, 0]))
@@ -116,11 +124,12 @@ class TransformersTarget:
         return f"{self.name}: models of type {kind!r} cannot verify a draft tree here"
 
     @property
-    def head(self) -> LMHead:
+    def head(self) -> Any:
         return self._head
 
     def head_weight(self) -> Weight:
-        return self._head.weight
+        weight: Weight = self._head.weight
+        return weight
 
     def head_hash(self) -> str:
         if self._hash is None:
@@ -129,17 +138,17 @@ class TransformersTarget:
 
     @torch.inference_mode()
     def embed(self, token_ids: Tensor) -> Tensor:
-        return self.backbone.embedding(token_ids.to(self.device))
+        return self.backbone.embedding(token_ids.to(self._first)).to(self.device)
 
     @torch.inference_mode()
     def embedding_rows(self, token_ids: Tensor) -> Tensor:
         table: Any = self.backbone.embedding.weight
-        rows: Tensor = table[token_ids.to(self.device)]
-        return rows
+        rows: Tensor = table[token_ids.to(self._first)]
+        return rows.to(self.device)
 
     @torch.inference_mode()
     def norm(self, features: Tensor) -> Tensor:
-        return self.backbone.norm(features.to(device=self.device, dtype=self.dtype))
+        return self.backbone.norm(features.to(self.device, self.dtype)).to(self.device)
 
     def begin(self, max_length: int, taps: tuple[int, ...] = ()) -> TransformersState:
         check_max_length(max_length, self.max_context, self.name)
@@ -155,8 +164,8 @@ class TransformersTarget:
         check_append(state, token_ids, self.vocab_size)
         state.cache.ahead(0)
         outputs = []
-        for piece in token_ids.to(self.device).split(PREFILL_ROWS):
-            mask, positions = causal_rows(state.length, piece.numel(), self.device)
+        for piece in token_ids.to(self._first).split(PREFILL_ROWS):
+            mask, positions = causal_rows(state.length, piece.numel(), self._first)
             outputs.append(self._forward(state, piece, mask, positions))
             state.cache.append(piece.numel())
             state.length += piece.numel()
@@ -172,11 +181,11 @@ class TransformersTarget:
         state.pending = tree.tokens.numel()
         features, hidden, taps = self._forward(
             state,
-            tree.tokens[start:].to(self.device),
-            mask[start:].to(self.device),
+            tree.tokens[start:].to(self._first),
+            mask[start:].to(self._first),
             # Nodes beyond the context's end are never accepted, but a position there would change
             # the rotation of the whole pass (dynamic scaling) or miss the table (learned ones).
-            (depth + state.length).clamp(max=self.max_context - 1).to(self.device),
+            (depth + state.length).clamp(max=self.max_context - 1).to(self._first),
         )
         return HeadOutput(features, hidden, self._head, taps if state.taps else None)
 
@@ -211,7 +220,9 @@ class TransformersTarget:
         features, normed, taps = self.backbone.run(
             tokens[None], own, masks, state.cache, state.taps
         )
-        return features[0], normed[0], torch.cat(taps, -1)[0] if taps else features[0, :, :0]
+        features, normed = features[0].to(self.device), normed[0].to(self.device)
+        streams = [tap[0].to(self.device) for tap in taps]
+        return features, normed, torch.cat(streams, -1) if streams else features[:, :0]
 
 
 def _logit_transform(config: Any) -> tuple[float, float | None]:

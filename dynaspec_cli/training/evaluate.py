@@ -77,7 +77,7 @@ def held_out_score(
             choice = case.choice[i]
             # Row t is asked for the choice after token t + 1, which must not have ended the text.
             going = case.going[i, begin + depth - 2 :].to(choice.device)
-            outputs = module_unroll(module, features, tokens, embedding, depth)
+            outputs = module_unroll(module, features, tokens, embedding, final_norm, depth)
             accepted: Tensor | None = None
             chain = 1.0
             for step, out in enumerate(outputs):
@@ -110,6 +110,7 @@ def module_unroll(
     features: Tensor,
     tokens: Tensor,
     embedding: nn.Module,
+    final_norm: nn.Module,
     depth: int,
     begin: int = 0,
 ) -> list[Tensor]:
@@ -118,12 +119,21 @@ def module_unroll(
     t + 1); output i belongs to pair ``begin`` + i, pairs before are context; rows below s of step s
     are void."""
     embedded = embedding(tokens.to(features.device)).to(features.dtype)
-    scaled = (features.float() / module.config.feature_scale).to(features.dtype)
+    scale, normed = module.config.feature_scale, module.config.normed_features
+
+    def pass_on(out: Tensor) -> Tensor:
+        rows: Tensor = final_norm((out * scale).to(features.dtype))
+        return rows
+
+    given = final_norm(features) if normed else (features.float() / scale).to(features.dtype)
     # Matrices are rounded to the activations' dtype once, not in every step.
     weights = {
         name: p.to(features.dtype) if p.dim() > 1 else p for name, p in module.named_parameters()
     }
     outputs: list[Tensor] = functional_call(
-        module, weights, (scaled[:, :-1], embedded[:, 1:], embedded[:, :-1], depth, begin)
+        module,
+        weights,
+        (given[:, :-1], embedded[:, 1:], embedded[:, :-1], depth, begin),
+        {"pass_on": pass_on if normed else None},
     )
     return outputs

@@ -16,8 +16,11 @@ NEXT_TOKEN_GAIN = 0.3
 training corrects it."""
 
 
-def drafter_config(target: Any, num_layers: int, feature_scale: float) -> DrafterConfig:
-    """Shape of a drafter whose layers are like the target's last ones.
+def drafter_config(
+    target: Any, num_layers: int, feature_scale: float, for_vllm: bool = False
+) -> DrafterConfig:
+    """Shape of a drafter whose layers are like the target's last ones; ``for_vllm``: of what vLLM's
+    runner passes, features after the final norm and one token.
 
     target: a ``TransformersTarget``. Raises DynaSpecError for families whose layers differ from the
     four that are supported.
@@ -64,6 +67,8 @@ def drafter_config(target: Any, num_layers: int, feature_scale: float) -> Drafte
         has_qk_norm=hasattr(attention, "q_norm"),
         has_qkv_bias=attention.q_proj.bias is not None,
         has_post_norms=hasattr(layer, "post_feedforward_layernorm"),
+        use_current_token=not for_vllm,
+        normed_features=for_vllm,
     )
 
 
@@ -73,8 +78,13 @@ def from_target(config: DrafterConfig, target: Any) -> DrafterModule:
     module = DrafterModule(config)
     d = config.hidden_size
     final = norm_weight(target.backbone.norm)
-    module.gate.fill_(1.0)
-    module.feature_norm.copy_(final / final.mean())
+    if config.normed_features:
+        # The gate takes the norm's factor off again, as far as it is no division by nearly zero:
+        # the layers find the residual stream that they are copies of readers of.
+        module.gate.copy_(final / (final.square() + (0.05 * final.mean()) ** 2))
+    else:
+        module.gate.fill_(1.0)
+        module.feature_norm.copy_(final / final.mean())
     module.fc[:, d : 2 * d] = torch.eye(d) * NEXT_TOKEN_GAIN
     for ours, theirs in zip(module.layers, _layers(target)[-config.num_layers :], strict=True):
         _copy_layer(ours, theirs, config)

@@ -6,6 +6,7 @@ Tensors are named as in the drafter's safetensors file, so that training and inf
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -194,12 +195,13 @@ class DrafterModule(nn.Module):
         current_embedding: Tensor,
         depth: int,
         begin: int = 0,
+        pass_on: Callable[[Tensor], Tensor] | None = None,
     ) -> list[Tensor]:
         """Outputs [B, T - begin, d] of ``depth`` unrolled draft steps: the predicted features of
         the position after each row, in units of ``feature_scale`` as ``features`` [B, T, d] are;
         embeddings [B, T, d] of each row's two tokens. Rows before ``begin`` are context, of which
-        step 0 takes keys and values alone. A later step reads the output of the step before; its
-        rows below s of step s are void."""
+        step 0 takes keys and values alone. A later step reads the output of the step before, put
+        through ``pass_on``; its rows below s of step s are void."""
         c = self.config
         past: list[list[tuple[Tensor, Tensor]]] = [[] for _ in self.layers]
         cos, sin = self.rope(features.shape[1], features.device)
@@ -217,7 +219,8 @@ class DrafterModule(nn.Module):
             if step == 1:
                 token_input = token_input[:, begin:]
             if step:
-                x = torch.cat([first, outputs[-1][:, :-1]], 1)
+                given = outputs[-1][:, :-1]
+                x = torch.cat([first, given if pass_on is None else pass_on(given)], 1)
             h = x * self.gate.to(x.dtype) + token_input
             h = h + F.linear(rms_norm(x, self.feature_norm, c.eps), from_feature)
             for layer, layer_past in zip(self.layers, past, strict=True):

@@ -22,10 +22,12 @@ LEAST_ROWS = 12
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """tokens int64 [N, P]; ``groups`` int64 [N]: the corpus group of each."""
+    """tokens int64 [N, P]; ``groups`` int64 [N]: the corpus group of each. ``answers`` int64 [N,
+    NEW_TOKENS], where they are written already."""
 
     tokens: Tensor
     groups: Tensor
+    answers: Tensor | None = None
 
 
 def prompt_batches(

@@ -201,7 +201,7 @@ class _Work:
 
 
 def _checked_size(config: BuildConfig, vocab_size: int) -> int:
-    from dynaspec_cli.shortlist.names import DEFAULT_SIZES
+    from dynaspec_cli.shortlist.registry import DEFAULT_SIZES
 
     size = config.shortlist_size
     if size is None:

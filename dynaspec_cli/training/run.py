@@ -22,6 +22,7 @@ from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_pr
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
+from dynaspec_cli.training.answers import Writers, with_answers
 from dynaspec_cli.training.evaluate import HeldOut, HeldOutScore, held_out_score
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.training.prompts import PromptBatch, growing, prompt_batches
@@ -35,6 +36,8 @@ HELD_OUT_SEQUENCES = 64
 SHORT_MINUTES = 30.0
 """Runs of fewer are scored on a quarter of the sequences."""
 
+OWN, VLLM = "dynaspec", "vllm"
+
 MAX_PROMPTED_TOKENS = 768
 """Of a prompt and its continuation."""
 
@@ -43,7 +46,8 @@ MAX_PROMPTED_TOKENS = 768
 class RunConfig:
     """Where from and where to. ``minutes`` overrides the step count of ``train``; ``start``: a
     drafter folder to go on from. ``prompts``: files like the corpus', each text a whole prompt for
-    the target to continue. ``layers`` of a new drafter (1 unless stated)."""
+    the target to continue. ``layers`` of a new drafter (1 unless stated); ``engine`` that it is
+    for, "dynaspec" (unless stated) or "vllm"."""
 
     model: str | None
     corpus: tuple[str, ...]
@@ -52,10 +56,13 @@ class RunConfig:
     device: str = "auto"
     threads: int | None = None
     layers: int | None = None
+    engine: str | None = None
     minutes: float | None = None
     resume: bool = False
     start: Path | None = None
     prompts: tuple[str, ...] = ()
+    workers: int | None = None
+    ray: str | None = None
     score_every: int = 200
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     shards: ShardConfig = dataclasses.field(default_factory=ShardConfig)
@@ -63,6 +70,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.minutes is not None and not 0 < self.minutes < float("inf"):
             raise UsageError(f"--minutes: expected more than 0, got {self.minutes}")
+        for name, value in (("--workers", self.workers), ("--ray", self.ray)):
+            if value is not None and not self.prompts:
+                raise UsageError(f"{name}: needs --prompts, whose answers it writes")
+        if self.workers is not None and self.workers < 1:
+            raise UsageError(f"--workers: expected at least 1, got {self.workers}")
         if self.layers is not None and self.layers < 1:
             raise UsageError(f"--layers: expected at least 1, got {self.layers}")
         if self.resume and self.start is not None:
@@ -192,6 +204,8 @@ def _prepare(
             config.shards.seed,
         )
         batches = growing(batches, config.shards.first)
+        if config.workers is not None or config.ray is not None:
+            batches = with_answers(batches, _writers(config, kind), config.out, progress)
     maker = ShardMaker(
         teacher,
         corpus.texts,
@@ -217,6 +231,13 @@ def _prepare(
         HELD_OUT_SEQUENCES // 4 if short else HELD_OUT_SEQUENCES,
     )
     return trainer, held, asked.names
+
+
+def _writers(config: RunConfig, kind: torch.dtype) -> Writers:
+    """In the dtype that features are read in: the same target."""
+    dtype = str(kind).removeprefix("torch.")
+    seed, workers = config.shards.seed, config.workers or 1
+    return Writers(config.model, dtype, config.device, config.threads, seed, workers, config.ray)
 
 
 def _as_begun(config: RunConfig) -> RunConfig:
@@ -283,7 +304,8 @@ def _module(config: RunConfig, target: Any, maker: ShardMaker) -> Any:
     # Features are measured in the root mean square of their median dimension: some families have a
     # few huge ones.
     scale = float(features.pow(2).mean((0, 1)).sqrt().median())
-    return from_target(drafter_config(target, config.layers or 1, scale), target)
+    shape = drafter_config(target, config.layers or 1, scale, config.engine == VLLM)
+    return from_target(shape, target)
 
 
 def _continued(config: RunConfig, drafter: DrafterConfig) -> DrafterConfig:
@@ -291,5 +313,11 @@ def _continued(config: RunConfig, drafter: DrafterConfig) -> DrafterConfig:
         raise UsageError(
             f"--layers: the drafter to go on from has {drafter.num_layers}, got {config.layers}; "
             "leave --layers out"
+        )
+    engine = VLLM if drafter.normed_features else OWN
+    if config.engine not in (None, engine):
+        raise UsageError(
+            f"--for: the drafter to go on from is for {engine}, got {config.engine}; leave --for "
+            "out, or begin anew"
         )
     return drafter

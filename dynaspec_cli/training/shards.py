@@ -142,7 +142,8 @@ class ShardMaker:
         teacher = self.teacher
         made_by = f"{self.config}:{teacher.target.head_hash()}:{teacher.head.dtype}:{self.ends}"
         digest = hashlib.sha256(made_by.encode())
-        for ids in (*self.texts, *(batch.tokens for batch in self.prompts)):
+        answers = (batch.answers for batch in self.prompts if batch.answers is not None)
+        for ids in (*self.texts, *(batch.tokens for batch in self.prompts), *answers):
             digest.update(ids.numpy().tobytes())
         stamp = self.folder / STAMP
         if stamp.is_file() and stamp.read_text(encoding="utf-8") != digest.hexdigest():
@@ -202,6 +203,9 @@ class ShardMaker:
         if self.prompts:
             epoch, place = divmod(index, len(self.prompts))
             batch = self.prompts[place]
+            if batch.answers is not None:
+                tokens = torch.cat([batch.tokens, batch.answers], 1)
+                return Shard(tokens, self._features(tokens), batch.tokens.shape[1], batch.groups)
             return self._continued(index, batch.tokens, NEW_TOKENS, batch.groups, epoch)
         return self._read(index) if index % 2 == 0 else self._write(index)
 
@@ -239,10 +243,12 @@ class ShardMaker:
                 "tokens; add text"
             )
         tokens = torch.stack(rows).long()
-        pieces = [
-            self.teacher.read(part.to(self.teacher.head.device)).cpu() for part in tokens.split(16)
-        ]
-        return Shard(tokens, torch.cat(pieces), self.length, torch.tensor(groups))
+        return Shard(tokens, self._features(tokens), self.length, torch.tensor(groups))
+
+    def _features(self, tokens: Tensor) -> Tensor:
+        """[N, T, d] of tokens int64 [N, T]."""
+        device = self.teacher.head.device
+        return torch.cat([self.teacher.read(part.to(device)).cpu() for part in tokens.split(16)])
 
     def _write(self, index: int) -> Shard:
         """Beginnings and middles of texts, continued by the target."""

@@ -213,7 +213,7 @@ class Trainer:
         written = prompt < tokens.shape[1]
         begin = max(prompt - 2, 0) if written and self.config.loss.prompt_weight == 0 else 0
         outputs = module_unroll(
-            self.module, features, tokens, self.embedding, self.config.unroll, begin
+            self.module, features, tokens, self.embedding, self.norm, self.config.unroll, begin
         )
         normed = [self.norm((out * scale).to(features.dtype)) for out in outputs]
         truth = self.norm(features[:, 1 + begin :])

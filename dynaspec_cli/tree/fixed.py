@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
+from dynaspec_cli.ops.grow import drawn_so_far, fill_plan, grown_tree, new_tree
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
-from dynaspec_cli.tree.base import ROOT
-from dynaspec_cli.tree.sampled import Drawing, SampledTree
+from dynaspec_cli.sampling.verify import Draw, NodeDraft, SampledDrafts
+from dynaspec_cli.tree.grown import GrownTree
+from dynaspec_cli.tree.sampled import Drawing
 
 
 @dataclass(frozen=True)
 class Plan:
-    """``children[i]``: the places below place i, in the order of siblings; place 0 is the root."""
+    """``children[i]``: the places below place i, in the order of siblings and of places; place 0
+    is the root."""
 
     children: tuple[tuple[int, ...], ...]
+
+    def ranges(self) -> Tensor:
+        """Int64 [2, P]: the first place below each place, and how many."""
+        first = [below[0] if below else 0 for below in self.children]
+        return torch.tensor([first, [len(below) for below in self.children]])
 
     @property
     def num_nodes(self) -> int:
@@ -26,11 +38,13 @@ class Plan:
 
 
 @dataclass
-class PlannedTree(SampledTree):
-    """``places``: the plan's places that each node fills; more than one where its token was drawn
-    more than once."""
+class PlannedTree(GrownTree):
+    """``places`` int64 [3, P], which places a node fills (``ops.fill_plan``). ``counts``: places
+    below each node of the frontier; ``draws``: of each draft step, columns and nodes [w, k]."""
 
-    places: list[list[int]] = field(default_factory=lambda: [[ROOT]])
+    places: Tensor = field(default_factory=lambda: torch.empty(3, 0, dtype=torch.int64))
+    counts: list[int] = field(default_factory=list)
+    draws: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
 class FixedTree:
@@ -46,43 +60,64 @@ class FixedTree:
         self.plan, self.drawing, self.replacement = plan, drawing, replacement
         self.width = plan.width
         self.needs_distribution = drawing is not None
+        self._ranges = plan.ranges()
 
     def begin(self, root: int) -> PlannedTree:
-        return PlannedTree([root])
+        places = torch.full((3, len(self.plan.children)), -1, dtype=torch.int64)
+        places[:2, 0] = 0
+        nodes, values = new_tree(root, places.shape[1], 1.0)
+        return PlannedTree(nodes, values, places=places, counts=[len(self.plan.children[0])])
 
     def grow(self, state: PlannedTree, candidates: DraftHeadOutput) -> Frontier | None:
-        _, best = state.take(candidates)
-        below = [self._below(state.places[node]) for node in state.frontier]
-        first = len(state.tokens)
+        state.check(candidates)
         if self.drawing is None:
-            for i, parent in enumerate(state.frontier):
-                for place, token in zip(below[i], best[i], strict=False):
-                    self._fill(state, parent, place, token)
+            tokens = columns = candidates.ids.cpu()
         else:
-            drawn = self.drawing.draw(candidates, [len(b) for b in below], self.replacement)
-            for i, parent in enumerate(state.frontier):
-                filled: dict[int, int] = {}
-                draws = zip(below[i], drawn.columns[i], drawn.tokens[i], strict=False)
-                for place, column, token in draws:
-                    if column in filled:
-                        state.places[filled[column]].append(place)
-                    else:
-                        filled[column] = self._fill(state, parent, place, token)
-                pairs = [(column, filled[column]) for column in drawn.columns[i]]
-                state.record(parent, drawn, i, pairs)
-        more = [n for n in range(first, len(state.tokens)) if self._below(state.places[n])]
-        return state.expand(more) if more else None
+            drawn = self.drawing.draw(candidates, state.counts, self.replacement)
+            tokens, columns = drawn.tokens, drawn.columns
+            state.laws.append((drawn.ids, drawn.q))
+        frontier, below = fill_plan(
+            state.nodes, state.values, self._ranges, state.places, tokens, columns
+        )
+        state.draws.append((columns, below))
+        state.counts = frontier[3].tolist()
+        state.level += 1
+        return state.advance(frontier[:3], candidates.ids.device)
 
     def finish(self, state: PlannedTree) -> DraftTree:
-        nodes = range(ROOT + 1, len(state.tokens))
+        rows = grown_tree(state.nodes, state.values)
         if self.drawing is None:
-            return state.tree(nodes)
-        return state.finished(nodes, self.replacement, self.drawing.traversal)
+            return DraftTree(rows[0], rows[1])
+        drafts = SampledDrafts(
+            PlannedDrafts(rows, state),
+            self.replacement,
+            *drawn_so_far(state.nodes),
+            traversal=self.drawing.traversal,
+        )
+        return DraftTree(rows[0], rows[1], drafts)
 
-    def _below(self, places: list[int]) -> list[int]:
-        """The places of a node's children, in the order in which they are filled."""
-        return [child for place in places for child in self.plan.children[place]]
 
-    def _fill(self, state: PlannedTree, parent: int, place: int, token: int) -> int:
-        state.places.append([place])
-        return state.add(parent, token, 0.0)
+class PlannedDrafts(Mapping[int, NodeDraft]):
+    """The draft of every row that has children, made when asked for: a walk visits few rows. All
+    nodes are verified, so a node's number is its row. ``rows`` as ``ops.grown_tree`` gives them."""
+
+    def __init__(self, rows: Tensor, state: PlannedTree) -> None:
+        self._parents, _, self._steps, self._places = rows[1:].tolist()
+        self._laws, self._draws = state.laws, state.draws
+
+    def __getitem__(self, row: int) -> NodeDraft:
+        step = self._steps[row] if 0 <= row < len(self._steps) else -1
+        if step < 0:
+            raise KeyError(row)
+        place, (ids, q) = self._places[row], self._laws[step]
+        columns, below = (each[place].tolist() for each in self._draws[step])
+        draws = tuple(Draw(*pair) for pair in zip(columns, below, strict=True) if pair[1] >= 0)
+        if not draws:
+            raise KeyError(row)
+        return NodeDraft(ids, q[place], draws)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted({parent for parent in self._parents if parent >= 0}))
+
+    def __len__(self) -> int:
+        return len({parent for parent in self._parents if parent >= 0})

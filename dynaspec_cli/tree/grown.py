@@ -16,7 +16,7 @@ probability again, in values only.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -171,7 +171,7 @@ class GrownDrafts(Mapping[int, NodeDraft]):
     """The draft of every row that has children, made when asked for: a walk visits few rows.
     ``rows`` as ``ops.grown_tree`` gives them."""
 
-    def __init__(self, rows: Tensor, laws: list[tuple[Tensor, Tensor]]) -> None:
+    def __init__(self, rows: Tensor, laws: Sequence[tuple[Tensor, Tensor]]) -> None:
         _, self._parents, self._columns, self._steps, self._places = rows.tolist()
         self._laws = laws
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,14 +13,19 @@ from dynaspec_cli.ops.formats import PACKED, PackedFormat
 from dynaspec_cli.ops.pages import huge_parts
 from dynaspec_cli.weights.weight import Weight
 
+BYTES_AT_ONCE = 64 << 20
+"""Packed at a time: as much of a file and of what was made of it lie in memory together."""
+
 
 @dataclass(frozen=True)
 class Blocks:
-    """``rows``: pieces uint8 [m, row bytes] of a file, which follow each other in the weight."""
+    """``rows``: pieces uint8 [m, row bytes] of a file, which follow each other in the weight;
+    ``sources``: the tensors that they are of."""
 
     rows: tuple[Tensor, ...]
     form: PackedFormat
     columns: int
+    sources: tuple[str, ...] = ()
 
 
 def packs(block_type: str, columns: int) -> PackedFormat | None:
@@ -30,8 +35,13 @@ def packs(block_type: str, columns: int) -> PackedFormat | None:
     return form if form is not None and form.fits(columns) else None
 
 
-def pack(matrices: Sequence[Blocks]) -> list[Weight]:
-    """Packed weights, one after another on huge pages.
+def ignore(source: str) -> None:
+    """Where nobody asks."""
+
+
+def pack(matrices: Sequence[Blocks], packed: Callable[[str], None] = ignore) -> list[Weight]:
+    """Packed weights, one after another on huge pages. ``packed`` is told each source from which
+    something was packed.
 
     Raises ``ValueError`` for a scale that is NaN or infinite.
     """
@@ -42,8 +52,11 @@ def pack(matrices: Sequence[Blocks]) -> list[Weight]:
         data = place.view(-1, blocks.form.row_bytes(blocks.columns))
         at = 0
         for part in blocks.rows:
-            end = at + part.shape[0]
-            ops.pack_blocks(part, blocks.form.code, blocks.columns, data[at:end])
-            at = end
+            for piece in part.split(max(1, BYTES_AT_ONCE // part.shape[1])):
+                end = at + piece.shape[0]
+                ops.pack_blocks(piece, blocks.form.code, blocks.columns, data[at:end])
+                at = end
+                for source in blocks.sources:
+                    packed(source)
         weights.append(Weight(data, blocks.columns, blocks.form, empty))
     return weights

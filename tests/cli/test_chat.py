@@ -15,6 +15,7 @@ import pytest
 
 import dynaspec_cli
 from dynaspec_cli.chat.line import Line, parse
+from dynaspec_cli.chat.transcript import PREAMBLE, STOP, written
 from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfig
 from dynaspec_cli.engine.api import Engine
 
@@ -135,10 +136,47 @@ def test_errors_of_lines_let_the_conversation_go_on(chat, engine, tmp_path):
         assert words in error
 
 
-def test_base_models_and_bad_input_are_refused(program, tiny_model_dir, chat):
-    found = program("chat", "--model", tiny_model_dir, stdin="Hello\n")
-    assert (found.returncode, found.stdout) == (1, "")
-    assert "has no chat template" in found.stderr
+def test_a_base_model_continues_a_transcript(program, tiny_model_dir):
+    options = ("--model", tiny_model_dir, "--dtype", "float32", "--max-new-tokens", "8")
+    found = program("chat", *options, "--json", stdin="Hello\n/system Be brief.\nAnd you?\n")
+    assert found.returncode == 0, found.stderr
+    assert "is a base model without a chat template" in found.stderr
+    data = json.loads(found.stdout)
+    engine = Engine.load(str(tiny_model_dir), dtype="float32", device="cpu")
+    messages = data["messages"]
+    config = GenerationConfig(8, stop=(STOP,))
+    first = engine.complete(written(messages[1:2]), config)
+    second = engine.complete(written(messages[:-1]), config)
+    assert [tuple(a["token_ids"]) for a in data["answers"]] == [first.token_ids, second.token_ids]
+    assert messages[-1]["content"] == second.text.strip()
+    assert all(a["settings"]["stop"] == [STOP] for a in data["answers"])
+    quiet = program("chat", *options, "--quiet", stdin="Hello\n")
+    assert (quiet.returncode, quiet.stderr) == (0, "")
+    refused = program("chat", *options, "--chat-arg", "a=1", stdin="Hello\n")
+    assert refused.returncode == 1
+    assert "--chat-arg" in refused.stderr
+
+
+def test_transcripts_grow_at_their_end():
+    turns = [
+        {"role": "user", "content": "One? "},
+        {"role": "assistant", "content": "Two."},
+        {"role": "user", "content": "Three?"},
+    ]
+    assert written(turns) == f"{PREAMBLE}\n\nUser: One?\nAssistant: Two.\nUser: Three?\nAssistant:"
+    assert written(turns).startswith(written(turns[:1]))
+    system = [{"role": "system", "content": "Be brief."}, *turns[:1]]
+    assert written(system) == "Be brief.\n\nUser: One?\nAssistant:"
+
+
+@pytest.mark.model
+def test_without_a_model_the_embedded_one_talks(program):
+    found = program("chat", "--max-new-tokens", "8", stdin="What is the capital of France?\n")
+    assert found.returncode == 0, found.stderr
+    assert "Paris" in found.stdout
+
+
+def test_bad_input_is_refused(chat):
     found = chat(["Hello"], "--markdown", "--json")
     assert found.returncode == 2
 

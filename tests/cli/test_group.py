@@ -18,7 +18,7 @@ from dynaspec_cli import __version__
 from dynaspec_cli.commands.registry import COMMANDS
 from dynaspec_cli.errors import DynaSpecError, ExactnessError
 from dynaspec_cli.main import cli, describe
-from dynaspec_cli.shortlist.names import NAMES
+from dynaspec_cli.shortlist.registry import SHORTLISTS
 from dynaspec_cli.tree.registry import TREES
 
 from .conftest import ROOT, FakeEngine
@@ -68,7 +68,7 @@ def test_choices_come_from_the_registries() -> None:
     params = {p.name: p for p in COMMANDS["generate"].load().params}
     assert tuple(params["tree"].type.choices) == TREES.names()  # type: ignore[attr-defined]
     metavar = params["shortlist"].type.get_metavar(params["shortlist"])
-    assert metavar == f"[{'|'.join(NAMES)}|PATH]"
+    assert metavar == f"[{'|'.join(SHORTLISTS)}|PATH]"
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,9 @@ class FakeTarget:
     def embed(self, ids):
         return self.table[ids]
 
+    def norm(self, features):
+        return torch.nn.functional.rms_norm(features, (D,), self.table[0], 1e-6)
+
     def head_weight(self):
         return self.table
 
@@ -74,6 +77,7 @@ def make_module(config: DrafterConfig) -> DrafterModule:
 VARIANTS = [
     {},
     {"use_current_token": False},
+    {"use_current_token": False, "normed_features": True},
     {"has_post_norms": False, "has_qk_norm": False, "has_qkv_bias": True, "activation": "silu"},
     {"num_layers": 1, "window": 5},
 ]
@@ -89,9 +93,11 @@ def test_chain_of_draft_steps_equals_unrolled_training(changes):
     tokens = torch.randint(0, V, (length + 1,), generator=generator)
     features = torch.randn(length, D, generator=generator) * config.feature_scale
     with torch.no_grad():
-        f = (features / config.feature_scale)[None]
+        normed = config.normed_features
+        f = (target.norm(features) if normed else features / config.feature_scale)[None]
         following, current = target.embed(tokens[1:])[None], target.embed(tokens[:-1])[None]
-        outputs = module(f, following, current, unroll)
+        pass_on = target.norm if normed else None
+        outputs = module(f, following, current, unroll, pass_on=pass_on)
         for root in range(2, length - unroll + 1):
             state = drafter.begin(tokens, length)
             predicted = drafter.read(state, features[: root + 1], tokens[1 : root + 2])

@@ -24,7 +24,6 @@ from dynaspec_cli.engine.session import decode
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftTree
 from dynaspec_cli.sampling.source import GeneratorSource
-from dynaspec_cli.shortlist import names as shortlist_names
 from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.tree.registry import TREES, create_tree
 
@@ -216,7 +215,7 @@ def test_the_transformers_target_serves_heads_alike(name: str) -> None:
         same_tree(trees[0], c.expected["tree.draft_tokens"], c.expected["tree.parents"])
 
 
-@pytest.mark.parametrize("method", shortlist_names.NAMES)
+@pytest.mark.parametrize("method", shortlists.SHORTLISTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_greedy_text_with_every_shortlist(
     case: Callable[[str], Case], name: str, method: str

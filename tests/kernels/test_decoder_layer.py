@@ -237,7 +237,7 @@ def test_decoding_goes_on_after_a_commit(name: str) -> None:
     for m in (model, plain):
         m.extend(prompt, 0)
     model.tree(tokens, PARENTS, 19)
-    kv_commit([*model.keys, *model.values], 19, torch.tensor(path))
+    kv_commit([*model.keys, *model.values], torch.tensor([19]), torch.tensor(path))
     decode_one_by_one(plain, [tokens[i] for i in path], 19)
     got = model.tree(tokens[::-1], PARENTS, 23)
     wanted = decode_one_by_one(plain, [tokens[::-1][i] for i in path_of(16)], 23)

@@ -4,41 +4,16 @@ in."""
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-SOURCE = ROOT / "examples" / "tree_package"
+from .installing_packages import ROOT, install, python
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that ``examples/tree_package`` is installed into."""
-    work = tmp_path_factory.mktemp("package")
-    shutil.copytree(SOURCE, work / "source")  # a build leaves files beside its sources
-    target = work / "site"
-    subprocess.run(
-        [
-            sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index",
-            "--no-build-isolation", "--disable-pip-version-check", "--target", target,
-            work / "source",
-        ],
-        check=True, capture_output=True,
-    )  # fmt: skip
-    return target
-
-
-def python(installed: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(map(str, (installed, ROOT, *sys.path[1:])))
-    return subprocess.run(
-        [sys.executable, *map(str, args)], capture_output=True, text=True, cwd=ROOT, check=False,
-        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
-    )  # fmt: skip
+    return install("tree_package", tmp_path_factory.mktemp("package"))
 
 
 def test_the_command_line_lists_it(installed: Path) -> None:

@@ -176,6 +176,9 @@ def test_soak():
     finally:
         process.terminate()
         process.wait(30)
+        drain.join(30)
+        process.stdout.close()
+        process.stderr.close()
     print(
         f"\n{seen.answers} answers, {seen.left} left early, {len(seen.texts)} of {len(pool)} "
         "requests; MiB by quarters of the time:"

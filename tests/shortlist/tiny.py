@@ -10,10 +10,10 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.bundle import BundleConfig, ShortlistBundle
 from dynaspec_cli.config import ShortlistConfig
 from dynaspec_cli.protocols import DraftTree, Shortlist, Target
-from dynaspec_cli.shortlist import names, registry
+from dynaspec_cli.shortlist import registry
 from dynaspec_cli.weights.weight import Weight, dense
 
-POLICIES = names.NAMES
+POLICIES = registry.SHORTLISTS.names()
 
 
 @dataclass
@@ -113,9 +113,9 @@ def tiny_shortlist(
     if size is None and policy != "full":
         size = max(1, vocab // 3)
     router = str(options.pop("router", "mlp"))
-    options.setdefault("mass", "none")
+    head = str(options.pop("draft_head", "stored"))
     return registry.create(
-        ShortlistConfig(policy, size if policy != "full" else None),
+        ShortlistConfig(policy, size if policy != "full" else None, head),
         target,  # type: ignore[arg-type]
         tiny_bundle(target, router=router),
         **options,  # type: ignore[arg-type]

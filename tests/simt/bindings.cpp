@@ -22,5 +22,5 @@ AOTITorchError simt_get_current_cuda_stream(int32_t, void** stream) {
 
 #define CUDA CPU  // the dispatcher's key
 #include "cuda/bindings.cpp"
-#include "cuda/tree_bindings.cpp"
+#include "cuda/commit_bindings.cpp"
 #include "ops.cpp"

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dynaspec_cli.ops import reference, reference_tree
+from dynaspec_cli.ops import reference
 
 from . import machine as simt
 
@@ -82,74 +82,12 @@ def test_head(ops: Any, dtype: torch.dtype, generator: torch.Generator) -> None:
     assert padded[1][int(size) :].tolist() == [-1, -1, -1]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_linear(ops: Any, dtype: torch.dtype, generator: torch.Generator) -> None:
-    matrix, scale = weight(20, 64, dtype, generator)
-    x, bias = torch.randn(3, 64, generator=generator), torch.randn(20, generator=generator)
-    given = scale if scale.numel() else None
-    for added in (None, bias, bias.bfloat16()):
-        want = reference.linear(x, matrix, added, scale)
-        close(ops.linear(x, matrix, added, given), want)
-    assert ops.linear(x[:0], matrix, None, given).shape == (0, 20)
-
-
-def test_router(ops: Any, generator: torch.Generator) -> None:
-    def rand(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    f, e, w1, b1, w2, b2 = rand(2, 32), rand(2, 16), rand(24, 48), rand(24), rand(10, 24), rand(10)
-    close(
-        ops.router_clusters(f, e, w1, b1, w2, b2), reference.router_clusters(f, e, w1, b1, w2, b2)
-    )
-    centroids = rand(10, 32)
-    alone = (f, EMPTY, EMPTY, EMPTY, centroids, EMPTY)
-    close(ops.router_clusters(*alone), reference.router_clusters(*alone))
-
-
-def test_trees(ops: Any, generator: torch.Generator) -> None:
-    parents = torch.tensor([-1, 0, 0, 1, 1, 4])
-    tokens = torch.tensor([0, 5, 6, 7, 8, 9])
-    for got, want in zip(ops.tree_mask(parents), reference_tree.tree_mask(parents), strict=True):
-        assert torch.equal(got, want)
-    choices = torch.tensor([5, 8, 0, 0, 9, 1])
-    assert ops.greedy_walk(tokens, parents, choices).tolist() == [0, 1, 4, 5, -1, -1]
-
-    probs = torch.rand(6, 12, generator=generator)
-    uniforms = torch.rand(6, generator=generator)
-    path, residual = ops.stochastic_walk(tokens, parents, probs, uniforms)
-    want_path, want_residual = reference_tree.stochastic_walk(tokens, parents, probs, uniforms)
-    assert path[: len(want_path)].tolist() == want_path.tolist()
-    close(residual, want_residual)
-    q = torch.rand(2, 12, generator=generator)
-    rows = torch.tensor([0, 1, -1, -1, 0, -1])
-    no_ids = torch.empty(0, dtype=torch.int64)
-    drawn = (tokens, parents, probs, uniforms, q, no_ids, rows, False)
-    path, residual = ops.sampled_walk(*drawn)
-    want_path, want_residual = reference_tree.sampled_walk(*drawn)
-    assert path[: len(want_path)].tolist() == want_path.tolist()
-    close(residual, want_residual)
-
-    log_q = -torch.rand(3, 4, generator=generator)
-    above = -torch.rand(3, generator=generator)
-    for got, want in zip(
-        ops.topk_expand(above, log_q, 5), reference_tree.topk_expand(above, log_q, 5), strict=True
-    ):
-        close(got, want)
-    scores, forest = -torch.rand(6, generator=generator), torch.tensor([-1, -1, 0, 0, 2, 1])
-    for got, want in zip(
-        ops.tree_rerank(scores, forest, 4),
-        reference_tree.tree_rerank(scores, forest, 4),
-        strict=True,
-    ):
-        assert torch.equal(got, want)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_kv_commit(ops: Any, dtype: torch.dtype) -> None:
     caches = [torch.arange(9 * 6).reshape(9, 2, 3).to(dtype) for _ in range(2)]
     wanted = caches[0].clone()
     wanted[[3, 4]] = wanted[[4, 7]]
-    ops.kv_commit([*caches, torch.empty(9, 0)], 3, torch.tensor([1, 4, -1]))
+    ops.kv_commit([*caches, torch.empty(9, 0)], torch.tensor([3]), torch.tensor([1, 4, -1]))
     for cache in caches:
         assert torch.equal(cache[:5], wanted[:5])
 
@@ -158,9 +96,10 @@ def test_bad_input_is_named(ops: Any) -> None:
     x, matrix = torch.zeros(2, 8), torch.zeros(4, 8)
     blocks = torch.tensor([[0, 4]], dtype=torch.int32)
     cases = [
-        (lambda: ops.linear(x[:, :5], matrix, None, None), "linear: x: expected float32, bfloat16"),
-        (lambda: ops.linear(x, matrix.double(), None, None), "linear: weight: expected contiguous"),
-        (lambda: ops.linear(x, matrix.to(torch.int8), None, None), "scale: expected a scale with"),
+        (
+            lambda: ops.shortlist_topk(x, matrix.double(), EMPTY, IDENTITY, blocks, 3, 1.0),
+            "shortlist_topk: head: expected contiguous",
+        ),
         (
             lambda: ops.shortlist_topk(x, matrix, EMPTY, IDENTITY, blocks, 65, 1.0),
             "shortlist_topk: k: expected 1 to 64, got 65",
@@ -174,12 +113,8 @@ def test_bad_input_is_named(ops: Any) -> None:
             "temperature: expected a finite number above 0, got 0",
         ),
         (
-            lambda: ops.tree_mask(torch.zeros(2000, dtype=torch.int64)),
-            "tree_mask: parents: expected a tree of 1 to 1025 rows, got 2000",
-        ),
-        (
-            lambda: ops.kv_commit([x], 3, torch.tensor([0])),
-            "kv_commit: caches: expected contiguous tensors of more than 3 rows",
+            lambda: ops.kv_commit([x], torch.tensor([3, 4]), torch.tensor([0])),
+            "kv_commit: base: expected int64 [1] on cpu, got int64 [2] on cpu",
         ),
     ]
     for call, message in cases:

@@ -263,8 +263,18 @@ def test_pieces_that_cut_a_tensor(tiny_gguf: Path, tmp_path: Path) -> None:
         path.write_bytes(data[lo:hi])
     cut = open_gguf(paths).tensors
     assert list(cut) == list(whole)
+    rng = np.random.default_rng(0)
+    crossing = 0
     for name in whole:
-        assert np.array_equal(cut[name].raw, whole[name].raw), name
+        ours, wanted = cut[name], whole[name].raw
+        assert np.array_equal(ours.raw, wanted), name
+        crossing += len(ours.parts) > 1
+        rows = rng.integers(0, len(wanted), 7)
+        assert np.array_equal(ours.take(rows).raw, wanted[rows]), name
+        assert np.array_equal(ours.floats(slice(1, None)), whole[name].floats(slice(1, None)))
+        cut.forget(name)  # gives memory back, no bytes
+        assert np.array_equal(ours.raw, wanted), name
+    assert crossing
 
 
 def test_bfloat16_is_rounded_once(tmp_path: Path) -> None:

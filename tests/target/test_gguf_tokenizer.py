@@ -3,7 +3,9 @@ of the model that a pre-tokenizer is named after, and sentencepiece's algorithm 
 
 from __future__ import annotations
 
+import io
 import itertools
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ import pytest
 from gguf_writing import write_raw
 
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.gguf_files.merges import by_rank, by_score
 from dynaspec_cli.gguf_files.model import open_gguf
 from dynaspec_cli.gguf_files.pretokenizers import PRE_TOKENIZERS
 from dynaspec_cli.target import gguf_tokenizer as module
@@ -276,18 +279,65 @@ def test_derived_merges_are_kept(
 ) -> None:
     first = tokenizer(tmp_path / "m.gguf", pieces_keys())
     (kept,) = (cache_dir / "tokenizers").iterdir()
-    real = module.build_tokenizer
+    real = module.derived_merges
     calls: list[int] = []
-    monkeypatch.setattr(module, "build_tokenizer", lambda v: calls.append(1) or real(v))
+    monkeypatch.setattr(module, "derived_merges", lambda v: calls.append(1) or real(v))
     again = tokenizer(tmp_path / "m.gguf", pieces_keys())
     assert not calls
     assert again.encode("the thing 東") == first.encode("the thing 東")
-    kept.write_text(kept.read_text(encoding="utf-8")[:-9], encoding="utf-8")
-    tokenizer(tmp_path / "m.gguf", pieces_keys())
-    assert calls == [1]
+    whole = kept.read_bytes()
+    merges = np.load(kept)
+    far = io.BytesIO()
+    np.save(far, merges + len(PIECES))
+    wrong = io.BytesIO()
+    np.save(wrong, merges[:, ::-1])
+    damaged = [whole[:-9], b"", whole[20:], far.getvalue(), wrong.getvalue()]
+    for count, data in enumerate(damaged, 1):
+        kept.write_bytes(data)
+        mended = tokenizer(tmp_path / "m.gguf", pieces_keys())
+        assert len(calls) == count
+        assert mended.encode("the thing 東") == first.encode("the thing 東")
+        assert kept.read_bytes() == whole
     tokenizer(tmp_path / "n.gguf", pieces_keys(**{"tokenizer.ggml.add_space_prefix": False}))
-    assert len(calls) == 2  # another tokenizer, another file
+    assert len(calls) == len(damaged) + 1  # another tokenizer, another file
     assert len(list((cache_dir / "tokenizers").iterdir())) == 2
+
+
+def merges_by_loops(spellings: list[str], scores: list[float] | None) -> list[tuple[str, str]]:
+    """Every pair of tokens that spells a third, as its definition says."""
+    found = []
+    for index, token in enumerate(spellings):
+        for cut in range(len(token) - 1, 0, -1):
+            left, right = token[:cut], token[cut:]
+            if left in spellings and right in spellings:
+                score = 0.0 if scores is None else scores[index]
+                places = spellings.index(left), spellings.index(right)
+                lengths = (0, 0) if scores is None else (-len(left), -len(right))
+                last = (-cut, 0) if scores is None else places
+                found.append(((-score, *lengths, index, *last), (left, right)))
+    return [pair for _, pair in sorted(found)]
+
+
+def test_merges_of_a_vocabulary() -> None:
+    rng = random.Random(0)
+    letters = "ab\u2581\u6771\U0001f600"
+    for count in (0, 1, 40, 150):
+        texts = {"".join(rng.choices(letters, k=rng.randint(1, 5))) for _ in range(count)}
+        spellings = rng.sample(sorted(texts), len(texts)) + [""] * (count > 1)
+        scores = np.array([rng.choice((-1.0, -2.0, -3.0)) for _ in spellings], np.float32)
+        for found, wanted in (
+            (by_rank(spellings), merges_by_loops(spellings, None)),
+            (by_score(spellings, scores), merges_by_loops(spellings, scores.tolist())),
+        ):
+            assert [(spellings[a], spellings[b]) for a, b in found.tolist()] == wanted
+            assert count < 40 or len(wanted) > 10
+
+
+def test_tokens_spelt_alike_count_once() -> None:
+    """The last of them, as in the tokenizer's own dictionary."""
+    spellings, scores = ["a", "ab", "b", "ab", "aa"], np.array([0, -3, 0, -1, -2], np.float32)
+    merges = [(spellings[a], spellings[b]) for a, b in by_score(spellings, scores).tolist()]
+    assert merges == [("a", "b"), ("a", "a")]
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils import filter_repo_objects
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.resolve import resolve_model
@@ -14,8 +15,8 @@ from dynaspec_cli.target.resolve import resolve_model
 class FakeHub:
     """A repository ``org/m-GGUF`` of empty files."""
 
-    def __init__(self, folder: Path, files: Sequence[str]) -> None:
-        self.folder = folder
+    def __init__(self, root: Path, files: Sequence[str]) -> None:
+        self.root = root
         self.listing = list(files)
         self.asked: list[list[str]] = []
 
@@ -23,13 +24,16 @@ class FakeHub:
         assert name == "org/m-GGUF"
         return self.listing
 
-    def download(self, name: str, patterns: Sequence[str]) -> Path:
-        self.asked.append(list(patterns))
+    def folder(self, name: str) -> Path:
+        return self.download(name, [path for path in self.listing if path.endswith(".json")])
+
+    def download(self, name: str, files: Sequence[str]) -> Path:
+        self.asked.append(list(files))
         for path in self.listing:
-            if path in patterns:
-                (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-                (self.folder / path).write_bytes(b"GGUF")
-        return self.folder
+            if path in files:
+                (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+                (self.root / path).write_bytes(b"GGUF")
+        return self.root
 
 
 FILES = (
@@ -111,7 +115,25 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert source.gguf == snapshot / "m-Q4_0.gguf"
     with pytest.raises(DynaSpecError, match=r"Q8_0: no such file there; .* \(there are Q4_0\)"):
         resolve_model("org/m-GGUF:Q8_0")
-    with pytest.raises(
-        DynaSpecError, match="not in the hub's cache, and the hub cannot be reached"
-    ):
+    with pytest.raises(DynaSpecError, match="not in the hub's cache; HF_HUB_OFFLINE is set"):
         resolve_model("org/other-GGUF:Q8_0")
+
+
+def test_a_model_comes_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Second copies of its weights, other formats and Python files stay on the hub."""
+    wanted = ["config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    wanted += ["model.safetensors.index.json", "tokenizer.json", "chat_template.jinja"]
+    others = ["original/consolidated.00.pth", "original/params.json", "original/x.safetensors"]
+    others += ["consolidated.safetensors", "pytorch_model.bin", "onnx/config.json", "modeling.py"]
+
+    def snapshot(name: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        found = filter_repo_objects(
+            wanted + others, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns
+        )
+        assert sorted(found) == sorted(wanted)
+        for path in wanted:
+            (tmp_path / path).write_bytes(b"")
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert resolve_model("org/m").folder == tmp_path

@@ -7,8 +7,9 @@ from pathlib import Path
 VOCAB, WIDTH, LAYERS, HEADS, KV_HEADS, INNER = 300, 32, 2, 4, 2, 48
 
 
-def write_tiny_gguf(path: Path, seed: int = 0) -> None:
-    """Float32 weights, a byte-level tokenizer with a few merges, BOS 0, EOS 1, context 128."""
+def write_tiny_gguf(path: Path, seed: int = 0, quantised: bool = False) -> None:
+    """Float32 weights, or Q8_0 blocks where rows are whole ones; a byte-level tokenizer with a few
+    merges, BOS 0, EOS 1, context 128."""
     import gguf
     import numpy as np
     from tokenizers import pre_tokenizers
@@ -38,7 +39,12 @@ def write_tiny_gguf(path: Path, seed: int = 0) -> None:
     writer.add_eos_token_id(1)
 
     def add(name: str, *shape: int) -> None:
-        writer.add_tensor(name, (random.standard_normal(shape) * 0.3).astype(np.float32))
+        values = (random.standard_normal(shape) * 0.3).astype(np.float32)
+        kind = gguf.GGMLQuantizationType.Q8_0
+        if quantised and shape[-1] % 32 == 0:
+            writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, values)
 
     def ones(name: str) -> None:
         writer.add_tensor(name, np.ones(WIDTH, np.float32))

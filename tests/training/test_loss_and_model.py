@@ -187,18 +187,19 @@ def test_attention_sees_committed_pairs_and_one_ancestor_a_step(heads, groups, b
             torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-def test_context_rows_change_nothing_but_the_work(tiny_model_dir, layers):
+@pytest.mark.parametrize(("layers", "for_vllm"), [(1, False), (2, False), (1, True)])
+def test_context_rows_change_nothing_but_the_work(tiny_model_dir, layers, for_vllm):
     """Rows from ``begin`` on are the same whether or not the rows before them are computed."""
     target = load_transformers(tiny_model_dir, "tiny", torch.float32, torch.device("cpu"))
-    module = from_target(drafter_config(target, layers, 1.0), target)
+    module = from_target(drafter_config(target, layers, 1.0, for_vllm), target)
+    given = (target.backbone.embedding, target.backbone.norm)
     torch.manual_seed(4)
     for parameter in module.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     tokens = torch.randint(5, 200, (2, 12))
     features = torch.randn(2, 12, target.hidden_size)
     begin, depth = 4, 3
-    whole = module_unroll(module, features, tokens, target.backbone.embedding, depth)
-    part = module_unroll(module, features, tokens, target.backbone.embedding, depth, begin)
+    whole = module_unroll(module, features, tokens, *given, depth)
+    part = module_unroll(module, features, tokens, *given, depth, begin)
     for step in range(depth):
         torch.testing.assert_close(part[step][:, step:], whole[step][:, begin + step :])

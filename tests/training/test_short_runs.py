@@ -15,7 +15,11 @@ import pytest
 import torch
 from training_runs import make_run, weights
 
+from dynaspec_cli.drafters.config import DrafterConfig
+from dynaspec_cli.drafters.eagle import load_eagle
+from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.errors import UsageError
+from dynaspec_cli.target.load import load
 from dynaspec_cli.training import trainer as trainer_module
 from dynaspec_cli.training.prompts import NEW_TOKENS, PromptBatch, growing
 from dynaspec_cli.training.run import TrainingRun, WallClock, train
@@ -171,3 +175,29 @@ def test_a_signal_leaves_a_drafter_and_its_score(
     assert result["held_out_chain_length"] >= 1.0
     assert (out / "model.safetensors").is_file()
     assert (out / "checkpoint.safetensors").is_file()
+
+
+def test_a_drafter_for_vllm_keeps_its_form(
+    tiny_model_dir: Path, corpus: Path, tmp_path: Path
+) -> None:
+    """Trained, resumed and begun from without saying so again; another form is refused."""
+    out = tmp_path / "run"
+    for _ in train(make_run(tiny_model_dir, corpus, out, 2, engine="vllm")):
+        pass
+    for _ in train(make_run(tiny_model_dir, corpus, out, 3, resume=True)):
+        pass
+    config = DrafterConfig.load(out)
+    assert (config.use_current_token, config.normed_features) == (False, True)
+    target, _ = load(str(tiny_model_dir), "float32", "cpu")
+    drafter = load_eagle(DrafterFiles(out, "run"), target)
+    features = torch.randn(5, target.hidden_size)
+    tokens = torch.arange(5, 11)
+    state = drafter.begin(tokens, 32)
+    plain = drafter.read(state, features, tokens[1:])
+    # The final norm takes a factor off: twice the feature is the same drafter's input.
+    state = drafter.begin(tokens, 32)
+    torch.testing.assert_close(drafter.read(state, features * 2, tokens[1:]), plain)
+    for folder, changes in ((out, {"resume": True}), (tmp_path / "other", {"start": out})):
+        run = make_run(tiny_model_dir, corpus, folder, 4, engine="dynaspec", **changes)
+        with pytest.raises(UsageError, match="is for vllm, got dynaspec"):
+            next(train(run))

@@ -74,10 +74,8 @@ def _draft_head(*args: Any) -> tuple[Tensor, ...]:
 def device_ops() -> Iterator[None]:
     """The ops with CUDA kernels, taking tensors of the pretended GPU."""
     stand_ins: dict[str, Callable[..., Any]] = {
-        "linear": head_ops.linear,
         "shortlist_topk": _topk,
         "shortlist_log_probs": head_ops.shortlist_log_probs,
-        "router_clusters": head_ops.router_clusters,
         "shortlist_union": _union,
         "draft_head": _draft_head,
     }

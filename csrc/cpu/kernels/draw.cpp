@@ -142,46 +142,81 @@ int64_t draw_index(const T* weights, int64_t n, double u) {
 template int64_t draw_index(const float*, int64_t, double);
 template int64_t draw_index(const double*, int64_t, double);
 
+namespace {
+
+// A row of weights as a line: where blocks of SPAN end, so that a point is found by one search and
+// one short scan.
 template <class T>
-void draw_row(const T* weights, int64_t n, const double* uniforms, int64_t count, double enough,
-              bool replacement, double* line, int64_t* columns) {
-  std::fill(columns, columns + count, int64_t{-1});
-  double total = 0;
-  for (int64_t i = 0; i < n; ++i) line[i] = total += weights[i];
-  if (!(total > 0)) return;
-  const auto at = [&](double point) {
-    const int64_t column = std::upper_bound(line, line + n, point) - line;
-    return std::min(column, n - 1);
-  };
-  const auto start = [&](int64_t column) { return column ? line[column - 1] : 0.0; };
-  if (replacement) {
-    for (int64_t j = 0; j < count; ++j) {
-      int64_t column = at(uniforms[j] * total);
-      while (!(weights[column] > 0)) --column;  // only where the point rounded up to the total
-      columns[j] = column;
-    }
-    return;
-  }
-  struct Cut {
+class Line {
+ public:
+  struct Piece {
+    int64_t column;
     double start, length;
   };
-  std::vector<Cut> cuts;  // ascending
+
+  Line(const T* weights, int64_t n, double* ends) : weights_(weights), n_(n), ends_(ends) {
+    for (int64_t at = 0; at < n; at += SPAN) {
+      total_ += sum(weights + at, std::min(SPAN, n - at));
+      ends_[blocks_++] = total_;
+    }
+  }
+
+  double total() const { return total_; }
+
+  // The piece that holds a point in [0, total]; where rounding has put the point behind the last
+  // piece of a block, that one.
+  Piece at(double point) const {
+    int64_t block = std::upper_bound(ends_, ends_ + blocks_, point) - ends_;
+    block = std::min(block, blocks_ - 1);
+    while (block > 0 && !(ends_[block] > ends_[block - 1])) --block;
+    const int64_t end = std::min(n_, (block + 1) * SPAN);
+    double low = block ? ends_[block - 1] : 0;
+    Piece found{block * SPAN, low, 0};
+    for (int64_t i = block * SPAN; i < end && !(low > point); ++i) {
+      const double weight = weights_[i];
+      if (weight > 0) found = {i, low, weight};
+      low += weight;
+    }
+    return found;
+  }
+
+ private:
+  static constexpr int64_t SPAN = 32;
+  const T* weights_;
+  int64_t n_, blocks_ = 0;
+  double *ends_, total_ = 0;
+};
+
+}  // namespace
+
+template <class T>
+void draw_row(const T* weights, int64_t n, const double* uniforms, int64_t count, double enough,
+              bool replacement, double* ends, int64_t* columns) {
+  std::fill(columns, columns + count, int64_t{-1});
+  const Line<T> line(weights, n, ends);
+  const double total = line.total();
+  if (!(total > 0)) return;
+  using Piece = typename Line<T>::Piece;
+  if (replacement) {
+    for (int64_t j = 0; j < count; ++j) columns[j] = line.at(uniforms[j] * total).column;
+    return;
+  }
+  std::vector<Piece> cuts;  // ascending
   double taken = 0;
   for (int64_t j = 0; j < count && !(taken > enough * total); ++j) {
     double point = uniforms[j] * (total - taken);
-    for (const Cut& cut : cuts) {
+    for (const Piece& cut : cuts) {
       if (point < cut.start) break;
       point += cut.length;
     }
-    const int64_t column = at(point);
-    const double low = start(column), length = line[column] - low;
+    const Piece found = line.at(point);
     // Nothing is left but rounding.
-    if (!(length > 0) || std::find(columns, columns + j, column) != columns + j) return;
-    columns[j] = column;
-    taken += length;
-    const auto place =
-        std::find_if(cuts.begin(), cuts.end(), [&](const Cut& c) { return c.start > low; });
-    cuts.insert(place, {low, length});
+    if (!(found.length > 0) || std::find(columns, columns + j, found.column) != columns + j) return;
+    columns[j] = found.column;
+    taken += found.length;
+    const auto place = std::find_if(cuts.begin(), cuts.end(),
+                                    [&](const Piece& c) { return c.start > found.start; });
+    cuts.insert(place, found);
   }
 }
 

@@ -27,10 +27,10 @@ int64_t draw_index(const T* weights, int64_t n, double u);
 // Up to `count` columns of one row [n] in draw order, -1 behind the last. Without replacement a
 // draw is a point on the line of the weights with the intervals of earlier draws cut out; a row
 // ends with its support, or once the drawn columns hold more than the share `enough`. O(n + count
-// (count + log n)); `line` is scratch [n].
+// (count + log n)); `ends` is scratch [n].
 template <class T>
 void draw_row(const T* weights, int64_t n, const double* uniforms, int64_t count, double enough,
-              bool replacement, double* line, int64_t* columns);
+              bool replacement, double* ends, int64_t* columns);
 
 // The candidates of one draft step, [rows, size] scores of the shortlist's tokens.
 struct Level {

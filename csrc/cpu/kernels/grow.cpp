@@ -179,6 +179,45 @@ bool grow_drawn(const GrowingTree& tree, Level level, const double* uniforms, co
   return true;
 }
 
+void fill_plan(const GrowingTree& tree, const Plan& plan, const Places& places,
+               const int64_t* tokens, const int64_t* columns, int64_t k, int64_t* below,
+               NextFrontier* next, std::vector<int64_t>* counts) {
+  begin_level(tree);
+  const int64_t rows = tree.counter(kWide), first = tree.counter(kCount);
+  std::fill(below, below + rows * k, int64_t{-1});
+  for (int64_t i = 0; i < rows; ++i) {
+    const int64_t parent = tree.at(kFrontier, i);
+    const int64_t *token = tokens + i * k, *column = columns + i * k;
+    int64_t* node = below + i * k;
+    int64_t j = 0;
+    for (int64_t above = places.head[parent]; above >= 0; above = places.next[above]) {
+      const int64_t end = plan.first[above] + plan.count[above];
+      for (int64_t place = plan.first[above]; place < end && j < k && token[j] >= 0; ++place, ++j) {
+        const int64_t same = std::find(column, column + j, column[j]) - column;
+        if (same < j) {
+          node[j] = node[same];
+          places.next[places.tail[node[j]]] = place;
+        } else {
+          node[j] = add(tree, parent, token[j], column[j], 0, 0);
+          places.head[node[j]] = place;
+        }
+        places.tail[node[j]] = place;
+        places.next[place] = -1;
+        ++tree.counter(kDrawn);
+      }
+    }
+  }
+  std::vector<int64_t> nodes;
+  for (int64_t node = first; node < tree.counter(kCount); ++node) {
+    int64_t count = 0;
+    for (int64_t p = places.head[node]; p >= 0; p = places.next[p]) count += plan.count[p];
+    if (count == 0) continue;
+    nodes.push_back(node);
+    counts->push_back(count);
+  }
+  expand(tree, nodes, next);
+}
+
 int64_t grown_rows(const GrowingTree& tree, int64_t* kept) {
   int64_t count = 0;
   kept[count++] = 0;

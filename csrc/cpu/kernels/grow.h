@@ -71,6 +71,30 @@ bool grow_best(const GrowingTree& tree, const double* log_q, const int64_t* ids,
 bool grow_drawn(const GrowingTree& tree, Level level, const double* uniforms, const GrowRule& rule,
                 bool shared, float* q, NextFrontier* next);
 
+// A tree whose shape is known: place i has the places first[i] .. first[i] + count[i] - 1 below it,
+// of `size` places in all; place 0 is the root's.
+struct Plan {
+  const int64_t* first;
+  const int64_t* count;
+  int64_t size;
+};
+
+// The places that a node fills, a list: the first and last of each node, and what follows a place
+// (-1: nothing); each [size].
+struct Places {
+  int64_t* head;
+  int64_t* tail;
+  int64_t* next;
+};
+
+// Fills the places below the frontier's nodes with tokens [rows, k], in order, a row up to its
+// first -1; of equal columns [rows, k] in a row only the first gives a node, which has the places
+// of all. below [rows, k]: the node of each, -1 behind the last. Every new node whose places have
+// places below is expanded; counts: how many. O(rows k^2).
+void fill_plan(const GrowingTree& tree, const Plan& plan, const Places& places,
+               const int64_t* tokens, const int64_t* columns, int64_t k, int64_t* below,
+               NextFrontier* next, std::vector<int64_t>* counts);
+
 // Rows of the tree to verify, ascending, the root first; returns their number.
 int64_t grown_rows(const GrowingTree& tree, int64_t* kept);
 

@@ -148,8 +148,11 @@ struct Pairs {
     }
     if constexpr (kBits == 5) {
       uint16_t high[16] = {};
-      for (int place = 0; place < 32 * g; ++place) {
-        high[place % (2 * g)] |= static_cast<uint16_t>(codes[place] >> 4 << fifth_bit(g, place));
+      for (int run = 0; run < 32 * g; run += 2 * g) {  // places of one bit
+        const int bit = fifth_bit(g, run);
+        for (int q = 0; q < 2 * g; ++q) {
+          high[q] |= static_cast<uint16_t>(codes[run + q] >> 4 << bit);
+        }
       }
       std::memcpy(out, high, 4 * g);
     }
@@ -170,8 +173,9 @@ struct Pairs {
     if constexpr (kBits == 5) {
       uint16_t high[16];
       std::memcpy(high, in, 4 * g);
-      for (int place = 0; place < 32 * g; ++place) {
-        codes[place] |= (high[place % (2 * g)] >> fifth_bit(g, place) & 1) << 4;
+      for (int run = 0; run < 32 * g; run += 2 * g) {
+        const int bit = fifth_bit(g, run);
+        for (int q = 0; q < 2 * g; ++q) codes[run + q] |= (high[q] >> bit & 1) << 4;
       }
     }
   }

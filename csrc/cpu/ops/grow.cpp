@@ -152,6 +152,61 @@ std::tuple<Tensor, Tensor, double> grow_drawn_op(const Tensor& nodes, const Tens
   return {frontier_of(next), q, sound ? next.mass : kNan};
 }
 
+std::tuple<Tensor, Tensor> fill_plan_op(const Tensor& nodes, const Tensor& values,
+                                        const Tensor& plan, const Tensor& places,
+                                        const Tensor& tokens, const Tensor& columns) {
+  constexpr const char* op = "fill_plan";
+  const auto whole = [](const Tensor& t) {
+    return t.dim() == 2 && is(t, Dtype::kInt64) && t.is_cpu() && t.is_contiguous();
+  };
+  DYNASPEC_EXPECT(whole(plan) && plan.size(0) == 2 && plan.size(1) > 0, op, "plan",
+                  "contiguous int64 [2, P] on the CPU", plan);
+  const int64_t size = plan.size(1);
+  DYNASPEC_EXPECT(whole(places) && has_shape(places, {3, size}), op, "places",
+                  "contiguous int64 [3, " + std::to_string(size) + "] on the CPU", places);
+  const int64_t *first = data<int64_t>(plan), *count = first + size;
+  for (int64_t i = 0; i < size; ++i) {
+    DYNASPEC_CHECK(count[i] >= 0 && (count[i] == 0 || (first[i] > i && first[i] <= size)) &&
+                       count[i] <= size - first[i],
+                   op, ": plan: expected places below a place behind it and below ", size, ", got ",
+                   count[i], " from ", first[i], " below ", i);
+  }
+  int64_t* head = mutable_data<int64_t>(places);
+  const Places lists{head, head + size, head + 2 * size};
+  const GrowingTree tree = check_tree(op, nodes, values, 0);
+  const int64_t rows = tree.counter(kWide);
+  DYNASPEC_CHECK(tree.counter(kCount) <= size, op, ": nodes: expected at most ", size, ", got ",
+                 tree.counter(kCount));
+  // Every list must end, within the plan: a place is in one list.
+  int64_t more = 0, seen = 0;
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t p = lists.head[tree.at(kFrontier, i)]; p != -1; p = lists.next[p]) {
+      DYNASPEC_CHECK(p >= 0 && p < size && ++seen <= size, op,
+                     ": places: expected lists of places below ", size, ", got ", p);
+      more += count[p];
+    }
+  }
+  check_tree(op, nodes, values, more);
+  DYNASPEC_CHECK(tree.counter(kCount) + more <= size, op, ": places: expected room for ", more,
+                 " more nodes, got ", tree.counter(kCount), " of ", size);
+  DYNASPEC_EXPECT(whole(tokens) && tokens.size(0) == rows, op, "tokens",
+                  "contiguous int64 [" + std::to_string(rows) + ", k] on the CPU", tokens);
+  const int64_t k = tokens.size(1);
+  DYNASPEC_EXPECT(whole(columns) && has_shape(columns, {rows, k}), op, "columns",
+                  "contiguous int64 " + shape_text(tokens.sizes()) + " on the CPU", columns);
+  Tensor below = empty({rows, k}, Dtype::kInt64, cpu_place());
+  NextFrontier next;
+  std::vector<int64_t> counts;
+  fill_plan(tree, {first, count, size}, lists, data<int64_t>(tokens), data<int64_t>(columns), k,
+            mutable_data<int64_t>(below), &next, &counts);
+  const int64_t n = static_cast<int64_t>(counts.size());
+  Tensor frontier = empty({4, n}, Dtype::kInt64, cpu_place());
+  int64_t* out = mutable_data<int64_t>(frontier);
+  for (int64_t i = 0; i < 3; ++i) std::copy(next.rows[i].begin(), next.rows[i].end(), out + i * n);
+  std::copy(counts.begin(), counts.end(), out + 3 * n);
+  return {frontier, below};
+}
+
 Tensor grown_tree_op(const Tensor& nodes, const Tensor& values) {
   const GrowingTree tree = check_tree("grown_tree", nodes, values, 0);
   std::vector<int64_t> kept(tree.counter(kCount)), place(tree.counter(kCount), -1);
@@ -179,6 +234,7 @@ STABLE_TORCH_LIBRARY_IMPL(dynaspec, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(dynaspec, CPU, m) {
   m.impl("grow_best", TORCH_BOX(&grow_best_op));
   m.impl("grow_drawn", TORCH_BOX(&grow_drawn_op));
+  m.impl("fill_plan", TORCH_BOX(&fill_plan_op));
   m.impl("grown_tree", TORCH_BOX(&grown_tree_op));
 }
 

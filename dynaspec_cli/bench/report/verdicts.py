@@ -8,7 +8,7 @@ from typing import Any
 
 from dynaspec_cli.bench.spec import MethodSpec, parse_spec
 from dynaspec_cli.checkpoints.bundle import is_bundle, read_config
-from dynaspec_cli.shortlist.names import NAMES
+from dynaspec_cli.shortlist.registry import SHORTLISTS
 
 Row = Mapping[str, Any]
 
@@ -129,7 +129,7 @@ def losses(summary: Mapping[str, Any]) -> list[str]:
 def _shortlist(spec: MethodSpec) -> str | None:
     """The shortlist's name; of a bundle's folder by itself the method that it is made for."""
     name = None if spec.shortlist is None else spec.shortlist.partition("=")[0]
-    if name is None or name in NAMES or not is_bundle(name):
+    if name is None or name in SHORTLISTS or not is_bundle(name):
         return name
     return read_config(Path(name)).method
 

@@ -138,7 +138,7 @@ def _seen(length: Tensor, rows: Rows, context: int, window: int) -> Tensor:
 def _scored(head: LMHead, hidden: Tensor, whole: bool) -> tuple[Tensor, Tensor, Tensor]:
     """(best tokens int64 [n, RANKED], are a row's logits numbers bool [n], logits float32 [n, V]
     where they are wanted whole, else [0, V])."""
-    vocab = head.weight.rows
+    vocab = head.rows
     pieces = 1 if whole else -(-hidden.shape[0] * vocab // LOGITS_AT_ONCE)
     best, sound, logits = [], [], hidden.new_empty(0, vocab)
     for piece in hidden.chunk(pieces):

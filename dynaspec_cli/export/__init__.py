@@ -1,0 +1,1 @@
+"""Drafters and shortlists in forms that other engines run."""

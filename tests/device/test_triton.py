@@ -1,0 +1,108 @@
+"""Triton's kernels in its interpreter against their references. It needs Triton, which comes with
+PyTorch's CUDA builds, and TRITON_INTERPRET=1 (make triton-check)."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from dynaspec_cli.device.kernels import reference
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") != "1":
+    pytest.skip("the interpreter is off: TRITON_INTERPRET=1", allow_module_level=True)
+
+from dynaspec_cli.device.kernels import triton_attention, triton_head
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def close(got: Tensor, want: Tensor, dtype: torch.dtype) -> None:
+    # Both sum in float32, in orders of their own; half factors are the same.
+    atol = 2e-5 if dtype == torch.float32 else 2e-3
+    torch.testing.assert_close(got, want, atol=atol, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("w", "d", "count", "capacity", "k"),
+    [(1, 64, 200, 256, 10), (10, 72, 130, 130, 4), (3, 40, 5, 90, 8), (17, 64, 700, 900, 1)],
+)
+def test_head_topk(
+    monkeypatch: pytest.MonkeyPatch,
+    w: int,
+    d: int,
+    count: int,
+    capacity: int,
+    k: int,
+    dtype: torch.dtype,
+) -> None:
+    monkeypatch.setattr(triton_head, "PROGRAMS", 5)  # several tiles a program
+    g = torch.Generator().manual_seed(w * d + k)
+    hidden, weight = torch.randn(w, d, generator=g), torch.randn(1000, d, generator=g).to(dtype)
+    rows = torch.randperm(1000, generator=g)[:capacity].sort().values
+    rows[count:] = -1
+    args = (hidden.to(dtype).float(), weight, rows, torch.tensor(count), k, 0.8)
+    log_q, place = triton_head.head_topk(*args)
+    want_q, want_place = reference.head_topk(*args)
+    close(log_q, want_q, dtype)
+    assert (place == want_place).float().mean() > 0.97  # but for ties by rounding
+    assert torch.equal(place < 0, want_place < 0)
+
+
+def test_ties_go_to_the_lower_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_head, "PROGRAMS", 3)
+    g = torch.Generator().manual_seed(1)
+    weight = torch.randint(-1, 2, (500, 16), generator=g).float()
+    hidden = torch.randint(-1, 2, (4, 16), generator=g).float()
+    args = (hidden, weight, torch.arange(500), torch.tensor(500), 16, 1.0)
+    assert torch.equal(triton_head.head_topk(*args)[1], reference.head_topk(*args)[1])
+
+
+def test_a_logit_that_is_no_number_shows() -> None:
+    weight, hidden = torch.randn(200, 16), torch.randn(2, 16)
+    weight[150] = torch.nan
+    args = (hidden, weight, torch.arange(200), torch.tensor(200), 4, 1.0)
+    assert bool(triton_head.head_topk(*args)[0].isnan().all())
+
+
+def a_tree(n: int, t: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(depth int64 [n + t], ancestors int64 [n]) of the last n of t rows."""
+    g = torch.Generator().manual_seed(seed)
+    masks, depths = [], []
+    for row in range(t):
+        parent = int(torch.randint(-1, row, (1,), generator=g)) if row else -1
+        masks.append((masks[parent] if parent >= 0 else 0) | 1 << row)
+        depths.append(depths[parent] + 1 if parent >= 0 else 0)
+    signed = [m - (1 << 64) if m >> 63 else m for m in masks]
+    return torch.tensor([*depths[t - n :], *depths]), torch.tensor(signed[t - n :])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("n", "t", "length", "heads", "kv_heads", "size"),
+    [(5, 12, 70, 4, 2, 16), (61, 64, 300, 4, 1, 24), (1, 1, 0, 2, 2, 16), (10, 50, 1000, 8, 2, 32)],
+)
+@pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (40, 0.0), (0, 5.0)])
+def test_tree_attention(
+    n: int,
+    t: int,
+    length: int,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    window: int,
+    softcap: float,
+    dtype: torch.dtype,
+) -> None:
+    g = torch.Generator().manual_seed(n + length)
+    depth, ancestors = a_tree(n, t, n)
+    total = length + t + 40  # what lies behind is not read
+    keys, values = (torch.randn(total, kv_heads, size, generator=g).to(dtype) for _ in "kv")
+    keys[length + t :], values[length + t :] = 1e4, 1e4
+    q = torch.randn(n, heads, size, generator=g)
+    args = (q, keys, values, torch.tensor([length]), depth, ancestors, 0.3, window, softcap)
+    close(triton_attention.tree_attention(*args), reference.tree_attention(*args), dtype)
