@@ -25,6 +25,8 @@ from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
     CommonOptions,
     common_options,
+    given_option,
+    recommended_filters,
     sampling_config,
     sampling_options,
 )
@@ -83,8 +85,16 @@ def bench(
         _redraw(report_only, common)
         return
     asked = Asked(**own)
-    sampling = sampling_config(common.seed, temperature, top_k, top_p, min_p)
     preset = None if asked.preset is None else find_preset(asked.preset)
+    filters: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
+    if preset is not None and preset.sampling == "model" and not given_option("sampling"):
+        filters |= recommended_filters(common.model)
+    sampling = sampling_config(common.seed, **filters)
     tree = _tree(asked, preset)
     suites = _suites(asked, preset)
     if asked.measure_acceptance:
@@ -103,7 +113,7 @@ def bench(
         utf8_argument("--system", asked.system)
     # What cannot work is told before a model is loaded; only the default methods depend on it.
     options = _options(asked, preset, texts, suites, sampling, tree, common) if texts else None
-    engine = load_engine(common, asked.drafter, asked.drafter_option)
+    engine = load_engine(common, asked.drafter, asked.drafter_option, tell=True)
     if options is None:
         texts = _default_texts(engine, common)
         options = _options(asked, preset, texts, suites, sampling, tree, common)
@@ -126,7 +136,7 @@ def _measure_acceptance(
     from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.measuring import BenchBar
 
-    engine = load_engine(common, asked.drafter, asked.drafter_option)
+    engine = load_engine(common, asked.drafter, asked.drafter_option, tell=True)
     filling = {name: asked.filling[name] for name in ("draw", "draft_temperature")}
     tree = replace(TREE, **filling)
     law = tree.draws(sampling), tree.temperature(sampling)

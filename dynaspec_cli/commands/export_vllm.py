@@ -91,5 +91,6 @@ def export_vllm(
             click.echo(f"Note: {note}", err=True)
         click.echo(f"{done['rows_scored']} of {done['rows']} rows scored for a row", err=True)
         config = shlex.quote(json.dumps(done["speculative_config"]))
-        click.echo(f"vllm serve {done['target']} --speculative-config {config}", err=True)
+        model = shlex.quote(common.model or done["target"])
+        click.echo(f"vllm serve {model} --speculative-config {config}", err=True)
     click.echo(str(out))

@@ -168,14 +168,15 @@ def sampling_options(function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def wrapper(**params: Any) -> Any:
         if params.pop("sampling") == "model":
-            params |= _recommended(params["model"], bool(params["quiet"]))
+            params |= recommended_filters(params["model"])
         return function(**params)
 
     return compose(*_SAMPLING)(wrapper)
 
 
-def _recommended(model: str | None, quiet: bool) -> dict[str, Any]:
-    """The model's own filters, those left out that an option gives; says what is not applied."""
+def recommended_filters(model: str | None) -> dict[str, Any]:
+    """The model's own filters, those left out that an option gives. What else it asks for is said
+    when it is loaded."""
     from dynaspec_cli.target.recommended import recommended
     from dynaspec_cli.target.resolve import resolve_model
 
@@ -186,18 +187,13 @@ def _recommended(model: str | None, quiet: bool) -> dict[str, Any]:
             f"--sampling model: {source.name} comes with no recommendation "
             "(generation_config.json); give --temperature, --top-k, --top-p, --min-p"
         )
-    if found.unmet and not quiet:
-        click.echo(
-            f"{found.origin} also asks for {', '.join(found.unmet)}, which dynaspec does not apply",
-            err=True,
-        )
-    context = click.get_current_context()
-    default = click.core.ParameterSource.DEFAULT
-    return {
-        name: value
-        for name, value in found.filters.items()
-        if context.get_parameter_source(name) is default
-    }
+    return {name: value for name, value in found.filters.items() if not given_option(name)}
+
+
+def given_option(name: str) -> bool:
+    """Was a parameter of the running command given, by a flag, the environment or a file?"""
+    source = click.get_current_context().get_parameter_source(name)
+    return source is not click.core.ParameterSource.DEFAULT
 
 
 def sampling_config(

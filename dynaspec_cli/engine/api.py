@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dynaspec_cli.config import MOST_NODES, GenerationConfig, ShortlistConfig, TreeConfig
+from dynaspec_cli.device.at_once import DraftsAtOnce
 from dynaspec_cli.drafters.load import load_drafting
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.comparison import compared
@@ -25,7 +26,7 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
-from dynaspec_cli.engine.measure import costs_of
+from dynaspec_cli.engine.measure import costs_of, reconsider
 from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.engine.session import decode
 from dynaspec_cli.engine.settings import drafting_settings, request_settings
@@ -35,6 +36,8 @@ from dynaspec_cli.protocols import Drafter, Shortlist, Target, TreePolicy
 from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.target.load import load
+from dynaspec_cli.target.recommended import unmet_notice
+from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.acceptance import EXAMPLE, nearest, read_table
 from dynaspec_cli.tree.registry import create_tree
@@ -73,6 +76,7 @@ class Engine:
         self.lookup = lookup
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
         self._tables: dict[ShortlistConfig, CostTable] = {}
+        self._at_once: dict[Shortlist | None, DraftsAtOnce | None] = {}
 
     @classmethod
     def load(
@@ -89,16 +93,17 @@ class Engine:
         (docs/guide/cli.md)."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
-        target, tokenizer = load(model, dtype, device, threads, **extra)
+        source = resolve_model(model)
+        target, tokenizer = load(source, dtype, device, threads, **extra)
         found = load_drafting(drafter, target, tokenizer, drafter_options)
-        notices: tuple[str, ...] = ()
+        notices = [] if (unmet := unmet_notice(source)) is None else [unmet]
         if drafter == "auto" and isinstance(found.drafter, LookupDrafter):
-            notices = (
+            notices.append(
                 f"no drafter ships for {target.name}: continuations are looked up in the text "
-                "itself; dynaspec train-drafter makes a faster one",
+                "itself; dynaspec train-drafter makes a faster one"
             )
         load_s = time.perf_counter() - begun
-        return cls(target, tokenizer, found.drafter, load_s, notices, found.lookup)
+        return cls(target, tokenizer, found.drafter, load_s, tuple(notices), found.lookup)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
@@ -202,6 +207,9 @@ class Engine:
         tail = detokenizer.finish()
         if tail:
             yield TokensEvent((), tail)
+        table = self._tables.get(config.shortlist)
+        if speculation is not None and table is not None:
+            reconsider(self.target, speculation, table, steps)
         yield DoneEvent(
             summarize(
                 text=detokenizer.text,
@@ -300,7 +308,15 @@ class Engine:
         temperature = 1.0 if policy.needs_distribution else heat
         shortlist = self.shortlist(config.shortlist, tree.depth) if headed else None
         lookup = self.lookup if headed else None
-        fixed = Speculation(self.drafter, shortlist, policy, temperature, lookup, size)
+        fixed = Speculation(
+            self.drafter,
+            shortlist,
+            policy,
+            temperature,
+            lookup,
+            size,
+            at_once=self._drafts_at_once(shortlist),
+        )
         if not tree.adapts:
             return fixed
         costs = self._costs(config.shortlist, fixed)
@@ -309,6 +325,18 @@ class Engine:
             return replace(fixed, drafter=LookupDrafter(max(costs.row_price, LEAST_PRICE)))
         prior = path_values(acceptance or EXAMPLE, size, tree.depth)
         return replace(fixed, costs=costs, resized=resized, prior=tuple(prior))
+
+    def _drafts_at_once(self, shortlist: Shortlist | None) -> DraftsAtOnce | None:
+        """On a GPU a whole round is drafted there, where drafter and shortlist have a form for
+        it."""
+        if self.target.device.type != "cuda" or self.drafter is None:
+            return None
+        from dynaspec_cli.device.drafting import DeviceDrafting
+
+        if shortlist not in self._at_once:  # its graphs serve every request
+            made = DeviceDrafting.of(self.drafter, shortlist, self.target)
+            self._at_once = {shortlist: made}
+        return self._at_once[shortlist]
 
     def tree(self, config: TreeConfig) -> tuple[TreeConfig, int]:
         """The shape of trees and the most nodes of one: lookup, which takes no time to draft, goes
