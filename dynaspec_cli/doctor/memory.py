@@ -15,6 +15,7 @@ from dynaspec_cli.gguf_files.summary import summarise
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.gguf_tokenizer import file_pieces
 from dynaspec_cli.target.packed_weights import FLOATS
+from dynaspec_cli.target.static.sizes import extra_bytes
 from dynaspec_cli.target.weights import weight_files
 from dynaspec_cli.weights.pack import packs
 
@@ -129,11 +130,13 @@ def estimate(
     reordered_head: bool,
     available: int | None,
     packed: bool = False,
+    graphs: bool = False,
 ) -> dict[str, Any]:
     """Bytes by purpose for one request of ``context`` tokens, their sum, and the largest lever.
 
     ``reordered_head``: the shortlist keeps a copy of the LM head in its own order. ``packed``: a
-    GGUF file's blocks are multiplied as they are.
+    GGUF file's blocks are multiplied as they are. ``graphs``: the target's passes are captured
+    (target/static/), with their activations and scratch rows.
     """
     item = ITEM_BYTES[dtype]
     head = sizes.vocab_size * sizes.hidden_size
@@ -146,6 +149,10 @@ def estimate(
         "tokenizer": sizes.vocab_size * TOKEN_BYTES,
         "program": PROGRAM_BYTES,
     }
+    if graphs:
+        parts["graphs"] = extra_bytes(
+            sizes.num_layers, sizes.hidden_size, sizes.kv_width, sizes.vocab_size, item
+        )
     total = sum(parts.values())
     return {
         "dtype": f"packed ({dtype} beside)" if packed else dtype,
@@ -185,4 +192,5 @@ def _lever(parts: dict[str, int], dtype: str) -> str:
         "drafter": "the drafter: a smaller one",
         "shortlist_head": "the reordered head: --shortlist nanospec shares the target's",
         "verification_logits": "the logits of a verification: a smaller --tree-size",
+        "graphs": "the passes' graphs and activations: a smaller --model",
     }[largest]

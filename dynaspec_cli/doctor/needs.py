@@ -53,13 +53,15 @@ class StoredHead:
 @dataclass(frozen=True)
 class Needs:
     """What the estimate is for: ``available`` bytes before anything is loaded, ``drafter`` as the
-    option gives it. ``packed``: the target is a GGUF file on its own blocks; ``gathers``: a
-    shortlist finds its rows in the target's own head."""
+    option gives it. ``graphs``: is the target's pass captured as CUDA graphs; ``packed``: is the
+    target a GGUF file on its own blocks; ``gathers``: does a shortlist find its rows in the
+    target's own head."""
 
     dtype: str
     context: int
     available: int | None
     drafter: str
+    graphs: bool = False
     packed: bool = False
     gathers: bool = False
 
@@ -78,6 +80,7 @@ class Needs:
             drafter_bytes=0 if folder is None else self._drafter_bytes(folder),
             reordered_head=bundled and not self.gathers,
             available=self.available,
+            graphs=self.graphs,
             packed=self.packed,
         )
         parts = needed["parts_bytes"]

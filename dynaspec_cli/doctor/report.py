@@ -82,7 +82,8 @@ def examine(
         context,
         available_memory(str(place)),
         drafter,
-        packed,
+        graphs=place.type == "cuda",
+        packed=packed,
         gathers=place.type == "cpu",
     )
     if packed:
