@@ -13,8 +13,7 @@ from dynaspec_cli.shortlist.head import DraftHead
 
 
 def fits(head: DraftHead) -> bool:
-    """Can its rows be scored so? Packed rows, and forms that no op
-    knows, cannot."""
+    """Can its rows be scored so? Packed rows, and forms that no op knows, cannot."""
     return head.weight.packed is None and head.weight.plain is None
 
 

@@ -35,7 +35,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,

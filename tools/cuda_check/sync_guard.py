@@ -20,6 +20,13 @@ NAMED_SYNCS = {
     ("tree/grown.py", "grow"): "the same",
     ("tree/sampled.py", "law"): "children are drawn on the host, where a seed gives the same "
     "numbers on every device: one copy a draft step",
+    ("device/drafting.py", "to_host"): "a round that was drafted on the device: its tree, once a "
+    "round",
+    (
+        "device/growth.py",
+        "__getitem__",
+    ): "children are tried on the host: what they were drawn "
+    "from, once a draft step that the walk visits",
     ("sampling/verify.py", "verify_greedy"): "the accepted tokens are printed: one small copy a "
     "verification",
     ("sampling/verify.py", "of_row"): "children are tried on the host: the target's probabilities, "

@@ -69,7 +69,7 @@ class TrainedAttention(nn.Module):
         self.rotary_emb = get_rope(
             self.head_dim,
             max_position=config.max_position_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+            rope_parameters=config.rope_parameters,
         )
         self.attn = Attention(
             heads,
