@@ -18,12 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
+from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.kept_rows import KeptRows
 from dynaspec_cli.weights.weight import Weight
 
@@ -165,6 +166,31 @@ class Target(Protocol[State]):
 
     def recall(self, kept: Sequence[KeptRows]) -> TargetOutput:
         """The output of kept rows, as if one pass had yielded them all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A pass and its walk in one: ``path`` int64 [a] on the host and ``bonus`` as in a verdict
+    (sampling/verify.py), ``used``: uniforms that the walk drew."""
+
+    output: TargetOutput
+    path: Tensor
+    bonus: int
+    used: int
+
+
+@runtime_checkable
+class DecidingTarget(Protocol):
+    """A target that walks a tree where it verifies it, so that the host waits once."""
+
+    def decide(
+        self, state: Any, tree: DraftTree, sampling: SamplingConfig, uniforms: Tensor | None
+    ) -> Decision | None:
+        """``Target.verify`` and the walk of sampling/verify.py. ``uniforms`` float64 [m] on the
+        host, m > rows of the tree: those that the request's source yields next; None: greedy. None
+        is returned for a tree that has to be walked on the host; else ``Target.commit`` follows
+        with the path. Raises NotFiniteError where logits that the walk looked at hold NaN."""
         ...
 
 

@@ -26,8 +26,8 @@ def score(
     temperature: float,
     whole: bool,
 ) -> Candidates:
-    """Best ``k`` of the selection for hidden [w, d]; ``log_mass`` is added to their
-    scores. ``whole``: with the distribution over the selection, as ``Shortlist.score``."""
+    """Best ``k`` of the selection for hidden [w, d]; ``log_mass`` is added to their scores.
+    ``whole``: with the distribution over the selection, as ``Shortlist.score``."""
     ids = token_ids(head, selection.rows)
     if not whole:
         log_q, place = head_topk(

@@ -92,9 +92,11 @@ class ShortlistDraft(Base):
             if parameter.is_floating_point():
                 parameter.data.fill_(torch.nan)
         loaded = super().load_weights(self._drafters(weights, mine))
-        shared = () if getattr(self, "has_own_embed_tokens", True) else ("embed_tokens.",)
+        # Embeddings and LM head that a head's file lacks become the target's.
+        parts = () if self.form == "language-model" else ("embed_tokens", "lm_head")
+        shared = [part for part in parts if not getattr(self, f"has_own_{part}", True)]
         for name, parameter in self.named_parameters():
-            inherited = any(part in name for part in shared)
+            inherited = any(f"{part}." in name for part in shared)
             if parameter.is_floating_point() and not inherited and bool(parameter.isnan().any()):
                 raise DraftFolderError(
                     f"draft folder: its weights lack {name!r} or hold NaN there; copy it again"

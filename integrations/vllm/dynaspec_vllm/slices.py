@@ -21,7 +21,7 @@ def slice_core(core: Tensor, slices: list[tuple[int, int]], rank: int) -> Tensor
     inside = [core[(core >= begin) & (core < end)].long() for begin, end in slices]
     size = max(rows.numel() for rows in inside)
     mine = inside[rank] - slices[rank][0]
-    filler = mine[:1] if mine.numel() else torch.zeros(1, dtype=torch.int64)
+    filler = mine[:1] if mine.numel() else core.new_zeros(1, dtype=torch.int64)
     return torch.cat([mine, filler.expand(size - mine.numel())])
 
 
@@ -41,8 +41,8 @@ def slice_clusters(
     count = max(int(_parts(clusters, begin, end, size).sum()) for begin, end in slices)
     begin, end = slices[rank]
     parts = _parts(clusters, begin, end, size)
-    owner = torch.repeat_interleave(torch.arange(len(clusters)), parts)
-    rows = torch.full((max(count, 1), size), -1, dtype=torch.int64)
+    owner = torch.arange(len(clusters), device=clusters.device).repeat_interleave(parts)
+    rows = clusters.new_full((max(count, 1), size), -1, dtype=torch.int64)
     at = 0
     for cluster, pieces in zip(clusters.long(), parts.tolist(), strict=True):
         mine = cluster[(cluster >= begin) & (cluster < end)] - begin

@@ -9,6 +9,7 @@ Out: "ids" by prompt of the last round, "tau", "drafts", "seconds" of the last r
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,9 @@ def record_first_pass(worker: Any, path: str) -> None:
 
 
 def run(job: dict[str, Any]) -> dict[str, Any]:
+    if job.get("tensor_parallel_size", 1) == 1:  # one process instead of three
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        job["distributed_executor_backend"] = "uni"
     from vllm import LLM, SamplingParams
 
     prompts = [{"prompt_token_ids": ids} for ids in job.pop("prompts")]
