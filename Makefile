@@ -20,6 +20,7 @@ check:  ## what continuous integration checks
 	ruff check .
 	ruff format --check .
 	mypy
+	mypy examples/tree_package/dynaspec_comb.py examples/parts_package/dynaspec_parts
 	$(PYTHON) tools/wrap_docs.py --check
 	clang-format --dry-run --Werror $(CPP_FILES)
 

@@ -12,8 +12,9 @@ def extra(name: str) -> str:
     """The command that installs the extra ``name``."""
     if name not in EXTRAS:
         raise ValueError(f"expected one of {', '.join(EXTRAS)}, got {name!r}")
-    return f"pip install '.[{name}]' in a checkout of dynaspec"
+    return f"pip install --no-build-isolation '.[{name}]' in a checkout of dynaspec"
 
 
+VLLM_PLUGIN = "pip install ./integrations/vllm in a checkout of dynaspec"
 REBUILD = "pip install --no-build-isolation . in a checkout of dynaspec"
 REBUILD_CUDA = f"DYNASPEC_BUILD=cuda {REBUILD}"

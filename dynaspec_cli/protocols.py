@@ -15,15 +15,17 @@ exist yet; rows 1..n are drafted nodes in an order in which a parent precedes it
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
+from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.kept_rows import KeptRows
 from dynaspec_cli.weights.weight import Weight
 
 if TYPE_CHECKING:
@@ -53,52 +55,6 @@ class DraftTree:
     def num_nodes(self) -> int:
         """Nodes below the root."""
         return int(self.tokens.numel()) - 1
-
-
-@dataclass(frozen=True)
-class KeptRows:
-    """What is kept of m rows of a target pass when its output is let go: ``features`` [m, d] and
-    ``taps`` [m, A * d] as in ``TargetOutput``, and ``leaders``, by row the best tokens int64 [k]
-    where they are known. No logits: they can be formed again."""
-
-    features: Tensor
-    taps: Tensor | None
-    leaders: Mapping[int, Tensor]
-
-    def __len__(self) -> int:
-        return int(self.features.shape[0])
-
-    def keep(self, rows: Tensor) -> KeptRows:
-        """The given rows (int64 [m]), as ``TargetOutput.keep``."""
-        place = {row: i for i, row in enumerate(rows.tolist())}
-        return KeptRows(
-            self.features[rows],
-            None if self.taps is None else self.taps[rows],
-            {place[row]: best for row, best in self.leaders.items() if row in place},
-        )
-
-    def first(self, count: int) -> KeptRows:
-        """The first ``count`` rows, in memory of their own."""
-        return KeptRows(
-            self.features[:count].clone(),
-            None if self.taps is None else self.taps[:count].clone(),
-            {row: best for row, best in self.leaders.items() if row < count},
-        )
-
-    @staticmethod
-    def joined(pieces: Sequence[KeptRows]) -> KeptRows:
-        """The rows of all pieces, one after the other."""
-        leaders: dict[int, Tensor] = {}
-        start = 0
-        for piece in pieces:
-            leaders.update({start + row: best for row, best in piece.leaders.items()})
-            start += len(piece)
-        taps = [piece.taps for piece in pieces if piece.taps is not None]
-        return KeptRows(
-            torch.cat([piece.features for piece in pieces]),
-            torch.cat(taps) if taps else None,
-            leaders,
-        )
 
 
 class TargetOutput(Protocol):
@@ -210,6 +166,31 @@ class Target(Protocol[State]):
 
     def recall(self, kept: Sequence[KeptRows]) -> TargetOutput:
         """The output of kept rows, as if one pass had yielded them all."""
+        ...
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A pass and its walk in one: ``path`` int64 [a] on the host and ``bonus`` as in a verdict
+    (sampling/verify.py), ``used``: uniforms that the walk drew."""
+
+    output: TargetOutput
+    path: Tensor
+    bonus: int
+    used: int
+
+
+@runtime_checkable
+class DecidingTarget(Protocol):
+    """A target that walks a tree where it verifies it, so that the host waits once."""
+
+    def decide(
+        self, state: Any, tree: DraftTree, sampling: SamplingConfig, uniforms: Tensor | None
+    ) -> Decision | None:
+        """``Target.verify`` and the walk of sampling/verify.py. ``uniforms`` float64 [m] on the
+        host, m > rows of the tree: those that the request's source yields next; None: greedy. None
+        is returned for a tree that has to be walked on the host; else ``Target.commit`` follows
+        with the path. Raises NotFiniteError where logits that the walk looked at hold NaN."""
         ...
 
 

@@ -18,20 +18,17 @@ WIDTH = 110
 MADE = ("docs/guide/cli.md", "docs/guide/python.md", "docs/results/*/report.md")
 """Pages that are made from something else."""
 
-NOT_YET = ("docs/internals/kernels.md", "docs/internals/performance.md")
-"""Pages still to be wrapped. Nothing may be added."""
-
 _ITEM = re.compile(r"(\s*)([-*+]|\d+[.)]) +")
-_LINE = re.compile(r"\s*(\||#|<|!\[|>|\[[^\]]+\]:)")
+_LINE = re.compile(r"\s*(\||#+ |</?[a-zA-Z]|<!|!\[|>|\[[^\]]+\]:)")
 _MARKER = re.compile(r" (?=(?:[-+*>#]|\d+[.)])(?: |$))")
 _HARD = "\u2060"  # stands for a space at which a line must not begin anew
 
 
 def documents() -> list[Path]:
     """Every Markdown file that people write."""
-    made = {path for pattern in MADE + NOT_YET for path in ROOT.glob(pattern)}
-    found = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")]
-    found += (ROOT / "integrations").glob("*/*.md")
+    made = {path for pattern in MADE for path in ROOT.glob(pattern)}
+    folders = [ROOT / name for name in ("docs", "examples", "integrations", "tests")]
+    found = [*ROOT.glob("*.md"), *(path for folder in folders for path in folder.rglob("*.md"))]
     return sorted(set(found) - made)
 
 

@@ -13,6 +13,7 @@ from dynaspec_cli.bench.spec import MethodSpec
 from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.weights.registry import STORED
 
 
 class EngineMethod:
@@ -22,7 +23,12 @@ class EngineMethod:
     """
 
     def __init__(
-        self, spec: MethodSpec, engine: Engine, sampling: SamplingConfig, tree: TreeConfig
+        self,
+        spec: MethodSpec,
+        engine: Engine,
+        sampling: SamplingConfig,
+        tree: TreeConfig,
+        draft_head: str = STORED,
     ):
         self.name = str(spec)
         self._engine = engine
@@ -34,7 +40,7 @@ class EngineMethod:
             )
         shortlist, shape = ShortlistConfig(), tree
         if self._speculative:
-            shortlist = ShortlistConfig(str(spec.shortlist), spec.shortlist_size)
+            shortlist = ShortlistConfig(str(spec.shortlist), spec.shortlist_size, draft_head)
             shape = replace(tree, policy=str(spec.tree), size=spec.nodes or tree.size)
         self._config = GenerationConfig(sampling=sampling, tree=shape, shortlist=shortlist)
 

@@ -47,6 +47,7 @@ class BenchOptions:
     out: Path | None = None
     resume: bool = False
     drafter: str = "auto"
+    draft_head: str = "stored"
     assistant: str | None = None
     preset: str | None = None
     asked: Mapping[str, Any] = field(default_factory=dict)
@@ -180,6 +181,7 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
     return {
         **lab.facts,
         "drafter": provenance.published(options.drafter),
+        "draft_head": options.draft_head,
         "assistant": provenance.published(options.assistant),
         "cpu": provenance.machine()["cpu"],
         "methods": [str(spec) for spec in options.specs],
@@ -222,9 +224,9 @@ def _settings(options: BenchOptions, lab: Lab, prompt_format: PromptFormat) -> d
 
 
 _IDENTITY = (
-    "model", "drafter", "assistant", "head_hash", "dtype", "device", "threads", "kernels",
-    "methods", "suites", "max_new_tokens", "max_prompt_tokens", "temperature", "top_k", "top_p",
-    "min_p", "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed",
+    "model", "drafter", "draft_head", "assistant", "head_hash", "dtype", "device", "threads",
+    "kernels", "methods", "suites", "max_new_tokens", "max_prompt_tokens", "temperature", "top_k",
+    "top_p", "min_p", "prompt_format", "chat_template_sha256", "system_prompt", "repeats", "seed",
     "tree_depth", "tree_width", "tree_size", "tree_threshold", "tree_draw", "draft_temperature",
     "tree_acceptance", "tree_expansion", "ddd_steps", "tree_verification", "check_exact", "warmup",
     "target_kernels", "cpu", "versions", "commit",

@@ -29,6 +29,7 @@ from dynaspec_cli.target.cache_dir import source_hash
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
 from dynaspec_cli.training.trainer import CHECKPOINT
+from dynaspec_cli.weights.registry import STORED
 
 PEER_CONTEXT = 8192
 """Tokens that llama.cpp keeps room for, at most the model's own limit."""
@@ -62,9 +63,10 @@ def build_lab(
     sampling: SamplingConfig,
     tree: TreeConfig,
     assistant: str | None = None,
+    draft_head: str = STORED,
 ) -> Lab:
-    """Arms for ``specs``; all of them share the engine's target, those of one drafter its
-    drafter."""
+    """Arms for ``specs``; all of them share the engine's target, those of one drafter its drafter,
+    whose head is kept in the weight format ``draft_head``."""
     engines: dict[str | None, Engine] = {None: engine}
     setting = PeerSetting(
         model=model,
@@ -87,7 +89,7 @@ def build_lab(
             engines[spec.drafter] = Engine(
                 engine.target, engine.tokenizer, found.drafter, engine.load_s, lookup=found.lookup
             )
-        methods.append(EngineMethod(spec, engines[spec.drafter], sampling, tree))
+        methods.append(EngineMethod(spec, engines[spec.drafter], sampling, tree, draft_head))
     return Lab(
         methods=methods,
         codec=EngineCodec(engine),

@@ -10,8 +10,8 @@ from dynaspec_cli.errors import UsageError
 
 @dataclass(frozen=True)
 class Preset:
-    """``max_new_tokens`` by suite; None leaves the default. Every source decodes greedily, which is
-    the command's default too, so that sampling is no part of a preset.
+    """``max_new_tokens`` by suite; None leaves the default. ``sampling``: as the option of that
+    name; the papers decode greedily, which is the command's default too.
 
     ``source`` says where each number stands; ``differs`` what cannot be the same here.
     """
@@ -28,6 +28,7 @@ class Preset:
     max_prompt_tokens: int | None = None
     repeats: int = 1
     warmup: int = 1
+    sampling: str = "options"
 
 
 _EAGLE_NODES = 59  # total_token 60 counts the root
@@ -108,6 +109,26 @@ PRESETS: dict[str, Preset] = {
         tree_width=16,
         tree_threshold=1 / 64,
         max_prompt_tokens=128,
+    ),
+    "recommended-sampling": Preset(
+        summary="sampled as the model's own generation_config.json recommends: the default, its "
+        "tree on other lists, and trees of best tokens",
+        source="this project: the methods of benchmarks/spec_bench.sh that sampled text is about "
+        "(docs/results), --sampling model",
+        differs="nothing; the model says temperature, top-k, top-p and min-p (Gemma 3: 1, 64, "
+        "0.95, off), and a model without such a file is refused",
+        suites=("spec-bench", "human-eval"),
+        methods=(
+            "ar",
+            "full+eagle2@16",
+            "nanospec+dyspec@8",
+            "dynaspec@2048+eagle2@16",
+            "dynaspec@1024+dyspec@8",
+        ),
+        max_new_tokens={"spec-bench": 96, "human-eval": 96},
+        tree_depth=6,
+        tree_width=4,
+        sampling="model",
     ),
 }
 

@@ -129,5 +129,5 @@ def _lines(
     from dynaspec_cli.batch import serial
     from dynaspec_cli.commands.loading import load_engine
 
-    engine = load_engine(common, request.drafter, request.drafter_option)
+    engine = load_engine(common, request.drafter, request.drafter_option, tell=True)
     return serial.run(engine, prompts, request, should_stop)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from dynaspec_cli.bench.presets import PRESETS, Preset, describe_presets, find_preset, presets_json
-from dynaspec_cli.bench.prompts import FORMATS
+from dynaspec_cli.bench.presets import Preset, describe_presets, find_preset, presets_json
 from dynaspec_cli.bench.spec import ASSISTED, parse_specs
-from dynaspec_cli.bench.suites import BUILT_IN, NAMED, Suite, load_suite
+from dynaspec_cli.bench.suites import BUILT_IN, Suite, load_suite
 from dynaspec_cli.bench.sweep import expand, parse_sweeps
+from dynaspec_cli.commands.bench_options import (
+    DEFAULT_NEW_TOKENS,
+    DEFAULT_TREE,
+    SMOKE_NEW_TOKENS,
+    Asked,
+    bench_options,
+)
+from dynaspec_cli.commands.drafting import tree_filling_options
 from dynaspec_cli.commands.loading import load_engine
 from dynaspec_cli.commands.options import (
-    DRAFTER_OPTION,
     CommonOptions,
     common_options,
+    given_option,
+    recommended_filters,
     sampling_config,
     sampling_options,
-    tree_filling_options,
 )
 from dynaspec_cli.commands.prompt import utf8_argument
 from dynaspec_cli.config import SamplingConfig, TreeConfig
@@ -32,38 +39,6 @@ if TYPE_CHECKING:
     from dynaspec_cli.engine.api import Engine
 
 INTERRUPTED = 130
-DEFAULT_NEW_TOKENS = 128
-SMOKE_NEW_TOKENS = 24
-_TREE = TreeConfig()
-
-
-@dataclass(frozen=True)
-class Asked:
-    """The command's own options as click read them; None where not given."""
-
-    suite: tuple[str, ...]
-    method: tuple[str, ...]
-    preset: str | None
-    sweep: tuple[str, ...]
-    limit: int | None
-    max_new_tokens: int | None
-    max_prompt_tokens: int | None
-    repeats: int | None
-    warmup: int | None
-    prompt_format: str
-    system: str | None
-    check_exact: bool | None
-    out: Path | None
-    resume: bool
-    data_dir: Path | None
-    drafter: str
-    drafter_option: tuple[str, ...]
-    tree_size: int
-    tree_depth: int | None
-    tree_width: int | None
-    filling: dict[str, Any]
-    measure_acceptance: bool
-    assistant: str | None
 
 
 @click.command(
@@ -83,110 +58,7 @@ Without --suite and --method: the built-in smoke suite, ar against the shortlist
 --check-exact. Exit code 3: an answer differs from the target's own beyond a numerical tie.
 """
 )
-@click.option(
-    "--suite",
-    multiple=True,
-    metavar="NAME|FILE.jsonl",
-    help=f"Prompts; repeatable. Names: {', '.join(BUILT_IN + NAMED)}.  [default: smoke]",
-)
-@click.option("--method", multiple=True, metavar="SPEC", help="What to compare; repeatable.")
-@click.option(
-    "--preset",
-    metavar="NAME",
-    help=f"A paper's settings: {', '.join(PRESETS)}; flags override it.  [default: none]",
-)
-@click.option(
-    "--list-presets", is_flag=True, help="Print the presets with their sources, and exit."
-)
-@click.option(
-    "--sweep",
-    multiple=True,
-    metavar="AXIS=N,N,...",
-    help="Run every method at every size; axes: shortlist-size, tree-size. Repeatable.",
-)
-@click.option("--limit", type=int, metavar="N", help="Prompts per task.  [default: all]")
-@click.option(
-    "--max-new-tokens",
-    type=int,
-    metavar="N",
-    help=f"New tokens a turn.  [default: {DEFAULT_NEW_TOKENS}; {SMOKE_NEW_TOKENS} for smoke]",
-)
-@click.option(
-    "--max-prompt-tokens",
-    type=int,
-    metavar="N",
-    help="Keep the first N tokens of a turn's text.  [default: all]",
-)
-@click.option(
-    "--repeats", type=int, metavar="N", help="Measured runs of each prompt.  [default: 1]"
-)
-@click.option("--warmup", type=int, metavar="N", help="Discarded runs a method.  [default: 1]")
-@click.option(
-    "--prompt-format",
-    type=click.Choice(FORMATS),
-    default="auto",
-    help="auto: the chat template where the model has one, else raw.",
-)
-@click.option(
-    "--system", metavar="TEXT", help="System message; needs a chat template.  [default: none]"
-)
-@click.option(
-    "--check-exact/--no-check-exact",
-    default=None,
-    help="Compare greedy answers with ar's.  [default: on for the default run, else off]",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Write samples.jsonl, summary.json, report.md, report.html, provenance.json there.  "
-    "[default: only print]",
-)
-@click.option("--resume", is_flag=True, help="Go on with a run that was killed in --out.")
-@click.option(
-    "--report-only",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Measure nothing: draw the report in DIR again from its samples.  [default: measure]",
-)
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
-    help="Where the named suites lie: spec-bench is DIR/spec_bench.jsonl.  [default: none]",
-)
-@click.option(
-    "--drafter",
-    metavar="auto|none|packaged|lookup|NAME[+lookup]",
-    default="auto",
-    help="Drafter of specs that name none.",
-)
-@DRAFTER_OPTION
-@click.option(
-    "--tree-size", type=int, metavar="N", default=_TREE.nodes, help="Nodes of specs without @NODES."
-)
-@click.option(
-    "--tree-depth",
-    type=int,
-    metavar="N",
-    help=f"Levels of nodes of a tree.  [default: {_TREE.depth}]",
-)
-@click.option(
-    "--tree-width", type=int, metavar="N", help=f"Child nodes of a node.  [default: {_TREE.width}]"
-)
-@click.option(
-    "--measure-acceptance",
-    is_flag=True,
-    help="Measure the drafter's acceptance by position among siblings at --temperature and write "
-    "it beside the drafter, for --tree sequoia; nothing else is run. With --tree-draw or "
-    "--draft-temperature of your own it is only printed.",
-)
-@click.option(
-    "--assistant",
-    metavar="NAME|FOLDER|FILE",
-    help="Small language model for transformers-assisted (drafts of another vocabulary pass "
-    "through text) and llama.cpp-draft (a GGUF file).  [default: none]",
-)
+@bench_options
 @sampling_options
 @tree_filling_options
 @common_options
@@ -213,8 +85,16 @@ def bench(
         _redraw(report_only, common)
         return
     asked = Asked(**own)
-    sampling = sampling_config(common.seed, temperature, top_k, top_p, min_p)
     preset = None if asked.preset is None else find_preset(asked.preset)
+    filters: dict[str, Any] = {
+        "temperature": temperature,
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+    }
+    if preset is not None and preset.sampling == "model" and not given_option("sampling"):
+        filters |= recommended_filters(common.model)
+    sampling = sampling_config(common.seed, **filters)
     tree = _tree(asked, preset)
     suites = _suites(asked, preset)
     if asked.measure_acceptance:
@@ -233,7 +113,7 @@ def bench(
         utf8_argument("--system", asked.system)
     # What cannot work is told before a model is loaded; only the default methods depend on it.
     options = _options(asked, preset, texts, suites, sampling, tree, common) if texts else None
-    engine = load_engine(common, asked.drafter, asked.drafter_option)
+    engine = load_engine(common, asked.drafter, asked.drafter_option, tell=True)
     if options is None:
         texts = _default_texts(engine, common)
         options = _options(asked, preset, texts, suites, sampling, tree, common)
@@ -256,7 +136,7 @@ def _measure_acceptance(
     from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.measuring import BenchBar
 
-    engine = load_engine(common, asked.drafter, asked.drafter_option)
+    engine = load_engine(common, asked.drafter, asked.drafter_option, tell=True)
     filling = {name: asked.filling[name] for name in ("draw", "draft_temperature")}
     tree = replace(TREE, **filling)
     law = tree.draws(sampling), tree.temperature(sampling)
@@ -316,8 +196,8 @@ def _redraw(folder: Path, common: CommonOptions) -> None:
 
 
 def _tree(asked: Asked, preset: Preset | None) -> TreeConfig:
-    depth = preset.tree_depth if preset else _TREE.depth
-    width = preset.tree_width if preset else _TREE.width
+    depth = preset.tree_depth if preset else DEFAULT_TREE.depth
+    width = preset.tree_width if preset else DEFAULT_TREE.width
     threshold = _first(asked.filling["threshold"], preset and preset.tree_threshold)
     return TreeConfig(
         size=asked.tree_size,
@@ -369,6 +249,7 @@ def _options(
         out=asked.out,
         resume=asked.resume,
         drafter=asked.drafter,
+        draft_head=asked.draft_head,
         assistant=asked.assistant,
         preset=asked.preset,
         asked=dict(click.get_current_context().params),
@@ -397,6 +278,7 @@ def _lab(engine: Engine, options: BenchOptions, asked: Asked, common: CommonOpti
         sampling=options.sampling,
         tree=options.tree,
         assistant=asked.assistant,
+        draft_head=options.draft_head,
     )
 
 

@@ -7,7 +7,13 @@ from typing import Any
 
 import click
 
-from dynaspec_cli.commands.options import DRAFTER_OPTION, CommonOptions, common_options
+from dynaspec_cli.commands.drafting import (
+    DRAFTER_OPTION,
+)
+from dynaspec_cli.commands.options import (
+    CommonOptions,
+    common_options,
+)
 from dynaspec_cli.errors import UsageError
 
 FORMS = ("eagle", "speculators", "dynaspec", "token-map")

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import click
 
-from dynaspec_cli.commands.options import DRAFTER_OPTION, CommonOptions, common_options
+from dynaspec_cli.commands.drafting import (
+    DRAFTER_OPTION,
+)
+from dynaspec_cli.commands.options import (
+    CommonOptions,
+    common_options,
+)
 from dynaspec_cli.errors import UsageError
 
 DEFAULT_CONTEXT = 4096

@@ -8,19 +8,21 @@ from pathlib import Path
 
 import click
 
-from dynaspec_cli.commands.options import DRAFTER_OPTION, CommonOptions, common_options
+from dynaspec_cli.commands.drafting import DRAFTER_OPTION
+from dynaspec_cli.commands.options import CommonOptions, common_options
+from dynaspec_cli.installing import VLLM_PLUGIN
 
 
 @click.command(
     name="export-vllm",
-    epilog="""\b
+    epilog=f"""\b
 Examples:
   dynaspec export-vllm --model ./llama --drafter yuhuili/EAGLE-LLaMA3-Instruct-8B \\
     --shortlist llama-bundle --out draft
   dynaspec export-vllm --model ./llama --drafter my-drafter --shortlist freq.json --out draft
   dynaspec export-vllm --model ./llama --drafter ./small-llama --clusters 0 --out draft
 \b
-vLLM needs the plugin: pip install dynaspec-vllm
+vLLM needs the plugin: {VLLM_PLUGIN}
 """,
 )
 @click.option(

@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from dynaspec_cli.commands.batch import is_batch, run_batch
-from dynaspec_cli.commands.loading import load_engine
-from dynaspec_cli.commands.options import (
-    ChatArgument,
-    CommonOptions,
-    TextType,
-    common_options,
+from dynaspec_cli.commands.drafting import (
     drafting_options,
-    sampling_config,
-    sampling_options,
     shortlist_config,
     tree_config,
 )
+from dynaspec_cli.commands.loading import load_engine
+from dynaspec_cli.commands.options import (
+    CommonOptions,
+    common_options,
+    sampling_config,
+    sampling_options,
+)
 from dynaspec_cli.commands.prompt import read_prompt, utf8_argument
+from dynaspec_cli.commands.types import (
+    ChatArgument,
+    TextType,
+)
 from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.engine.events import DoneEvent, GenerationResult
 from dynaspec_cli.errors import DynaSpecError, ExactnessError, UsageError

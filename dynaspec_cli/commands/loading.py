@@ -5,14 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import click
+
 from dynaspec_cli.commands.options import CommonOptions
 
 if TYPE_CHECKING:
     from dynaspec_cli.engine.api import Engine
 
 
-def load_engine(common: CommonOptions, drafter: str, drafter_option: Sequence[str] = ()) -> Engine:
-    """The engine of ``--model`` and ``--drafter`` with its ``--drafter-option``s."""
+def load_engine(
+    common: CommonOptions,
+    drafter: str,
+    drafter_option: Sequence[str] = (),
+    tell: bool = False,
+) -> Engine:
+    """The engine of ``--model`` and ``--drafter`` with its ``--drafter-option``s. ``tell``: print
+    its notices, for commands that show no request's events."""
     from dynaspec_cli.target.gguf_tokenizer import begin_tokenizer
 
     begin_tokenizer(common.model)  # while torch is imported
@@ -21,7 +29,7 @@ def load_engine(common: CommonOptions, drafter: str, drafter_option: Sequence[st
     from dynaspec_cli.ui.progress import LoadBar
 
     with LoadBar(enabled=not common.quiet) as bar:
-        return Engine.load(
+        engine = Engine.load(
             model=common.model,
             dtype=common.dtype,
             device=common.device,
@@ -30,3 +38,7 @@ def load_engine(common: CommonOptions, drafter: str, drafter_option: Sequence[st
             progress=bar,
             drafter_options=parse_options(drafter_option),
         )
+    if tell and not common.quiet:
+        for notice in engine.notices:
+            click.echo(notice, err=True)
+    return engine

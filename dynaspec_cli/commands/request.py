@@ -9,17 +9,21 @@ from typing import Any
 
 import click
 
-from dynaspec_cli.commands.options import (
-    ChatArgument,
-    TextType,
-    common_options,
+from dynaspec_cli.commands.drafting import (
     drafting_options,
-    sampling_config,
-    sampling_options,
     shortlist_config,
     tree_config,
 )
+from dynaspec_cli.commands.options import (
+    common_options,
+    sampling_config,
+    sampling_options,
+)
 from dynaspec_cli.commands.prompt import utf8_argument
+from dynaspec_cli.commands.types import (
+    ChatArgument,
+    TextType,
+)
 from dynaspec_cli.config import GenerationConfig
 
 MAX_NEW_TOKENS = 1024

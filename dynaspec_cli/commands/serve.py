@@ -84,7 +84,7 @@ def serve(
     if not is_loopback(host):
         missing = "" if api_key else ", and without --api-key anyone there can use it"
         click.echo(f"Warning: --host {host} is reachable from other machines{missing}", err=True)
-    engine = load_engine(common, request.drafter, request.drafter_option)
+    engine = load_engine(common, request.drafter, request.drafter_option, tell=True)
     config = request.config
     if request.speculative and engine.drafter is not None and engine.drafter.head is not None:
         engine.shortlist(config.shortlist, config.tree.depth)

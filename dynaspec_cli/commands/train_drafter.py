@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from dynaspec_cli.commands.options import CommonOptions, common_options
+from dynaspec_cli.training.loss_config import VARIATION, LossConfig
 
 if TYPE_CHECKING:
     from dynaspec_cli.training.run import TrainingRun
@@ -96,6 +97,13 @@ Examples:
     "tokens here.  [default: dynaspec]",
 )
 @click.option(
+    "--loss",
+    type=click.Choice(tuple(VARIATION)),
+    default="cross-entropy",
+    help="What is minimised: cross-entropy to the target's distribution, total variation (one "
+    "minus the probability that a drawn token is accepted), or half of each.",
+)
+@click.option(
     "--unroll", type=int, metavar="N", default=3, help="Draft steps that a loss looks ahead."
 )
 @click.option(
@@ -126,6 +134,7 @@ def train_drafter(
     start: Path | None,
     layers: int | None,
     engine: str | None,
+    loss: str,
     unroll: int,
     batch_tokens: int,
     passes: float,
@@ -170,6 +179,7 @@ def train_drafter(
             learning_rate=learning_rate,
             save_every=save_every,
             seed=common.seed,
+            loss=LossConfig(variation=VARIATION[loss]),
         ),
         shards=ShardConfig(seed=common.seed, first=FIRST_TOKENS),
     )

@@ -13,6 +13,7 @@ from dynaspec_cli.device.at_once import Drafted
 from dynaspec_cli.device.drafter import MOST_TREE_ROWS, FixedDrafter, fixed_drafter
 from dynaspec_cli.device.graphs import Runner
 from dynaspec_cli.device.growth import Growth, growth_of
+from dynaspec_cli.device.pool import Pool
 from dynaspec_cli.device.round import Inputs, Round
 from dynaspec_cli.device.shortlist import (
     ContextRows,
@@ -23,6 +24,7 @@ from dynaspec_cli.device.shortlist import (
     rows_of,
 )
 from dynaspec_cli.device.uniforms import DrawnAhead
+from dynaspec_cli.drafters.pairs import PairCache
 from dynaspec_cli.protocols import (
     Committed,
     Drafter,
@@ -47,6 +49,7 @@ class DeviceDrafting:
     shortlist: BlockShortlist[Any, Any]
     rows: Rows
     target: Target
+    pool: Pool
 
     @staticmethod
     def of(drafter: Drafter, shortlist: Shortlist | None, target: Target) -> DeviceDrafting | None:
@@ -58,7 +61,13 @@ class DeviceDrafting:
         early = isinstance(rows, ContextRows) and rows.router is not None and rows.router.early
         if early and fixed.features(torch.zeros(1, fixed.width)) is None:
             return None
-        return DeviceDrafting(drafter, fixed, shortlist, rows, target)
+        capacity = rows.capacity if isinstance(rows, ContextRows) else 0
+        held = rows.head.num_rows if capacity else 0
+
+        def runner(state: PairCache) -> Runner:
+            return Runner(fixed.memory(state), contexts.empty(held, capacity, target.device))
+
+        return DeviceDrafting(drafter, fixed, shortlist, rows, target, Pool(runner))
 
     def begin(self, drafter_state: Any, shortlist_state: Any) -> DeviceDraft:
         """Of a request whose states on the host have been made."""
@@ -76,9 +85,7 @@ class DeviceDraft:
         self._mentions: list[Tensor] = []
         self._policies: list[TreePolicy] = []  # kept alive: they are known by their identity
         if isinstance(parts.rows, ContextRows):
-            context = shortlist_state.context
-            self._mentions.append(context.in_order())
-            context.journal = self._mentions
+            shortlist_state.context.journal = self._mentions
 
     def grow(self, policy: TreePolicy, committed: Committed, temperature: float) -> Drafted | None:
         """A round with the policy's tree; None where it has to be drafted on the host."""
@@ -123,20 +130,18 @@ class DeviceDraft:
             self._policies.append(policy)
         return self._growths[key]
 
+    @torch.inference_mode()
     def _ready(self, more: int) -> Runner:
-        """The runner, with room for so many rows behind the committed ones."""
+        """The runner, with room for so many rows behind the committed ones; what the context
+        mentioned is taken in anew where the runner is."""
         state = self._drafter
         state._make_room(more + 1)
-        if self._runner is None or self._runner.memory.k[0] is not state.k[0]:
-            rows, device = self.parts.rows, self.parts.target.device
-            capacity = rows.capacity if isinstance(rows, ContextRows) else 0
-            context = (
-                contexts.empty(rows.head.num_rows if capacity else 0, capacity, device)
-                if self._runner is None
-                else self._runner.context
-            )
-            self._runner = Runner(self.parts.fixed.memory(state), context)
-        return self._runner
+        runner, new = self.parts.pool.runner(state)
+        if (new or self._runner is not runner) and isinstance(self.parts.rows, ContextRows):
+            runner.forget()
+            self._mentions[:] = [self._shortlist.context.in_order()]
+        self._runner = runner
+        return runner
 
     def _read_surplus(self, committed: Committed, room: int) -> Committed:
         """Let the host's drafter read pairs that a round has no room for; the rest."""
@@ -195,10 +200,11 @@ class DeviceDraft:
 
 def to_host(*tensors: Tensor) -> list[Tensor]:
     """Copies on the host, after one wait."""
-    if not tensors[0].is_cuda:
-        return [x.cpu() for x in tensors]
-    here = [torch.empty(x.shape, dtype=x.dtype, pin_memory=True) for x in tensors]
-    for copy, x in zip(here, tensors, strict=True):
-        copy.copy_(x, non_blocking=True)
-    torch.cuda.current_stream().synchronize()
+    locked = tensors[0].is_cuda
+    here: list[Tensor] = []
+    for x in tensors:
+        here.append(torch.empty(x.shape, dtype=x.dtype, pin_memory=locked))
+        here[-1].copy_(x, non_blocking=True)
+    if locked:
+        torch.cuda.current_stream().synchronize()
     return here

@@ -25,6 +25,13 @@ class Runner:
         self._captured: dict[Round, _Captured] = {}
 
     @torch.inference_mode()
+    def forget(self) -> None:
+        """Empty the context."""
+        self.context.seen.zero_()
+        self.context.rows.fill_(-1)
+        self.context.clock.zero_()
+
+    @torch.inference_mode()
     def mention(self, rows: Tensor) -> None:
         """Take in rows int64 [m] of the context before a round."""
         new = add(self.context, rows.to(self.context.seen.device))
@@ -43,8 +50,7 @@ class Runner:
         if what not in self._captured:
             self._captured[what] = _Captured(what, inputs, self.memory, self.context)
         captured = self._captured[what]
-        for there, here in zip(captured.inputs, inputs, strict=True):
-            there.copy_(here, non_blocking=True)
+        captured.take(inputs)
         captured.graph.replay()
         return captured.outputs
 
@@ -56,6 +62,7 @@ class _Captured:
     def __init__(self, what: Round, inputs: Inputs, memory: Memory, context: Context) -> None:
         device = memory.k[0].device
         self.inputs = Inputs(*(x.to(device, copy=True) for x in inputs))
+        self._pinned = [None if x.is_cuda else x.pin_memory() for x in inputs]
         before: Any = tree_map(Tensor.clone, context)
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
@@ -70,3 +77,13 @@ class _Captured:
                 kept.copy_(new)
         for kept, old in zip(context, before, strict=True):
             kept.copy_(old)
+
+    def take(self, inputs: Inputs) -> None:
+        """Copy the inputs, those of the host through page-locked memory: nothing waits. The host
+        has read the last round's outputs, so the last copies are done."""
+        for there, pinned, here in zip(self.inputs, self._pinned, inputs, strict=True):
+            if pinned is None:
+                there.copy_(here)
+            else:
+                pinned.copy_(here)
+                there.copy_(pinned, non_blocking=True)

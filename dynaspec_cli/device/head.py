@@ -13,8 +13,7 @@ from dynaspec_cli.shortlist.head import DraftHead
 
 
 def fits(head: DraftHead) -> bool:
-    """Can its rows be scored so? Packed rows, and forms that no op
-    knows, cannot."""
+    """Can its rows be scored so? Packed rows, and forms that no op knows, cannot."""
     return head.weight.packed is None and head.weight.plain is None
 
 
@@ -27,8 +26,8 @@ def score(
     temperature: float,
     whole: bool,
 ) -> Candidates:
-    """Best ``k`` of the selection for hidden [w, d]; ``log_mass`` is added to their
-    scores. ``whole``: with the distribution over the selection, as ``Shortlist.score``."""
+    """Best ``k`` of the selection for hidden [w, d]; ``log_mass`` is added to their scores.
+    ``whole``: with the distribution over the selection, as ``Shortlist.score``."""
     ids = token_ids(head, selection.rows)
     if not whole:
         log_q, place = head_topk(

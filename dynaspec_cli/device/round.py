@@ -77,14 +77,13 @@ class Round:
     def __call__(self, inputs: Inputs, memory: Memory, context: Context) -> Outputs:
         numbers = inputs.numbers
         context = add(context, inputs.mentions)
-        last = inputs.numbers[COUNT] - 1
-        hidden, fed = self._read(inputs, memory)
-        hidden, fed = hidden[last][None], fed[last][None]
-        features = self.drafter.features(inputs.states[last][None])
-        root = inputs.tokens[last][None]
+        last = numbers[COUNT, None] - 1  # int64 [1]: a number's index would be read back
+        hidden, fed = (x[last] for x in self._read(inputs, memory))
+        features = self.drafter.features(inputs.states[last])
+        root = inputs.tokens[last]
         state = self.growth.begin(root, Uniforms(inputs.uniforms, numbers[COUNT] * 0))
         live = torch.ones_like(root, dtype=torch.bool)
-        length = numbers[LENGTH][None] + numbers[COUNT][None]
+        length = numbers[LENGTH, None] + numbers[COUNT, None]
         frontier = Frontier(root, torch.zeros_like(root), live)
         above = _Rows.none(root)
         chosen: list[Selection] = []
@@ -105,11 +104,11 @@ class Round:
 
     def _read(self, inputs: Inputs, memory: Memory) -> tuple[Tensor, Tensor]:
         """The pass over the committed pairs; padding goes to the cache's last row."""
-        n, length = self.pairs, inputs.numbers[LENGTH][None]
+        n, length = self.pairs, inputs.numbers[LENGTH, None]
         place = torch.arange(n, device=length.device)
         slots = torch.where(place < inputs.numbers[COUNT], length + place, memory.k[0].shape[0] - 1)
         earlier = (torch.ones_like(place) << (place + 1)) - 1
-        current = torch.cat([inputs.numbers[LAST][None], inputs.tokens[:-1]])
+        current = torch.cat([inputs.numbers[LAST, None], inputs.tokens[:-1]])
         depth = torch.cat([place, place])
         rows = Pass(inputs.tokens, current, slots, length, depth, earlier)
         return self.drafter.run(memory, inputs.states, rows)

@@ -14,6 +14,7 @@ from dynaspec_cli.gguf_files.model import open_gguf
 from dynaspec_cli.gguf_files.summary import summarise
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.gguf_tokenizer import file_pieces
+from dynaspec_cli.target.static.sizes import extra_bytes
 from dynaspec_cli.target.weights import weight_files
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -105,10 +106,12 @@ def estimate(
     drafter_bytes: int,
     reordered_head: bool,
     available: int | None,
+    graphs: bool = False,
 ) -> dict[str, Any]:
     """Bytes by purpose for one request of ``context`` tokens, their sum, and the largest lever.
 
-    ``reordered_head``: the shortlist keeps a copy of the LM head in its own order.
+    ``reordered_head``: the shortlist keeps a copy of the LM head in its own order. ``graphs``: the
+    target's passes are captured (target/static/), with their activations and scratch rows.
     """
     item = ITEM_BYTES[dtype]
     head = sizes.vocab_size * sizes.hidden_size
@@ -119,6 +122,10 @@ def estimate(
         "shortlist_head": head * item if reordered_head else 0,
         "verification_logits": (tree_size + 1) * sizes.vocab_size * 4,
     }
+    if graphs:
+        parts["graphs"] = extra_bytes(
+            sizes.num_layers, sizes.hidden_size, sizes.kv_width, sizes.vocab_size, item
+        )
     total = sum(parts.values())
     return {
         "dtype": dtype,
@@ -157,4 +164,5 @@ def _lever(parts: dict[str, int], dtype: str) -> str:
         "drafter": "the drafter: a smaller one",
         "shortlist_head": "the reordered head: --shortlist nanospec shares the target's",
         "verification_logits": "the logits of a verification: a smaller --tree-size",
+        "graphs": "the passes' graphs and activations: a smaller --model",
     }[largest]

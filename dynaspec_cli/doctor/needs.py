@@ -52,12 +52,13 @@ class StoredHead:
 @dataclass(frozen=True)
 class Needs:
     """What the estimate is for: ``available`` bytes before anything is loaded, ``drafter`` as the
-    option gives it."""
+    option gives it; ``graphs``: is the target's pass captured as CUDA graphs."""
 
     dtype: str
     context: int
     available: int | None
     drafter: str
+    graphs: bool = False
 
     def of_head(self, sizes: ModelSizes, head: Head) -> dict[str, Any]:
         """``memory`` and, for ``--drafter auto``, ``drafter``."""
@@ -74,6 +75,7 @@ class Needs:
             drafter_bytes=0 if folder is None else self._drafter_bytes(folder),
             reordered_head=reordered,
             available=self.available,
+            graphs=self.graphs,
         )
         parts = needed["parts_bytes"]
         shipped = parts["shortlist_head"] + (parts["drafter"] if explicit is None else 0)

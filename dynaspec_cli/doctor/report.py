@@ -71,7 +71,8 @@ def examine(
         return _load(model, facts["system"], named, progress, options)
 
     # What is free once a conversion has given its memory back, and before anything is loaded.
-    needs = Needs(facts["system"]["dtype"], context, available_memory(str(place)), drafter)
+    kind, graphs = facts["system"]["dtype"], place.type == "cuda"
+    needs = Needs(kind, context, available_memory(str(place)), drafter, graphs)
     if native is not None and source.gguf is not None:
         sizes = memory.gguf_sizes(source.gguf)
         if isinstance(sizes, int):

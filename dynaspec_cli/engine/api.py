@@ -5,20 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import torch
 
-from dynaspec_cli import __version__, ops
 from dynaspec_cli.config import MOST_NODES, GenerationConfig, ShortlistConfig, TreeConfig
+from dynaspec_cli.device.at_once import DraftsAtOnce
 from dynaspec_cli.drafters.load import load_drafting
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
+from dynaspec_cli.engine.comparison import compared
+from dynaspec_cli.engine.conversation import Conversation, never
 from dynaspec_cli.engine.detokenizer import IncrementalDetokenizer
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.events import (
-    Comparison,
-    Divergence,
     DoneEvent,
     Event,
     FinishReason,
@@ -27,15 +26,18 @@ from dynaspec_cli.engine.events import (
     StepStats,
     TokensEvent,
 )
-from dynaspec_cli.engine.measure import costs_of
+from dynaspec_cli.engine.measure import costs_of, reconsider
 from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.engine.session import decode
-from dynaspec_cli.engine.stats import first_difference, is_tie, speedup, summarize
+from dynaspec_cli.engine.settings import drafting_settings, request_settings
+from dynaspec_cli.engine.stats import summarize
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.protocols import Drafter, Shortlist, Target, TreePolicy
 from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.shortlist import registry as shortlists
 from dynaspec_cli.target.load import load
+from dynaspec_cli.target.recommended import unmet_notice
+from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.acceptance import EXAMPLE, nearest, read_table
 from dynaspec_cli.tree.registry import create_tree
@@ -46,11 +48,6 @@ LOOKUP_NODES = 15
 """Nodes and levels of a tree of lookup where sizes adapt."""
 LEAST_PRICE = 0.02
 """Path probability below which lookup proposes nothing, however cheap rows are."""
-
-
-def never() -> bool:
-    """The default of ``should_stop``."""
-    return False
 
 
 class Engine:
@@ -79,6 +76,7 @@ class Engine:
         self.lookup = lookup
         self._shortlists: dict[tuple[ShortlistConfig, int], Shortlist] = {}
         self._tables: dict[ShortlistConfig, CostTable] = {}
+        self._at_once: dict[Shortlist | None, DraftsAtOnce | None] = {}
 
     @classmethod
     def load(
@@ -95,16 +93,17 @@ class Engine:
         (docs/guide/cli.md)."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
-        target, tokenizer = load(model, dtype, device, threads, **extra)
+        source = resolve_model(model)
+        target, tokenizer = load(source, dtype, device, threads, **extra)
         found = load_drafting(drafter, target, tokenizer, drafter_options)
-        notices: tuple[str, ...] = ()
+        notices = [] if (unmet := unmet_notice(source)) is None else [unmet]
         if drafter == "auto" and isinstance(found.drafter, LookupDrafter):
-            notices = (
+            notices.append(
                 f"no drafter ships for {target.name}: continuations are looked up in the text "
-                "itself; dynaspec train-drafter makes a faster one",
+                "itself; dynaspec train-drafter makes a faster one"
             )
         load_s = time.perf_counter() - begun
-        return cls(target, tokenizer, found.drafter, load_s, notices, found.lookup)
+        return cls(target, tokenizer, found.drafter, load_s, tuple(notices), found.lookup)
 
     def shortlist(self, config: ShortlistConfig, depth: int) -> Shortlist:
         """The shortlist of a config, made once (its head is a copy of the target's rows in another
@@ -208,6 +207,9 @@ class Engine:
         tail = detokenizer.finish()
         if tail:
             yield TokensEvent((), tail)
+        table = self._tables.get(config.shortlist)
+        if speculation is not None and table is not None:
+            reconsider(self.target, speculation, table, steps)
         yield DoneEvent(
             summarize(
                 text=detokenizer.text,
@@ -250,80 +252,16 @@ class Engine:
         """
         ids = self.encode(prompt) if isinstance(prompt, str) else list(prompt)
         plain = self.complete(ids, config, speculative=False)
-        a, b = list(result.token_ids), list(plain.token_ids)
-        if result.finish_reason == "interrupted":
-            b = b[: len(a)]
-        at = first_difference(a, b)
-        divergence = None if at is None else self.divergence(ids, a, b, at)
-        comparison = Comparison(
-            speedup(result.tokens_per_second, plain.tokens_per_second),
-            at is None,
-            divergence,
-            plain,
-        )
-        return replace(result, comparison=comparison)
-
-    def divergence(
-        self, prompt: Sequence[int], ours: list[int], reference: list[int], at: int
-    ) -> Divergence:
-        """What the target itself says at the first difference, in one fresh pass over the common
-        text."""
-        a = ours[at] if at < len(ours) else -1
-        b = reference[at] if at < len(reference) else -1
-        common = torch.tensor([*prompt, *reference[:at]])
-        state = self.target.begin(common.numel())
-        output = self.target.prefill(state, common)
-        logits = output.logits(torch.tensor([common.numel() - 1]))[0]
-        best = float(logits.max())
-        gap = max((best - float(logits[i]) for i in (a, b) if i >= 0), default=0.0)
-        near = is_tie(gap, str(self.target.dtype).removeprefix("torch."))
-        tie = a >= 0 and b >= 0 and near and not self.target.bit_exact
-        return Divergence(at, a, b, gap, tie)
+        return replace(result, comparison=compared(self.target, ids, result, plain))
 
     def settings(self, config: GenerationConfig, speculation: Speculation | None) -> dict[str, Any]:
         """Every option as used, versions, threads and kernels."""
-        sampling = config.sampling
-        tree, size = self.tree(config.tree)
         drafting: dict[str, Any] = {"drafter": "none"}
-        if speculation is not None and self.drafter is not None:
-            drafting = {
-                "drafter": self.drafter.name + ("+lookup" if speculation.lookup else ""),
-                **self.drafter.describe(),
-                **self._shortlist_settings(config, speculation),
-                "tree": tree.policy,
-                "tree_size": size,
-                "tree_depth": tree.depth,
-                "tree_width": tree.width,
-                "tree_adapts": tree.adapts,
-                "tree_costs": self._cost_settings(config),
-                "tree_threshold": getattr(speculation.policy, "threshold", None),
-                "tree_draw": "sample" if tree.draws(sampling) else "best",
-                "draft_temperature": tree.temperature(sampling),
-                "tree_verification": tree.verification,
-                **getattr(speculation.policy, "settings", {}),
-            }
-        return {
-            "model": self.target.name,
-            "vocab_size": self.target.vocab_size,
-            "dtype": str(self.target.dtype).removeprefix("torch."),
-            "device": str(self.target.device),
-            "threads": torch.get_num_threads(),
-            "max_new_tokens": config.max_new_tokens,
-            "temperature": sampling.temperature,
-            "top_k": sampling.top_k,
-            "top_p": sampling.top_p,
-            "min_p": sampling.min_p,
-            "seed": sampling.seed,
-            "stop": list(config.stop),
-            **drafting,
-            "kernels": ops.backend(self.target.device),
-            "target_kernels": self.target.kernels,
-            "versions": {
-                "dynaspec": __version__,
-                "torch": torch.__version__,
-                "transformers": version("transformers"),
-            },
-        }
+        if speculation is not None:
+            tree, size = self.tree(config.tree)
+            costs = self._tables.get(config.shortlist) if config.tree.adapts else None
+            drafting = drafting_settings(config, speculation, tree, size, costs)
+        return request_settings(self.target, config, drafting)
 
     def _notices(self, config: GenerationConfig) -> Iterator[str]:
         """What differs from what an option's default promises."""
@@ -349,28 +287,6 @@ class Engine:
                 "is used; dynaspec build-clusters makes one"
             )
 
-    def _cost_settings(self, config: GenerationConfig) -> dict[str, float] | None:
-        """Milliseconds that trees adapt to: of passes by rows, and of a draft step."""
-        table = self._tables.get(config.shortlist) if config.tree.adapts else None
-        if table is None:
-            return None
-        passes = zip(table.rows, table.pass_ms, strict=True)
-        return {f"rows_{n}": round(ms, 3) for n, ms in passes} | {"draft_step": table.draft_ms}
-
-    def _shortlist_settings(
-        self, config: GenerationConfig, speculation: Speculation
-    ) -> dict[str, Any]:
-        shortlist, head = speculation.shortlist, speculation.drafter.head
-        if shortlist is None or head is None:
-            return {"shortlist": "none"}
-        return {
-            "shortlist": shortlist.name,
-            "shortlist_source": config.shortlist.method,
-            "shortlist_size": shortlist.size,
-            "drafter_head": head.describe(),
-            "draft_head": config.shortlist.head,
-        }
-
     def speculation(self, config: GenerationConfig) -> Speculation:
         """What drafts for one request. Raises DynaSpecError without a drafter."""
         if self.drafter is None:
@@ -392,7 +308,15 @@ class Engine:
         temperature = 1.0 if policy.needs_distribution else heat
         shortlist = self.shortlist(config.shortlist, tree.depth) if headed else None
         lookup = self.lookup if headed else None
-        fixed = Speculation(self.drafter, shortlist, policy, temperature, lookup, size)
+        fixed = Speculation(
+            self.drafter,
+            shortlist,
+            policy,
+            temperature,
+            lookup,
+            size,
+            at_once=self._drafts_at_once(shortlist),
+        )
         if not tree.adapts:
             return fixed
         costs = self._costs(config.shortlist, fixed)
@@ -401,6 +325,18 @@ class Engine:
             return replace(fixed, drafter=LookupDrafter(max(costs.row_price, LEAST_PRICE)))
         prior = path_values(acceptance or EXAMPLE, size, tree.depth)
         return replace(fixed, costs=costs, resized=resized, prior=tuple(prior))
+
+    def _drafts_at_once(self, shortlist: Shortlist | None) -> DraftsAtOnce | None:
+        """On a GPU a whole round is drafted there, where drafter and shortlist have a form for
+        it."""
+        if self.target.device.type != "cuda" or self.drafter is None:
+            return None
+        from dynaspec_cli.device.drafting import DeviceDrafting
+
+        if shortlist not in self._at_once:  # its graphs serve every request
+            made = DeviceDrafting.of(self.drafter, shortlist, self.target)
+            self._at_once = {shortlist: made}
+        return self._at_once[shortlist]
 
     def tree(self, config: TreeConfig) -> tuple[TreeConfig, int]:
         """The shape of trees and the most nodes of one: lookup, which takes no time to draft, goes
@@ -435,38 +371,3 @@ class Engine:
             if token in self.tokenizer.eos_ids:
                 return tokens[: i + 1], "eos"
         return (tokens[:room], "length") if len(tokens) >= room else (tokens, None)
-
-
-class Conversation:
-    """Requests to one engine whose caches are kept in between: of a prompt that begins like the
-    last request's prompt and answer only the rest is read. The text is a fresh request's. One
-    request at a time."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._cache: PrefixCache[Any, Any] = PrefixCache(engine.target)
-
-    def generate(
-        self,
-        prompt: str | Sequence[int],
-        config: GenerationConfig,
-        *,
-        speculative: bool = True,
-        should_stop: Callable[[], bool] = never,
-    ) -> Iterator[Event]:
-        """As ``Engine.generate``; after an error everything is read again."""
-        try:
-            yield from self.engine.generate(
-                prompt,
-                config,
-                speculative=speculative,
-                should_stop=should_stop,
-                cache=self._cache,
-            )
-        except Exception:
-            self.reset()
-            raise
-
-    def reset(self) -> None:
-        """Forget everything read so far, and free its memory."""
-        self._cache.reset()

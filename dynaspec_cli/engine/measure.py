@@ -3,10 +3,13 @@ drafter; the table is kept in the cache folder."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +17,7 @@ import torch
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.engine.clock import PhaseClock
 from dynaspec_cli.engine.draft import Draft, Speculation
+from dynaspec_cli.engine.events import StepStats
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Committed, DraftTree, Target
 from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
@@ -22,21 +26,27 @@ from dynaspec_cli.tuning.costs import ROWS, CostTable
 from dynaspec_cli.tuning.machine import cpu_name
 
 PROMPT_TOKENS = 64
-RUNS = 5
-"""Timed passes of a size, after one that is not counted; the sizes take turns, and the fastest
-counts, since whatever else runs can only slow a pass down."""
+FEWEST_TURNS, MOST_TURNS = 3, 8
+"""Timed passes of a size. The sizes take turns and the fastest pass of each counts, since whatever
+else runs can only slow it down; turns go on while one of the last two still found a size faster."""
+GAIN = 0.97
+"""Of the fastest so far, what is faster."""
 STEPS = 4
 """Draft steps of a measured round."""
 SLOW_MS = 150.0
 """A pass over one row from which on the largest sizes are not measured: they would take seconds,
 and such a machine does not verify them."""
 FEW_ROWS = 9
+ENOUGH = 16
+"""Verifications that can contradict a table: a quarter of them must."""
+CONTRADICTED = 0.85
+"""Of the table's pass over one row, what says that it is wrong."""
 
 
 def costs_of(target: Target, parts: Speculation) -> CostTable:
     """The table for a target and what drafts for it: kept, or measured now and kept where the
     cache folder can be written."""
-    path = cache_root() / "costs" / f"{_key(target, parts)}.json"
+    path = _place(target, parts)
     try:
         return CostTable.from_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, DynaSpecError):
@@ -49,9 +59,30 @@ def costs_of(target: Target, parts: Speculation) -> CostTable:
     return table
 
 
+def reconsider(
+    target: Target, parts: Speculation, table: CostTable, steps: Sequence[StepStats]
+) -> bool:
+    """Drop the kept table, so that the next process measures anew, if verifications show that it
+    was taken while something else ran; was it dropped? Requests of this process keep theirs.
+
+    A verification never reads less than a pass over one row does, so where several were faster than
+    the table has it for one row, the table is wrong.
+    """
+    passes = sorted(1e3 * step.seconds.get("verify", math.inf) for step in steps)
+    if len(passes) < ENOUGH or passes[ENOUGH // 4] > CONTRADICTED * table.pass_ms[0]:
+        return False
+    with contextlib.suppress(OSError):
+        _place(target, parts).unlink()
+    return True
+
+
+def _place(target: Target, parts: Speculation) -> Path:
+    return cache_root() / "costs" / f"{_key(target, parts)}.json"
+
+
 def _key(target: Target, parts: Speculation) -> str:
     made_of: tuple[Any, ...] = (
-        1,
+        2,
         cpu_name() if target.device.type == "cpu" else torch.cuda.get_device_name(target.device),
         torch.get_num_threads(),
         target.kernels,
@@ -83,27 +114,29 @@ def measure(target: Target, parts: Speculation) -> CostTable:
     verify(1)
     first = _timed(target, lambda: verify(1))
     rows = [n for n in ROWS if n <= FEW_ROWS or first < SLOW_MS]
-    times: dict[int, list[float]] = {n: [] for n in rows}
-    for turn in range(RUNS + 1):
+    fastest = dict.fromkeys(rows, math.inf)
+    turn = useful = 0
+    while turn < FEWEST_TURNS or (turn < MOST_TURNS and turn - useful < 2):
+        turn += 1
         for n in rows:
             spent = _timed(target, lambda n=n: verify(n))  # type: ignore[misc]
-            if turn:
-                times[n].append(spent)
+            useful = turn if spent < GAIN * fastest[n] else useful
+            fastest[n] = min(fastest[n], spent)
 
     chain = create_tree(TreeConfig("chain", STEPS, STEPS, 1), SamplingConfig())
     fixed = replace(parts, policy=chain, lookup=None, size=STEPS, costs=None, resized=None)
-    draft = Draft(fixed, prompt, prefill, PROMPT_TOKENS + 8 * RUNS + STEPS)
+    draft = Draft(fixed, prompt, prefill, PROMPT_TOKENS + 8 * turn + STEPS)
     clock = PhaseClock(target.device)
     last, token = torch.tensor([PROMPT_TOKENS - 1]), prompt[:1]
     drafts = []
-    for _ in range(RUNS + 1):
+    for _ in range(turn + 1):
         begun = time.perf_counter()
         draft.grow(Committed(prefill, last, token), clock)
         if draft.depth:
             drafts.append(1e3 * (time.perf_counter() - begun) / draft.depth)
     return CostTable(
         tuple(rows),
-        tuple(min(times[n]) for n in rows),
+        tuple(fastest[n] for n in rows),
         min(drafts[1:], default=0.0),
     )
 

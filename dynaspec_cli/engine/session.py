@@ -23,7 +23,7 @@ from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.protocols import Committed, State, Target, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import RandomSource
-from dynaspec_cli.sampling.verify import verify
+from dynaspec_cli.sampling.verify import pass_and_verify
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ def decode(
     while True:
         tree = root_only(token) if draft is None else draft.grow(committed, clock)
         with clock("verify"):
-            output = target.verify(state, tree)
-            verdict = verify(tree, output, sampling, source)
+            output, verdict = pass_and_verify(target, state, tree, sampling, source)
         with clock("commit"):
             target.commit(state, verdict.path)
             cache.append(tree.tokens[verdict.path], output, verdict.path)

@@ -25,6 +25,7 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.export.target_facts import TargetFacts
 from dynaspec_cli.export.vllm_drafters import VllmDrafter, vllm_drafter
 from dynaspec_cli.export.vllm_shortlist import ShortlistSizes, ranked_tokens, vllm_shortlist
+from dynaspec_cli.installing import VLLM_PLUGIN
 from dynaspec_cli.target.demo_package import SINGLE_FILE_PACKAGES
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
 from dynaspec_cli.target.load import model_folder
@@ -174,6 +175,7 @@ def _card(
         f"{spec['recent']} tokens\n"
         f"- clusters: {spec['clusters']} of {spec['cluster_size']}, of which a row takes "
         f"{spec['taken']}\n\n"
-        f"```\npip install dynaspec-vllm\nvllm serve {target.name} --speculative-config {config}\n"
+        f"The plugin: `{VLLM_PLUGIN}`.\n\n```\n"
+        f"vllm serve {target.name} --speculative-config {config}\n"
         "```\n"
     )

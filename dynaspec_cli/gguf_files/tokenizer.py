@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.gguf_files.header import Texts
 from dynaspec_cli.gguf_files.merges import Pairs, by_rank, by_score
@@ -22,7 +24,7 @@ def derived_merges(vocabulary: Vocabulary) -> Pairs:
 
     Raises ``DynaSpecError`` for a token that is no UTF-8.
     """
-    spellings = _spellings(vocabulary)
+    spellings = _written(vocabulary, _decoded(vocabulary, vocabulary.tokens))
     if vocabulary.architecture in GEMMA:
         # Gemma's scores do not follow the order of its merges; the order of its tokens does.
         return by_rank(spellings)
@@ -37,30 +39,31 @@ def build_tokenizer(vocabulary: Vocabulary, merges: Pairs | None = None) -> Any:
 
     Raises ``DynaSpecError`` where the vocabulary and the merges do not fit together.
     """
-    spellings = _spellings(vocabulary)
+    tokens = _decoded(vocabulary, vocabulary.tokens)
+    spellings = _written(vocabulary, tokens)
+    ids = {token: index for index, token in enumerate(spellings)}
     lines = _decoded(vocabulary, vocabulary.merges)
     if vocabulary.kind == BYTE_LEVEL:
-        tokenizer = _byte_level(vocabulary, spellings, lines)
+        tokenizer = _byte_level(vocabulary, ids, lines)
     else:
         if merges is None:
             parts = [line.partition(" ") for line in lines]
             pairs = [(left, right) for left, _, right in parts]
         else:
-            columns = (map(spellings.__getitem__, column.tolist()) for column in merges.T)
-            pairs = list(zip(*columns, strict=True))
-        tokenizer = _sentence_piece(vocabulary, spellings, pairs)
-    _add_tokens(tokenizer, vocabulary, spellings)
-    _frame(tokenizer, vocabulary, spellings)
+            halves = np.array(spellings, object)[merges]
+            pairs = list(zip(halves[:, 0].tolist(), halves[:, 1].tolist(), strict=True))
+        tokenizer = _sentence_piece(vocabulary, ids, pairs)
+    _add_tokens(tokenizer, vocabulary, tokens, ids)
+    _frame(tokenizer, vocabulary, tokens)
     return tokenizer
 
 
-def _spellings(vocabulary: Vocabulary) -> list[str]:
-    """Of the tokens, as merges write them."""
-    spellings = _decoded(vocabulary, vocabulary.tokens)
-    if vocabulary.kind != BYTE_LEVEL and vocabulary.architecture in GEMMA:
-        # The file spells tokens of several spaces with spaces, where texts have SPACE by then.
-        spellings = [SPACE * len(t) if " " in t and not t.strip() else t for t in spellings]
-    return spellings
+def _written(vocabulary: Vocabulary, tokens: list[str]) -> list[str]:
+    """``tokens`` as merges write them."""
+    if vocabulary.kind == BYTE_LEVEL or vocabulary.architecture not in GEMMA:
+        return tokens
+    # The file spells tokens of several spaces with spaces, where texts have SPACE by then.
+    return [SPACE * len(t) if " " in t and not t.strip() else t for t in tokens]
 
 
 def _decoded(vocabulary: Vocabulary, texts: Texts | None) -> list[str]:
@@ -73,7 +76,7 @@ def _decoded(vocabulary: Vocabulary, texts: Texts | None) -> list[str]:
         ) from error
 
 
-def _byte_level(vocabulary: Vocabulary, spellings: Sequence[str], lines: Sequence[str]) -> Any:
+def _byte_level(vocabulary: Vocabulary, ids: dict[str, int], lines: Sequence[str]) -> Any:
     """Merges over bytes, each written as one letter (GPT-2)."""
     from tokenizers import Tokenizer, decoders
 
@@ -86,7 +89,6 @@ def _byte_level(vocabulary: Vocabulary, spellings: Sequence[str], lines: Sequenc
                 f"{vocabulary.place}: tokenizer.ggml.merges holds {line!r}, no pair"
             )
         merges.append((left, right))
-    ids = {token: index for index, token in enumerate(spellings)}
     model = _merging(vocabulary, ids, merges, ignore_merges=pre.whole_words)
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre.build()
@@ -95,13 +97,12 @@ def _byte_level(vocabulary: Vocabulary, spellings: Sequence[str], lines: Sequenc
 
 
 def _sentence_piece(
-    vocabulary: Vocabulary, spellings: Sequence[str], merges: list[tuple[str, str]]
+    vocabulary: Vocabulary, ids: dict[str, int], merges: list[tuple[str, str]]
 ) -> Any:
     """Merges by scores over letters; what no token spells falls back to bytes."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     gemma = vocabulary.architecture in GEMMA
-    ids = {token: index for index, token in enumerate(spellings)}
     unknown = vocabulary.ids.get("unk")
     tokenizer = Tokenizer(
         _merging(
@@ -110,7 +111,7 @@ def _sentence_piece(
             merges,
             fuse_unk=True,
             byte_fallback=True,
-            unk_token=None if unknown is None else spellings[unknown],
+            unk_token=None if unknown is None else vocabulary.text("unk"),
         )
     )
     steps: list[Any] = [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -139,27 +140,28 @@ def _merging(
         ) from error
 
 
-def _add_tokens(tokenizer: Any, vocabulary: Vocabulary, spellings: Sequence[str]) -> None:
+def _add_tokens(
+    tokenizer: Any, vocabulary: Vocabulary, tokens: Sequence[str], ids: dict[str, int]
+) -> None:
     """Control tokens are special; user-defined ones are matched whole and are text."""
     from tokenizers import AddedToken
 
-    known = tokenizer.get_vocab(with_added_tokens=False)
     for kind, special, add in (
         (CONTROL, True, tokenizer.add_special_tokens),
         (USER_DEFINED, False, tokenizer.add_tokens),
     ):
-        # One that the vocabulary spells otherwise (Gemma's runs of spaces) is found by its merges;
-        # adding it would make a new id.
-        texts = [spellings[i] for i in (vocabulary.types == kind).nonzero()[0].tolist()]
-        add([AddedToken(t, normalized=False, special=special) for t in texts if t in known])
+        # One that the merges write otherwise (Gemma's runs of spaces) is found by them; adding it
+        # would make a new id.
+        texts = [tokens[i] for i in (vocabulary.types == kind).nonzero()[0].tolist()]
+        add([AddedToken(t, normalized=False, special=special) for t in texts if t in ids])
 
 
-def _frame(tokenizer: Any, vocabulary: Vocabulary, spellings: Sequence[str]) -> None:
+def _frame(tokenizer: Any, vocabulary: Vocabulary, tokens: Sequence[str]) -> None:
     from tokenizers import processors
 
     names = [("bos", vocabulary.add_bos), ("eos", vocabulary.add_eos)]
     used = {name: vocabulary.ids[name] for name, on in names if on and name in vocabulary.ids}
-    texts = {name: spellings[index] for name, index in used.items()}
+    texts = {name: tokens[index] for name, index in used.items()}
     before, after = ([texts[name]] if name in texts else [] for name in ("bos", "eos"))
     single = [*before, "$A", *after]
     tokenizer.post_processor = processors.TemplateProcessing(

@@ -50,7 +50,7 @@ def grouped_attention(
     """
     n, heads, size = q.shape
     kv_heads = keys.shape[1]
-    rows = q.to(keys.dtype).view(n, kv_heads, heads // kv_heads, size).transpose(0, 1)
+    rows = q.to(keys.dtype).reshape(n, kv_heads, heads // kv_heads, size).transpose(0, 1)
     scores = _batched(rows.reshape(kv_heads, -1, size), keys.permute(1, 2, 0)) * scale
     if softcap > 0:
         scores = softcap * torch.tanh(scores / softcap)

@@ -204,6 +204,8 @@ class LayerShape(NamedTuple):
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / rms(x) * weight`` over the last axis in float32."""
     x = x.float()
+    if x.device.type != "cpu":  # one kernel where there is one
+        return torch.nn.functional.rms_norm(x, (x.shape[-1],), weight, eps)
     return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps) * weight
 
 
@@ -265,15 +267,17 @@ def pre_norm_layer(
         found = [linear(x, part, None, None, next(formats)) for part in parts]
         return found[0] if len(found) == 1 else torch.cat(found, 1)
 
-    n, q_size, kv_size = x.shape[0], num_heads * head_dim, num_kv_heads * head_dim
+    n = x.shape[0]
     qkv = apply(rms_norm(x, w["input_norm"], eps), *w["qkv"])
     if w["qkv_bias"].numel():
         qkv = qkv + w["qkv_bias"].float()
-    q, k, v = qkv.split([q_size, kv_size, kv_size], 1)
-    q, k, v = (part.reshape(n, -1, head_dim) for part in (q, k, v))
+    heads = qkv.view(n, num_heads + 2 * num_kv_heads, head_dim)
+    turning, v = heads.split([num_heads + num_kv_heads, num_kv_heads], 1)
     if w["q_norm"].numel():
-        q, k = rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)
-    q, k = _rotate(q, cos[:, None], sin[:, None]), _rotate(k, cos[:, None], sin[:, None])
+        q, k = turning.split([num_heads, num_kv_heads], 1)
+        turning = torch.cat([rms_norm(q, w["q_norm"], eps), rms_norm(k, w["k_norm"], eps)], 1)
+    turned = _rotate(turning, cos[:, None], sin[:, None])
+    q, k = turned.split([num_heads, num_kv_heads], 1)
     o = apply(attend(q, k, v), w["out"])
     if w["post_attention_norm"].numel():
         o = rms_norm(o, w["post_attention_norm"], eps)

@@ -73,6 +73,17 @@ class GeneratorSource:
             self._ready = torch.rand(BATCH, generator=self.generator, dtype=torch.float64).tolist()
         return self._ready.pop()
 
+    def ahead(self, count: int) -> Tensor:
+        """Float64 [count]: what ``uniform`` will yield next."""
+        while len(self._ready) < count:
+            more = torch.rand(BATCH, generator=self.generator, dtype=torch.float64).tolist()
+            self._ready = more + self._ready  # taken from the end
+        return torch.tensor(self._ready[: -count - 1 : -1], dtype=torch.float64)
+
+    def skip(self, count: int) -> None:
+        """As many uniforms were used."""
+        del self._ready[len(self._ready) - count :]
+
     def accept(self, probability: float) -> bool:
         return self.uniform() < probability
 

@@ -23,7 +23,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,10 +32,10 @@ from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.draw import CERTAIN, sibling_chances
 from dynaspec_cli.ops.tree import greedy_walk
-from dynaspec_cli.protocols import DraftTree, TargetOutput
+from dynaspec_cli.protocols import DecidingTarget, DraftTree, Target, TargetOutput
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.reading import RowReader, read_at_once
-from dynaspec_cli.sampling.source import RandomSource
+from dynaspec_cli.sampling.source import GeneratorSource, RandomSource
 
 LOGIT_ROWS = 32
 """Rows whose logits are held together at most: a tree of 1,024 rows at once would take 1 GiB."""
@@ -110,6 +110,26 @@ def row_probabilities(
         return probabilities(logits[row][None], config)[0].cpu()
 
     return of_row
+
+
+def pass_and_verify(
+    target: Target, state: Any, tree: DraftTree, config: SamplingConfig, source: RandomSource
+) -> tuple[TargetOutput, Verdict]:
+    """A target pass over a tree and its verification, where the target does both if it can: the
+    same uniforms are drawn in the same order."""
+    if isinstance(target, DecidingTarget) and (
+        config.greedy or isinstance(source, GeneratorSource)
+    ):
+        ahead = None
+        if not config.greedy and isinstance(source, GeneratorSource):
+            ahead = source.ahead(tree.num_nodes + 2)
+        decision = target.decide(state, tree, config, ahead)
+        if decision is not None:
+            if isinstance(source, GeneratorSource):
+                source.skip(decision.used)
+            return decision.output, Verdict(decision.path, decision.bonus)
+    output = target.verify(state, tree)
+    return output, verify(tree, output, config, source)
 
 
 def verify(

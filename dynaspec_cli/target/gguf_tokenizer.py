@@ -29,15 +29,19 @@ SPECIAL = {"bos": "bos_token", "eos": "eos_token", "unk": "unk_token", "pad": "p
 
 
 _begun: dict[Path | ChunkedFile, Future[TextTokenizer]] = {}
+_checks: dict[ChunkedFile, Future[None]] = {}
 
 
 def begin_tokenizer(model: str | None) -> None:
-    """Start to build the tokenizer of ``--model`` in a thread of its own, if it is a GGUF file on
-    this machine; ``load`` takes it from there. Errors wait for whoever takes it."""
+    """Start to build the tokenizer of ``--model`` in a thread of its own, and in another to check
+    a file in pieces, if it is a GGUF file on this machine; ``load`` takes them from there. Errors
+    wait for whoever takes them."""
     with contextlib.suppress(DynaSpecError):
         source = resolve_local(model)
         if source is not None and source.gguf is not None:
-            pool = ThreadPoolExecutor(1)
+            pool = ThreadPoolExecutor(2)
+            if isinstance(source.gguf, ChunkedFile):
+                _checks[source.gguf] = pool.submit(check_pieces, source.gguf)
             _begun[source.gguf] = pool.submit(_read, source.gguf)
             pool.shutdown(wait=False)
 
@@ -59,7 +63,8 @@ def file_pieces(source: Path | ChunkedFile) -> Sequence[Path]:
 def open_checked(source: Path | ChunkedFile) -> GgufModel:
     """``open_gguf``; of a file in pieces their hash is checked before."""
     if isinstance(source, ChunkedFile):
-        check_pieces(source)
+        check = _checks.pop(source, None)
+        check.result() if check is not None else check_pieces(source)
     return open_gguf(file_pieces(source))
 
 

@@ -10,19 +10,22 @@ from typing import Protocol
 import torch
 
 from dynaspec_cli.protocols import Target
+from dynaspec_cli.target.events import ProgressCallback, ignore_progress
 
 
 @dataclass(frozen=True)
 class TargetRequest:
     """A model's ``folder`` (config.json, weights, tokenizer; a GGUF file's is the converted one),
     its ``name`` for people, and the dtype and device that it should run in. ``declined``: what the
-    kinds asked before have said."""
+    kinds asked before have said. ``progress``: is told of what takes long after the weights are
+    read."""
 
     folder: Path
     name: str
     dtype: torch.dtype
     device: torch.device
     declined: Mapping[str, str] = field(default_factory=dict)
+    progress: ProgressCallback = ignore_progress
 
 
 class TargetKind(Protocol):

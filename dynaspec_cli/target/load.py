@@ -25,6 +25,7 @@ from dynaspec_cli.target.pretrained import pretrained
 from dynaspec_cli.target.registry import TARGETS
 from dynaspec_cli.target.resolve import ModelSource, resolve_model
 from dynaspec_cli.target.sharded.launch import Launch, launched
+from dynaspec_cli.target.static.target import load_static
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
@@ -35,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(
-    model: str | None = None,
+    model: str | ModelSource | None = None,
     dtype: str = "auto",
     device: str = "auto",
     threads: int | None = None,
@@ -119,7 +120,7 @@ def load_source(
             )
     folder = model_folder(source, kind, progress)
     progress(LoadProgress("loading weights"))
-    target = load_target(folder, source.name, kind, place)
+    target = load_target(folder, source.name, kind, place, progress)
     progress(LoadProgress("loading the tokenizer"))
     return target, load_tokenizer(folder)
 
@@ -208,9 +209,15 @@ def model_folder(source: ModelSource, dtype: torch.dtype, progress: ProgressCall
     return source.folder
 
 
-def load_target(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> Target:
+def load_target(
+    folder: Path,
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: ProgressCallback = ignore_progress,
+) -> Target:
     """The target of the first kind (registry.py) that takes the folder."""
-    request = TargetRequest(folder, name, dtype, device)
+    request = TargetRequest(folder, name, dtype, device, progress=progress)
     for kind in TARGETS.others_first():
         found = TARGETS.load(kind)(request)
         if not isinstance(found, str):
@@ -229,6 +236,20 @@ def native_target(request: TargetRequest) -> Target | str:
     files = WeightFiles(request.folder)
     known = known_head_hash(request.folder) or head_hash(files.head())
     return load_native(files, request.name, spec, request.dtype, known)
+
+
+def static_target(request: TargetRequest) -> Target | str:
+    """Our own layers in fixed shapes, on CUDA."""
+    spec = native_spec(read_config(request.folder))
+    if isinstance(spec, str):
+        return spec
+    if request.device.type != "cuda":
+        return "fixed shapes are for CUDA"
+    files = WeightFiles(request.folder)
+    known = known_head_hash(request.folder) or head_hash(files.head())
+    return load_static(
+        files, request.name, spec, request.dtype, request.device, known, request.progress
+    )
 
 
 def transformers_target(request: TargetRequest) -> Target:

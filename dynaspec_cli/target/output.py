@@ -36,7 +36,8 @@ class HeadOutput:
     """``protocols.TargetOutput`` of one pass: ``features`` [n, d], ``hidden`` [n, d] after the
     final norm, and what the head makes of them on demand. A row is read once. Row numbers are
     tensors of the host. ``taps`` [n, A * d] or None. ``known``: leaders of rows that were read
-    before."""
+    before; ``ranked`` int64 [n, k]: those of all rows, which cost nothing but count as read only
+    once they are asked for: a sampled walk's shortlist would learn from other rows else."""
 
     def __init__(
         self,
@@ -45,6 +46,7 @@ class HeadOutput:
         head: OutputHead,
         taps: Tensor | None = None,
         known: Mapping[int, Tensor] | None = None,
+        ranked: Tensor | None = None,
     ) -> None:
         self.features = features
         self.hidden = hidden
@@ -53,6 +55,7 @@ class HeadOutput:
         self._head = head
         self._logits: dict[int, Tensor] = {}
         self._leaders: dict[int, Tensor] = dict(known or {})
+        self._ranked = ranked
         self._whole: Tensor | None = None
 
     @property
@@ -79,6 +82,11 @@ class HeadOutput:
     @torch.inference_mode()
     def leaders(self, k: int, rows: Tensor | None = None) -> Tensor:
         wanted = min(max(k, KEPT_LEADERS), self._head.rows)
+        if self._ranked is not None and self._ranked.shape[1] >= k and self._whole is None:
+            if rows is None:
+                self._whole = self._ranked
+            else:
+                self._leaders.update({row: self._ranked[row] for row in rows.tolist()})
         if rows is None and self._whole is None and not self._logits:
             self._whole = self._head.leaders(self.hidden, wanted)
         if self._whole is not None and self._whole.shape[1] >= k:

@@ -19,25 +19,36 @@ FILE = "generation_config.json"
 FILTERS = ("temperature", "top_k", "top_p", "min_p")
 GGUF_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}
 GGUF_KEYS |= {"penalty_repeat": "repetition_penalty"}
+GGUF_KEYS |= {"xtc_probability": "xtc_probability", "mirostat": "mirostat"}
+"""llama.cpp's names; its other keys of ``general.sampling`` only say how these do what they do."""
 
 NEUTRAL: dict[str, Any] = {
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
     "no_repeat_ngram_size": 0,
     "typical_p": 1.0,
     "epsilon_cutoff": 0.0,
     "eta_cutoff": 0.0,
+    "top_h": None,
+    "xtc_probability": 0.0,
+    "mirostat": 0,
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
     "bad_words_ids": None,
     "sequence_bias": None,
     "exponential_decay_length_penalty": None,
+    "force_words_ids": None,
+    "constraints": None,
+    "stop_strings": None,
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
     "min_length": 0,
     "min_new_tokens": None,
     "num_beams": 1,
     "penalty_alpha": None,
+    "dola_layers": None,
     "guidance_scale": None,
     "watermarking_config": None,
 }
@@ -53,6 +64,21 @@ class Recommended:
     filters: Mapping[str, float]
     unmet: tuple[str, ...]
     origin: str
+
+
+def unmet_notice(source: ModelSource) -> str | None:
+    """What the model asks for and dynaspec does not apply, whatever the options are: a sentence, or
+    None where there is nothing. A file that cannot be read is said too, and is no error here."""
+    try:
+        found = recommended(source)
+    except DynaSpecError as error:
+        return str(error)
+    if found is None or not found.unmet:
+        return None
+    return (
+        f"{found.origin} asks for {', '.join(found.unmet)}, which dynaspec does not apply: "
+        "probabilities are the model's own without it"
+    )
 
 
 def recommended(source: ModelSource) -> Recommended | None:

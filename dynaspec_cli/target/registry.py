@@ -23,6 +23,10 @@ TARGETS: Registry[TargetKind] = Registry(
         "native": Entry(
             "dynaspec's own layers, on a CPU", "dynaspec_cli.target.load:native_target"
         ),
+        "static": Entry(
+            "dynaspec's own layers in fixed shapes, on CUDA",
+            "dynaspec_cli.target.load:static_target",
+        ),
         "transformers": Entry(
             "any causal language model of transformers",
             "dynaspec_cli.target.load:transformers_target",

@@ -34,15 +34,17 @@ class ModelSource:
 
 
 def resolve_model(
-    model: str | None, option: str = "--model", hub: Hub | None = None
+    model: str | ModelSource | None, option: str = "--model", hub: Hub | None = None
 ) -> ModelSource:
     """Find ``model``: None or the default's name (the embedded package), a package of
     ``SINGLE_FILE_PACKAGES``, a ``.gguf`` file, a folder, a hub name, or a hub name with the
     quantisation of one of its GGUF files, ``NAME:Q4_K_M`` (downloaded, or taken from the hub's
-    cache when offline).
+    cache when offline). What was found before is given back.
 
     Raises ``DynaSpecError``, which names ``option``; nothing is converted or loaded here.
     """
+    if isinstance(model, ModelSource):
+        return model
     if (local := resolve_local(model, option)) is not None:
         return local
     assert model is not None

@@ -3,27 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dynaspec_cli.training.loss_config import LossConfig
+
 STEP_DECAY = 0.9
 """Weight of unrolled step s is STEP_DECAY**s: later steps matter only where earlier ones were
 right."""
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """``columns``: most frequent tokens in the softmax, beside the batch's own. ``gram``: weight of
-    the logit-space term. ``prompt_weight``: weight of positions inside a prompt (text that the
-    target did not write)."""
-
-    columns: int = 6144
-    gram: float = 0.5
-    prompt_weight: float = 0.0
 
 
 def gram_matrix(head: Tensor, counts: Tensor, limit: int = 32768) -> Tensor:
@@ -60,34 +50,50 @@ def softmax_rows(h: Tensor, columns: Tensor) -> Tensor:
     return p
 
 
-class _SoftCrossEntropy(torch.autograd.Function):
-    """sum_i w_i H(p_i, softmax(h_i W^T)) with the gradient written down: dL/dlogits = w (q sum(p) -
-    p) = w (q - p). Saves the float32 matrices [N, C] that automatic differentiation would keep and
-    read again; the gradient takes the logits' place."""
+class _SoftLoss(torch.autograd.Function):
+    """sum_i w_i ((1 - s) H(p_i, q_i) + s TV(p_i, q_i)), q_i = softmax(h_i W^T), with the gradient
+    written down: by the logits, that of H is q - p, that of TV = 1 - sum min(p, q) is q (share -
+    below), ``below`` where q < p and ``share`` the q there. Saves the float32 matrices [N, C] that
+    automatic differentiation would keep and read again; the gradient takes the logits' place."""
 
     @staticmethod
-    def forward(context: Any, h: Tensor, columns: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        context: Any, h: Tensor, columns: Tensor, p: Tensor, weight: Tensor, variation: float
+    ) -> Tensor:
         logits = F.linear(h, columns)
-        entropy = torch.empty(len(h), device=h.device)
+        losses = torch.empty(len(h), device=h.device)
         for rows in _blocks(h):
-            part = logits[rows].float()
+            part, wanted = logits[rows].float(), p[rows]
             norm = torch.logsumexp(part, -1)
             # H(p, q) = log Z - <p, logits>, since p sums to one.
-            entropy[rows] = norm - torch.einsum("nc,nc->n", p[rows], part)
-            logits[rows] = part.sub_(norm[:, None]).exp_().sub_(p[rows]).mul_(weight[rows, None])
+            losses[rows] = norm - torch.einsum("nc,nc->n", wanted, part)
+            q = part.sub_(norm[:, None]).exp_()
+            gradient = q
+            if variation:
+                below = q < wanted
+                inside = q * below
+                overlap = torch.minimum(q, wanted).sum(-1)
+                losses[rows] = (1 - variation) * losses[rows] + variation * (1 - overlap)
+                gradient = q * (1 + variation * (inside.sum(-1, keepdim=True) - 1))
+                gradient -= variation * inside
+            gradient -= (1 - variation) * wanted
+            logits[rows] = gradient.mul_(weight[rows, None])
         context.save_for_backward(logits @ columns)
-        return (entropy * weight).sum()
+        return (losses * weight).sum()
 
     @staticmethod
     def backward(context: Any, grad: Tensor) -> Any:
         (gradient,) = context.saved_tensors
-        return gradient * grad, None, None, None
+        return gradient * grad, None, None, None, None
 
 
-def soft_cross_entropy(h: Tensor, columns: Tensor, p: Tensor, weight: Tensor) -> Tensor:
+def soft_loss(
+    h: Tensor, columns: Tensor, p: Tensor, weight: Tensor, variation: float = 0.0
+) -> Tensor:
     """Scalar: h [N, d] (float32 or bf16, differentiated), columns [C, d] of its dtype, p float32
-    [N, C] with rows that sum to one, weight float32 [N]."""
-    loss: Tensor = _SoftCrossEntropy.apply(h, columns, p, weight)
+    [N, C] with rows that sum to one, weight float32 [N]; the share of total variation, the rest is
+    cross-entropy."""
+    loss: Tensor = _SoftLoss.apply(h, columns, p, weight, variation)
     return loss
 
 
@@ -122,8 +128,8 @@ def unrolled_loss(
     weight: Tensor,
     config: LossConfig,
 ) -> tuple[Tensor, list[float]]:
-    """Sum over unrolled steps of soft cross-entropy plus the logit-space term; and the
-    cross-entropy of each step.
+    """Sum over unrolled steps of ``soft_loss`` plus the logit-space term; and the former of each
+    step.
 
     outputs: normed predictions [B, T, d] by step, whose first s rows of step s are void; truth:
     normed features of the target [B, T, d]; columns [C, d]: head rows of the softmax; weight
@@ -140,10 +146,11 @@ def unrolled_loss(
         w[:, :step] = 0
         # All rows may be void: every text of a batch may end with its first token.
         w = (w / w.sum().clamp_min(1e-6)).reshape(-1)
-        entropy = soft_cross_entropy(h, columns, p, w)
-        values.append(float(entropy.detach()))
-        loss = entropy
-        if gram is not None:
-            loss = loss + config.gram * quadratic_form(h.float() - t.float(), gram, w)
+        loss = soft_loss(h, columns, p, w, config.variation)
+        values.append(float(loss.detach()))
+        if gram is not None and config.variation < 1:
+            loss = loss + (1 - config.variation) * config.gram * quadratic_form(
+                h.float() - t.float(), gram, w
+            )
         total = total + loss * STEP_DECAY**step
     return total, values

@@ -25,7 +25,8 @@ from torch import Tensor
 from dynaspec_cli.drafters.config import DrafterConfig
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.training.evaluate import HeldOutScore, module_unroll
-from dynaspec_cli.training.loss import LossConfig, gram_matrix, unrolled_loss
+from dynaspec_cli.training.loss import gram_matrix, unrolled_loss
+from dynaspec_cli.training.loss_config import LossConfig
 from dynaspec_cli.training.model import DrafterModule
 from dynaspec_cli.training.shards import Shard, ShardMaker, ended
 
@@ -97,7 +98,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """After a step: tokens trained on so far, cross-entropy of each unrolled step (none where
+    """After a step: tokens trained on so far, ``soft_loss`` of each unrolled step (none where
     nothing was left to do), tokens a second of this run; ``last``: the run ends with it."""
 
     step: int
@@ -317,7 +318,8 @@ class Trainer:
         settings = dataclasses.replace(self.config, steps=1, save_every=1, learning_rate=1.0)
         drafter = dataclasses.replace(self.module.config, trained_tokens=0)
         return {
-            "settings": str(settings),
+            # Runs from before there was a choice go on.
+            "settings": str(settings).replace(", variation=0.0", ""),
             "drafter": drafter.to_json(),
             "shards": str(self.maker.config),
         }

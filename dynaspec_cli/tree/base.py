@@ -1,5 +1,5 @@
-"""What all tree policies share: the growing tree and its bookkeeping, in plain Python (the data is
-tiny)."""
+"""A growing tree and its bookkeeping in plain Python, for policies that the extension does not
+grow."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import heapq
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -92,7 +91,7 @@ class GrowingTree:
         tokens, parents, source = frontier.unbind(0)
         return Frontier(tokens, parents, source)
 
-    def tree(self, nodes: Sequence[int], q: Any = None) -> DraftTree:
+    def tree(self, nodes: Sequence[int]) -> DraftTree:
         """The tree to verify: the root and ``nodes``, ascending and with every node's parent among
         them."""
         place = {node: row for row, node in enumerate([ROOT, *nodes])}
@@ -103,11 +102,7 @@ class GrowingTree:
             ],
             dtype=torch.int64,
         )
-        return DraftTree(rows[0], rows[1], q)
-
-    def chosen(self) -> list[int]:
-        """The best nodes, ascending."""
-        return sorted(node for _, node in self.best)
+        return DraftTree(rows[0], rows[1])
 
 
 def add_candidates(

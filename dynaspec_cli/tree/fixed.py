@@ -81,7 +81,6 @@ class FixedTree:
         )
         state.draws.append((columns, below))
         state.counts = frontier[3].tolist()
-        state.level += 1
         return state.advance(frontier[:3], candidates.ids.device)
 
     def finish(self, state: PlannedTree) -> DraftTree:

@@ -11,8 +11,9 @@ from itertools import pairwise
 from dynaspec_cli.errors import DynaSpecError
 
 SMALL_ROWS = 5
-ROWS = (1, 2, 3, 5, 9, 17, 33)
-"""Rows of the passes that are measured: the root and 0, 1, 2, 4, ... nodes."""
+ROWS = (1, 2, 3, 5, 9, 17)
+"""Rows of the passes that are measured: the root and 0, 1, 2, 4, ... nodes. Beyond them a pass is
+arithmetic, and goes on as the last two say."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ PART_NAMES = {
     "drafter": "drafter",
     "shortlist_head": "head in shortlist order",
     "verification_logits": "logits of a verification",
+    "graphs": "CUDA graphs, their activations, scratch rows",
 }
 
 

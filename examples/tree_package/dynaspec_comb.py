@@ -35,7 +35,7 @@ class Comb:
     needs_distribution = False
 
     def __init__(self, config: TreeConfig) -> None:
-        self.size, self.depth, self.width = config.size, config.depth, config.width
+        self.size, self.depth, self.width = config.nodes, config.depth, config.width
 
     def begin(self, root: int) -> GrowingComb:
         return GrowingComb([root])

@@ -15,6 +15,7 @@ from dynaspec_cli.batch.prompts import BatchPrompt
 from dynaspec_cli.engine.api import never
 from dynaspec_cli.errors import DynaSpecError, UsageError
 
+from .test_drafters import KINDS, PROMPTS, request_of
 from .test_many_prompts import CONFIG, LINES, OPTIONS, by_id, lasting, write
 
 pytest.importorskip("ray")
@@ -95,3 +96,16 @@ def test_addresses_that_lead_nowhere(request_):
     ):
         with pytest.raises(kind, match=words):
             list(on_ray.run(address, 1, prompts, request_, never))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_actors_lines_are_the_engines(
+    kind, chat_model_dir, tiny_drafter_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPATH", PACKAGE)
+    request = request_of(kind, chat_model_dir, tiny_drafter_dir, tmp_path)
+    engine = request.load()
+    own = {prompt.id: lasting(answer(engine, prompt, request)) for prompt in PROMPTS}
+    lines = on_ray.run(on_ray.LOCAL, 1, PROMPTS, request, never)
+    assert {line["id"]: lasting(line) for line in lines} == own

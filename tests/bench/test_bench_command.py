@@ -37,7 +37,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
                 *(methods or [kinds.get(str(s), FakeSpeculative(str(s))) for s in chosen.specs])
             )
 
-        monkeypatch.setattr(command, "load_engine", lambda *a: NoEngine())
+        monkeypatch.setattr(command, "load_engine", lambda *a, **k: NoEngine())
         monkeypatch.setattr(command, "_lab", fake_lab)
         monkeypatch.setattr("dynaspec_cli.bench.lab.default_methods", lambda engine: default)
         return CliRunner().invoke(cli, ["bench", *args], catch_exceptions=False)
@@ -140,6 +140,22 @@ def test_preset_gives_settings_and_flags_go_before_it(run: Any, tmp_path: Path) 
     for preset in ("dynaspec-paper", "dyspec-paper", "eagle2-paper", "fr-spec-paper", "spec-bench"):
         assert f"{preset}: " in listed.stdout
     assert listed.stdout.count("source") >= 5
+
+
+def test_the_preset_that_samples_as_the_model_recommends(run: Any, tmp_path: Path) -> None:
+    """The default model's file: 1, 64, 0.95; a flag goes before it."""
+    for name in ("spec_bench", "human_eval"):
+        (tmp_path / f"{name}.jsonl").write_text('{"id": "x", "task": "code", "turns": ["abc"]}\n')
+    where = ("--preset", "recommended-sampling", "--data-dir", str(tmp_path))
+
+    def sampled(*more: str) -> tuple[float, ...]:
+        assert run(*where, *more).exit_code == 0
+        chosen = run.arms["options"].sampling
+        return chosen.temperature, chosen.top_k, chosen.top_p, chosen.min_p
+
+    assert sampled() == (1.0, 64, 0.95, 0.0)
+    assert sampled("--top-k", "5", "--min-p", "0.1") == (1.0, 5, 0.95, 0.1)
+    assert sampled("--sampling", "options", "--temperature", "0.5") == (0.5, 0, 1.0, 0.0)
 
 
 def test_sweep_runs_the_grid_and_draws_the_frontier(run: Any, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dynaspec_cli.bench.peers.llama_cpp import LlamaCppPeer
 from dynaspec_cli.bench.peers.setting import PeerSetting
 from dynaspec_cli.bench.peers.transformers import TransformersModel, TransformersPeer
 from dynaspec_cli.bench.spec import parse_spec
-from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.config import SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.main import cli
@@ -130,6 +130,15 @@ def test_sampled_answers_repeat_with_their_seed(engine: Engine) -> None:
     method = EngineMethod(parse_spec("full+eagle2@4"), engine, sampling, TreeConfig())
     a, b, c = (method.run([0, 50, 60], 12, seed).token_ids for seed in (1, 1, 2))
     assert a == b != c
+
+
+def test_a_draft_head_in_another_format_leaves_the_answers(engine: Engine) -> None:
+    spec, sampling, tree = parse_spec("full+eagle2@4"), SamplingConfig(), TreeConfig()
+    stored = EngineMethod(spec, engine, sampling, tree)
+    small = EngineMethod(spec, engine, sampling, tree, draft_head="int8")
+    assert small.run([0, 50, 60], 12, 1).token_ids == stored.run([0, 50, 60], 12, 1).token_ids
+    shortlist = engine.shortlist(ShortlistConfig("full", head="int8"), tree.depth)
+    assert shortlist.head.weight.format == "int8"
 
 
 def test_codec_starts_texts_and_tells_of_templates(engine: Engine) -> None:

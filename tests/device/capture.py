@@ -38,9 +38,10 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
-        if name in WAITS:
-            raise NotCapturableError(f"{name}: {WAITS[name]}")
         tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        # A single number may be an operand wherever it lies.
+        if name in WAITS and not (name == "lift_fresh" and tensors[0].dim() == 0):
+            raise NotCapturableError(f"{name}: {WAITS[name]}")
         if name in ("index", "index_put", "index_put_"):
             masks = [x for x in tensors[1:] if x.dtype == torch.bool]
             if masks and name == "index":

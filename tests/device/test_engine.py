@@ -3,15 +3,18 @@ counts, for every tree and shortlist, greedy and sampled."""
 
 from __future__ import annotations
 
+import gc
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.device.drafting import DeviceDrafting
+from dynaspec_cli.device.round import Outputs, Round
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.engine.draft import Draft, Speculation
 from dynaspec_cli.engine.events import StepStats
@@ -27,6 +30,8 @@ from dynaspec_cli.shortlist.router import Router
 from dynaspec_cli.target.load import load_transformers
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.tree.registry import create_tree
+
+from .capture import recorded
 
 PROMPT = torch.tensor([5, 9, 200, 31, 77, 5, 9])
 STEPS, CORE, CLUSTERS = 7, 40, 12
@@ -102,11 +107,23 @@ def run(
     made = a_shortlist(shortlist, parts.target)
     device = DeviceDrafting.of(parts.drafter, made, parts.target) if at_once else None
     assert (device is not None) == at_once
+    return decoded(parts, made, device, sampling, config)
+
+
+def decoded(
+    parts: Parts,
+    made: BlockShortlist[Any, Any],
+    device: DeviceDrafting | None,
+    sampling: SamplingConfig,
+    config: TreeConfig,
+    prompt: Tensor = PROMPT,
+    room: int = 200,
+) -> list[tuple[list[int], Any]]:
     policy = create_tree(config, sampling, GeneratorSource(sampling.seed, DRAFT_STREAM))
     heat = 1.0 if policy.needs_distribution else config.temperature(sampling)
     speculation = Speculation(parts.drafter, made, policy, heat, size=9, at_once=device)
     source = GeneratorSource(sampling.seed)
-    steps = decode(parts.target, PROMPT, 200, sampling, source, speculation)
+    steps = decode(parts.target, prompt, room, sampling, source, speculation)
     return [(step.token_ids, counts(step.step)) for step in islice(steps, STEPS)]
 
 
@@ -136,6 +153,48 @@ def test_the_same_rounds(
     assert seen == [True] * (STEPS - 1)
     drafted = [step[0] for _, step in want if step is not None]
     assert max(drafted) > 1
+
+
+@pytest.mark.parametrize("shortlist", ["full", "nanospec", "late router"])
+def test_requests_borrow_what_others_left(parts: Parts, shortlist: str) -> None:
+    """Caches, and so graphs, serve one request after the other; a longer one gets larger ones."""
+    config, made = TreeConfig("dyspec", 9, depth=3, width=3), a_shortlist(shortlist, parts.target)
+    device = DeviceDrafting.of(parts.drafter, made, parts.target)
+    assert device is not None
+    prompts = [(PROMPT, 200), (PROMPT.flip(0), 150), (PROMPT + 3, 250), (PROMPT, 200)]
+    lent: list[int] = []
+    for prompt, room in prompts:
+        args = (SAMPLING["greedy"], config, prompt, room)
+        got = decoded(parts, made, device, *args)
+        gc.collect()
+        assert got == decoded(parts, a_shortlist(shortlist, parts.target), None, *args)
+        (left,) = device.pool._free
+        lent.append(id(left))
+    assert lent[0] == lent[1] != lent[2] == lent[3]
+
+
+@pytest.mark.parametrize("shortlist", ["pa-fr", "nanospec", "early router", "late router"])
+@pytest.mark.parametrize(("name", "tree"), [("greedy", "dyspec"), ("sampled", "specinfer")])
+def test_every_round_is_the_same_operations(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch, shortlist: str, name: str, tree: str
+) -> None:
+    """None of which waits: what a graph holds."""
+    seen: dict[Round, list[Any]] = {}
+    call = Round.__call__
+
+    def noted(self: Round, *args: Any) -> Outputs:
+        outputs: list[Outputs] = []
+        if self not in seen:
+            call(self, *args)  # as before a capture: tables are made
+        operations = recorded(lambda: outputs.append(call(self, *args)))
+        seen.setdefault(self, []).append(operations)
+        return outputs[0]
+
+    want = run(parts, shortlist, tree, SAMPLING[name], at_once=False)
+    monkeypatch.setattr(Round, "__call__", noted)
+    assert run(parts, shortlist, tree, SAMPLING[name], at_once=True) == want
+    for rounds in seen.values():
+        assert all(each == rounds[0] for each in rounds)
 
 
 def test_a_deeper_round_than_the_mask_has_bits_is_drafted_step_by_step(

@@ -88,9 +88,10 @@ def test_rounds_are_traced_without_values(policy: str, temperature: float) -> No
         lambda x: bool(x.any()),
         lambda x: x[x > 0],
         lambda x: x.nonzero(),
-        lambda x: x + torch.tensor(2.0),
+        lambda x: x + torch.tensor([2.0]),
+        lambda x: x[x.argmax()],
         lambda x: x.unique(),
-        lambda x: x.new_tensor(1.0),
+        lambda x: x.new_tensor([1.0]),
     ],
 )
 def test_what_waits_is_noticed(planted: Callable[[Tensor], object]) -> None:

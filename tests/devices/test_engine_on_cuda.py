@@ -18,6 +18,7 @@ from pretend import (
     to_host,
 )
 from pretend_ops import device_ops
+from static_step import captured_steps
 from sync_guard import HostSyncError
 
 from dynaspec_cli.checkpoints.fingerprint import head_hash
@@ -33,7 +34,10 @@ from dynaspec_cli.shortlist.head import build_head
 from dynaspec_cli.shortlist.nanospec import NanoSpecShortlist
 from dynaspec_cli.shortlist.router import Router
 from dynaspec_cli.target.load import load_transformers
+from dynaspec_cli.target.native_spec import native_spec, read_config
+from dynaspec_cli.target.static.target import load_static
 from dynaspec_cli.target.transformers_target import TransformersTarget
+from dynaspec_cli.target.weights import WeightFiles
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.tree.registry import TREES, create_tree
 
@@ -55,7 +59,7 @@ SAMPLING = {
 
 
 class Parts(NamedTuple):
-    target: TransformersTarget
+    target: Any
     drafter: EagleDrafter
 
 
@@ -70,12 +74,19 @@ class _Moved(TransformersTarget):
         return head_hash(to_host(self.head_weight().data))
 
 
-def _parts(folder: Any, device: torch.device, dtype: torch.dtype) -> Parts:
-    target = load_transformers(folder, "tiny", dtype, torch.device("cpu"))
+def _parts(
+    folder: Any, device: torch.device, dtype: torch.dtype, kind: str = "transformers"
+) -> Parts:
+    target: Any = load_transformers(folder, "tiny", dtype, torch.device("cpu"))
     torch.manual_seed(0)
     module = from_target(drafter_config(target, 1, 1.0), target)
-    if device == DEVICE:
+    if device == DEVICE and kind == "transformers":
         target = _Moved(on_device(target.model), "tiny")
+    elif device == DEVICE:
+        spec = native_spec(read_config(folder))
+        assert not isinstance(spec, str)
+        known = target.head_hash()
+        target = load_static(WeightFiles(folder), "tiny", spec, dtype, DEVICE, known)
     return Parts(target, EagleDrafter(module.config, dict(module.state_dict()), target))
 
 
@@ -86,17 +97,17 @@ def on_cpu(tiny_model_dir):
 
 @pytest.fixture
 def guard():
-    with pretend_cuda() as active, device_ops():
+    with pretend_cuda() as active, device_ops(), captured_steps(active):
         yield active
 
 
-@pytest.fixture(scope="module")
-def on_cuda(tiny_model_dir):
+@pytest.fixture(scope="module", params=["static", "transformers"])
+def on_cuda(request, tiny_model_dir):
     with pretend_cuda(), device_ops():
-        return _parts(tiny_model_dir, DEVICE, torch.float32)
+        return _parts(tiny_model_dir, DEVICE, torch.float32, request.param)
 
 
-def _shortlist(name: str, target: TransformersTarget) -> Any:
+def _shortlist(name: str, target: Any) -> Any:
     weight = target.head_weight()
     vocab, dim = weight.rows, weight.columns
     order = torch.randperm(vocab, generator=torch.Generator().manual_seed(1))
@@ -163,11 +174,12 @@ def test_plain_decoding(on_cpu, on_cuda, guard, name):
     assert _tokens(on_cuda, None, "", SAMPLING[name], guard) == expected
 
 
-def test_bfloat16(tiny_model_dir, guard):
+@pytest.mark.parametrize("kind", ["static", "transformers"])
+def test_bfloat16(tiny_model_dir, guard, kind):
     expected = _tokens(
         _parts(tiny_model_dir, torch.device("cpu"), torch.bfloat16), None, "", SAMPLING["greedy"]
     )
-    parts = _parts(tiny_model_dir, DEVICE, torch.bfloat16)
+    parts = _parts(tiny_model_dir, DEVICE, torch.bfloat16, kind)
     got = _tokens(parts, "dynaspec, late router", "dyspec", SAMPLING["greedy"], guard)
     length = min(len(expected), len(got))
     assert length > STEPS

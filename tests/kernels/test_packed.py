@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
+from decoder_cases import Shape, layer_arguments
 from packed_cases import FORMATS, make_blocks, make_packed
-from test_decoder_layer import Shape, layer_arguments
 from test_isa import LEVELS, run_child
 
 from dynaspec_cli import ops

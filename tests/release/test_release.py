@@ -68,7 +68,7 @@ def test_pre_commit_calls_what_make_check_calls() -> None:
         assert tool in shown
 
 
-@pytest.mark.parametrize("script", [".ci/run", ".ci/wheel"])
+@pytest.mark.parametrize("script", [".ci/run", ".ci/build", ".ci/wheel"])
 def test_scripts_parse_and_may_be_run(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111

@@ -61,11 +61,11 @@ def start(chat_engine: Engine) -> Iterator[Callable[..., Running]]:
     """Starts servers, which end with the test."""
     started: list[Running] = []
 
-    def run(**options: Any) -> Running:
+    def run(engine: Engine = chat_engine, **options: Any) -> Running:
         from dynaspec_cli.server import listen
         from dynaspec_cli.server.app import ServerOptions, Service, create_app
 
-        service = Service(chat_engine, ServerOptions("tiny", DEFAULTS, **options))
+        service = Service(engine, ServerOptions("tiny", DEFAULTS, **options))
         bound = listen.bind("127.0.0.1", 0)
         lines: list[str] = []
         ready = threading.Event()
@@ -81,7 +81,7 @@ def start(chat_engine: Engine) -> Iterator[Callable[..., Running]]:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
         thread.start()
         assert ready.wait(10)
-        started.append(Running(chat_engine, service, listen.url(bound), server, thread, lines))
+        started.append(Running(engine, service, listen.url(bound), server, thread, lines))
         return started[-1]
 
     yield run

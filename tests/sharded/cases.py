@@ -10,6 +10,7 @@ import torch
 
 from dynaspec_cli.config import GenerationConfig, SamplingConfig, ShortlistConfig, TreeConfig
 from dynaspec_cli.drafters.load import load_drafter
+from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.events import DoneEvent
 from dynaspec_cli.protocols import DraftTree
@@ -17,6 +18,7 @@ from dynaspec_cli.protocols import DraftTree
 PROMPT = "The capital of France is"
 TREES = ("chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec")
 SHORTLISTS = ("full", "fr-spec", "vocabtrim", "pa-fr", "nanospec", "dynaspec")
+DRAFTERS = ("none", "lookup", "trained", "published", "language-model", "trained+lookup")
 SAMPLINGS = (
     SamplingConfig(),
     SamplingConfig(temperature=0.9, seed=3),
@@ -27,15 +29,16 @@ SAMPLINGS = (
 def tokens(target: Any, tokenizer: Any, folders: dict[str, str]) -> dict[str, list[int]]:
     """Token ids by case. ``folders``: drafters by name, and the shortlists' "bundle"."""
     found: dict[str, list[int]] = {}
-    for name in ("none", "lookup", "trained", "language-model"):
-        drafter = load_drafter(folders.get(name, name), target, tokenizer)
-        engine = Engine(target, tokenizer, drafter)
+    for name in DRAFTERS:
+        own, _, beside = name.partition("+")
+        drafter = load_drafter(folders.get(own, own), target, tokenizer)
+        engine = Engine(target, tokenizer, drafter, lookup=LookupDrafter() if beside else None)
         headed = drafter is not None and drafter.head is not None
         shortlists = SHORTLISTS if headed else ("auto",)
         for shortlist, tree, (i, sampling) in product(shortlists, TREES, enumerate(SAMPLINGS)):
-            # The language model is slow and drafts well: every tree, with one shortlist each.
+            # Every pair of these with the trained drafter; elsewhere each tree with one shortlist.
             pick = SHORTLISTS[(TREES.index(tree) + i) % len(SHORTLISTS)]
-            if name == "language-model" and shortlist != pick:
+            if headed and name != "trained" and shortlist != pick:
                 continue
             if name == "none" and tree != "chain":
                 continue

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 PROMPT = "The capital of France is"
 MODULE = ("-m", "dynaspec_cli")
+SHORT = ("--max-new-tokens", 12)
 
 
 @pytest.fixture
@@ -40,14 +41,14 @@ def alone(program: Callable[..., Any], *arguments: Any, stdin: str = "") -> dict
 
 
 def test_rank_0_speaks_and_reads(torchrun: Start, program: Any, options: Any) -> None:
-    sampling = ("--temperature", 0.8, "--seed", 7, "--max-new-tokens", 12, "--json")
-    process = torchrun(2, *MODULE, "generate", *options, *sampling)
+    process = torchrun(2, *MODULE, "generate", *options, *SHORT, "--compare", "--json")
     out, error = process.communicate(PROMPT, timeout=240)  # the prompt is rank 0's alone to read
     assert process.returncode == 0, error
     two = json.loads(out)
-    one = alone(program, "generate", *options, *sampling, stdin=PROMPT)
+    one = alone(program, "generate", *options, *SHORT, "--compare", "--json", stdin=PROMPT)
     assert two["token_ids"] == one["token_ids"]
     assert two["text"] == one["text"]
+    assert two["identical"] is one["identical"] is True
     assert two["settings"]["target_kernels"] == "transformers (tensor parallel, 2 processes)"
 
 

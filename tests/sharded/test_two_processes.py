@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from dynaspec_cli.target.load import load
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "drafters"))
-from plain_heads import bundle_for  # noqa: E402
+from plain_heads import bundle_for, head_shapes, random_tensors  # noqa: E402
+from test_published_heads import WIDTH, eagle1, write  # noqa: E402
 
-from .cases import SAMPLINGS, SHORTLISTS, TREES, everything  # noqa: E402
+from .cases import DRAFTERS, SAMPLINGS, SHORTLISTS, TREES, everything  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
@@ -30,7 +32,11 @@ def folders(
     target, _ = load(str(tiny_model_dir), "float32", "cpu")
     bundle = tmp_path_factory.mktemp("bundle") / "b"
     bundle_for(target).save_pretrained(bundle)
+    tensors = random_tensors(head_shapes(False, WIDTH, WIDTH, target.vocab_size, 1))
+    published = tmp_path_factory.mktemp("published") / "head"
+    write(published, eagle1(vocab_size=target.vocab_size), tensors)
     return {
+        "published": str(published),
         "trained": str(tiny_drafter_dir),
         "language-model": str(tiny_model_dir),
         "bundle": str(bundle),
@@ -61,9 +67,6 @@ def test_what_one_process_gives_two_give(
     assert two["turns"] == one["turns"]
     assert two["tokens"] == one["tokens"]
     cases = {tuple(case.split()) for case in one["tokens"]}
-    for drafter in ("trained", "language-model"):
-        for shortlist in SHORTLISTS:
-            assert any(case[:2] == (drafter, shortlist) for case in cases)
-        for tree in TREES:
-            for i in range(len(SAMPLINGS)):
-                assert any((c[0], *c[2:]) == (drafter, tree, str(i)) for c in cases)
+    assert {case[0] for case in cases} == set(DRAFTERS)
+    for shortlist, tree, i in product(SHORTLISTS, TREES, range(len(SAMPLINGS))):
+        assert ("trained", shortlist, tree, str(i)) in cases

@@ -113,7 +113,7 @@ def hf_model(family_dir: Callable[[str], Path]) -> Callable[[str], Any]:
 
 @pytest.fixture(scope="session")
 def make_target(family_dir: Callable[[str], Path]) -> Callable[[str, str], Any]:
-    """A target of a family: ``path`` "native" or "transformers", float32."""
+    """A target of a family: ``path`` "native", "static" or "transformers", float32."""
     made: dict[tuple[str, str], Any] = {}
 
     def make(family: str, path: str) -> Any:
@@ -122,10 +122,18 @@ def make_target(family_dir: Callable[[str], Path]) -> Callable[[str, str], Any]:
             import torch
 
             from dynaspec_cli.target.load import load_target, load_transformers
+            from dynaspec_cli.target.native_spec import native_spec, read_config
+            from dynaspec_cli.target.static.target import load_static
+            from dynaspec_cli.target.weights import WeightFiles
 
             folder, cpu = family_dir(family), torch.device("cpu")
             if path == "native":
                 made[key] = load_target(folder, family, torch.float32, cpu)
+            elif path == "static":
+                spec = native_spec(read_config(folder))
+                assert not isinstance(spec, str)
+                files, known = WeightFiles(folder), make(family, "native").head_hash()
+                made[key] = load_static(files, family, spec, torch.float32, cpu, known)
             else:
                 made[key] = load_transformers(folder, family, torch.float32, cpu)
         return made[key]

@@ -11,7 +11,7 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftTree
 
 FAMILIES = ("gemma3", "llama", "llama3", "qwen2", "qwen3")
-PATHS = ("native", "transformers")
+PATHS = ("native", "static", "transformers")
 IDS = [5, 17, 40, 41, 3, 88, 12, 60, 9, 77, 23, 54]
 
 
@@ -65,6 +65,7 @@ def test_taps_of_a_tree_and_of_pieces(pair: tuple[Any, Any], monkeypatch: Any) -
     target, model = pair
     for module in ("native_target", "transformers_target"):
         monkeypatch.setattr(f"dynaspec_cli.target.{module}.PREFILL_ROWS", 4)
+    monkeypatch.setattr("dynaspec_cli.target.static.target.PREFILL_ROWS", (4, 4))
     taps = (1, target.num_layers)
     state = target.begin(32, taps)
     close(

@@ -1,4 +1,4 @@
-"""Both targets against plain forward passes of ``transformers``: trees, chunks, commits, greedy
+"""All targets against plain forward passes of ``transformers``: trees, chunks, commits, greedy
 decoding."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dynaspec_cli.protocols import DraftTree
 
 VOCAB = 97
 FAMILIES = ("gemma3", "llama", "llama3", "qwen2", "qwen3")
-PATHS = ("native", "transformers")
+PATHS = ("native", "static", "transformers")
 TOLERANCE = {"atol": 2e-4, "rtol": 2e-4}
 
 MakeTarget = Callable[[str, str], Any]
@@ -60,6 +60,7 @@ def pair(
 def test_the_native_path_is_taken(make_target: MakeTarget) -> None:
     for family in FAMILIES:
         assert type(make_target(family, "native")).__name__ == "NativeTarget"
+        assert type(make_target(family, "static")).__name__ == "StaticTarget"
         assert type(make_target(family, "transformers")).__name__ == "TransformersTarget"
 
 
@@ -201,6 +202,7 @@ def test_prefill_longer_than_one_pass(
     target, model = pair
     for module in ("native_target", "transformers_target"):
         monkeypatch.setattr(f"dynaspec_cli.target.{module}.PREFILL_ROWS", 16)
+    monkeypatch.setattr("dynaspec_cli.target.static.target.PREFILL_ROWS", (16, 16))
     ids = random_ids(90, 14)
     output = target.prefill(target.begin(128), torch.tensor(ids))
     torch.testing.assert_close(output.logits(), full_logits(model, ids), **TOLERANCE)

@@ -10,13 +10,13 @@ from dynaspec_cli.target.load import load_transformers
 from dynaspec_cli.training.evaluate import module_unroll
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.training.loss import (
-    LossConfig,
     gram_matrix,
     quadratic_form,
-    soft_cross_entropy,
+    soft_loss,
     softmax_rows,
     unrolled_loss,
 )
+from dynaspec_cli.training.loss_config import LossConfig
 from dynaspec_cli.training.model import attend, rms_norm
 
 
@@ -51,20 +51,38 @@ def test_loss_is_least_at_the_target_and_ignores_void_rows():
     assert float(worse) > float(best)
 
 
+@pytest.mark.parametrize("variation", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("rows", [7, 77])
-def test_cross_entropy_has_the_gradient_of_the_plain_formula(rows):
+def test_loss_has_the_gradient_of_the_plain_formula(rows, variation):
     generator = torch.Generator().manual_seed(3)
     h = torch.randn(rows, 6, generator=generator, requires_grad=True)
     columns = torch.randn(9, 6, generator=generator)
     p = torch.softmax(torch.randn(rows, 9, generator=generator), -1)
     weight = torch.rand(rows, generator=generator)
     weight[::5] = 0
-    plain = -(p * torch.log_softmax(h @ columns.t(), -1)).sum(-1) @ weight
+    log_q = torch.log_softmax(h @ columns.t(), -1)
+    entropy = -(p * log_q).sum(-1)
+    distance = (p - log_q.exp()).abs().sum(-1) / 2
+    plain = ((1 - variation) * entropy + variation * distance) @ weight
     (wanted,) = torch.autograd.grad(3 * plain, h)
-    fused = soft_cross_entropy(h, columns, p, weight)
+    fused = soft_loss(h, columns, p, weight, variation)
     (got,) = torch.autograd.grad(3 * fused, h)
     torch.testing.assert_close(fused, plain)
     torch.testing.assert_close(got, wanted)
+
+
+def test_total_variation_leaves_the_logit_space_term_out():
+    generator = torch.Generator().manual_seed(4)
+    truth, columns = torch.randn(1, 5, 6, generator=generator), torch.randn(9, 6)
+    gram, weight, off = torch.eye(6), torch.ones(1, 5), truth + 1
+
+    def value(variation: float, gram: torch.Tensor | None) -> float:
+        config = LossConfig(gram=0.5, variation=variation)
+        return float(unrolled_loss([off], truth, columns, gram, weight, config)[0])
+
+    assert value(1.0, gram) == value(1.0, None) < 1
+    assert value(0.0, gram) - value(0.0, None) == pytest.approx(0.5 * 3, rel=1e-5)
+    assert value(0.5, gram) - value(0.5, None) == pytest.approx(0.25 * 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("rows", [1, 31, 32, 77])
@@ -137,7 +155,7 @@ def test_16_bit_gradients_are_those_of_float32():
         w = weight.clone().requires_grad_()
         normed = rms_norm(h, w, 1e-6)
         assert normed.dtype == dtype
-        loss = soft_cross_entropy(normed, columns.to(dtype), p, torch.full((40,), 1 / 40))
+        loss = soft_loss(normed, columns.to(dtype), p, torch.full((40,), 1 / 40))
         return torch.autograd.grad(loss + (normed * toward.to(dtype)).float().mean(), (h, w))
 
     for got, wanted in zip(gradients(torch.bfloat16), gradients(torch.float32), strict=True):

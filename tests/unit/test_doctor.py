@@ -69,6 +69,23 @@ def test_largest_lever(tmp_path: Path, options: dict[str, int], lever: str) -> N
     assert estimate(tmp_path, **options)["largest_lever"].startswith(lever)
 
 
+def test_captured_passes_are_counted(tmp_path: Path) -> None:
+    """Llama-3-8B in bf16: 64 rows of logits are written three times, and graphs have nodes."""
+    sizes = memory.ModelSizes(8_030_261_248, 128256, 4096, 2 * 32 * 1024, 32)
+    found = memory.estimate(
+        sizes,
+        "bfloat16",
+        context=1000,
+        tree_size=63,
+        drafter_bytes=0,
+        reordered_head=False,
+        available=None,
+        graphs=True,
+    )
+    assert found["total_bytes"] == sum(found["parts_bytes"].values())
+    assert 3 * 64 * 128256 * 4 < found["parts_bytes"]["graphs"] < 300 << 20
+
+
 def test_what_does_not_fit(tmp_path: Path) -> None:
     write(tmp_path, SHAPE, {"a": (10**6,)})
     found = estimate(tmp_path, "float32", available=10**6)

@@ -139,6 +139,7 @@ def test_the_install_hint_keeps_its_brackets() -> None:
     shown = {name: Text.from_markup(value).plain for name, value in diagnosis._system_rows(facts)}
     assert (
         shown["default model"]
-        == "m: not installed (pip install '.[demo]' in a checkout of dynaspec)"
+        == "m: not installed (pip install --no-build-isolation '.[demo]' in a checkout of "
+        "dynaspec)"
     )
     assert "a [bold] one" in shown["CPU"]

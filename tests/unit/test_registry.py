@@ -63,6 +63,12 @@ def test_other_packages_add_entries(install: Install) -> None:
     assert things.load("zz")() == 7
 
 
+def test_kinds_of_other_packages_are_asked_first(install: Install) -> None:
+    install("zeta", {"zz": "zeta:make"})
+    install("alpha", {"aa": "alpha:make"})
+    assert registry().others_first() == ("aa", "zz", "join", "nested")
+
+
 def test_listing_imports_nothing(install: Install) -> None:
     install("loud", {"loud": "loud:make"}, code="raise RuntimeError('imported')")
     things = registry()

@@ -69,3 +69,12 @@ def test_a_tree_that_is_cheap_is_read_whole() -> None:
         assert guess.rows(0) == list(range(7))
         assert output.asked == 0
     assert not read_at_once(TREE, reader(6, LOGITS)[1])  # type: ignore[arg-type]
+
+
+def test_a_chain_is_read_from_its_root() -> None:
+    """The last row's parent is the row before it."""
+    chain = DraftTree(torch.tensor([9, 0, 1, 2]), torch.tensor([-1, 0, 1, 2]))
+    output = Output(2, {(0, 0): 1.0, (1, 1): 1.0, (2, 2): 1.0})
+    guess = RowReader(chain, output, [[1], [2], [3], []])  # type: ignore[arg-type]
+    assert guess.rows(0) == [0, 1]
+    assert guess.rows(2) == [2, 3]

@@ -57,6 +57,29 @@ def test_any_integer_is_a_seed(seed: int) -> None:
     assert 0 <= GeneratorSource(seed).uniform() < 1
 
 
+def test_streams_are_outputs_of_splitmix64() -> None:
+    """Stream i of a seed is its (i + 1)-th output; the first of 0 and of 1234567 are published."""
+    assert stream_seed(0, VERIFY_STREAM) == 0xE220A8397B1DCDAF
+    assert stream_seed(0, DRAFT_STREAM) == 0x6E789E6AA1B965F4
+    assert stream_seed(1234567, VERIFY_STREAM) == 6457827717110365317
+    assert stream_seed(1234567, DRAFT_STREAM) == 3203168211198807973
+
+
+def test_a_uniform_that_equals_the_probability_rejects() -> None:
+    """u lies in [0, 1): u < p has probability p, and u <= 0 would accept what must not be."""
+    source = GeneratorSource(0)
+    source._ready = [0.0, 0.5, 0.5]
+    assert source.accept(0.5000001)
+    assert not source.accept(0.5)
+    assert not source.accept(0.0)
+
+
+def test_uniforms_have_room_for_the_most_draws() -> None:
+    source = GeneratorSource(0)
+    assert source.uniforms(None, [2, 5, 1]).shape == (3, 5)
+    assert source.uniforms(None, []).shape == (0, 0)
+
+
 def test_streams_of_a_seed_differ() -> None:
     seeds = {
         stream_seed(s, stream) for s in range(1000) for stream in (VERIFY_STREAM, DRAFT_STREAM)

@@ -264,6 +264,19 @@ def test_rounds_of_the_residual_worked_by_hand() -> None:
     assert verdict.bonus == 4
 
 
+def test_traversal_asks_the_children_before_the_node() -> None:
+    """The target wants token 3 and below it token 4; both were drafted, with q = 0.5: whatever the
+    coins say, the whole path is passed."""
+    p = torch.eye(8)[[3, 4, 6]]
+    ids, q = torch.tensor([3, 4]), torch.tensor([0.5, 0.5])
+    nodes = {0: NodeDraft(ids, q, (Draw(0, 1),)), 1: NodeDraft(ids, q, (Draw(1, 2),))}
+    for seed in range(5):
+        drafted = tree([7, 3, 4], [-1, 0, 1], SampledDrafts(nodes, False, traversal=True))
+        verdict = verify_sampled(drafted, lambda row: p[row], GeneratorSource(seed))
+        assert verdict.path.tolist() == [0, 1, 2]
+        assert verdict.bonus == 6
+
+
 def test_with_replacement_q_stays() -> None:
     """The same p and q, token 3 drawn twice, then 4: R(3) is 0 after its first rejection, D never
     changes."""

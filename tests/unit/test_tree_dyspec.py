@@ -342,3 +342,9 @@ def test_a_sampling_policy_without_the_distribution() -> None:
     best = DraftHeadOutput(torch.tensor([[-0.5, -1.0]]), torch.tensor([[1, 2]]), 9)
     with pytest.raises(DynaSpecError, match="whole distribution"):
         policy.grow(policy.begin(0), best)
+    for partly in (
+        DraftHeadOutput(best.log_q, best.ids, 9, best.log_q, None),
+        DraftHeadOutput(best.log_q, best.ids, 9, None, best.ids[0]),
+    ):
+        with pytest.raises(DynaSpecError, match="whole distribution"):
+            policy.grow(policy.begin(0), partly)

@@ -235,3 +235,27 @@ def test_ddd_stops_at_the_first_improbable_beam(steps: tuple[int, ...] | None) -
         assert sorted(paths_of(drafted)[1:]) == sorted(eagle2_by_the_book(oracle, shorter))
         depths.add(expected)
     assert len(depths) >= 2
+
+
+def test_ddd_counts_the_whole_beam_where_few_are_verified() -> None:
+    """H is of the beam, also where most of it cannot be verified any more."""
+    config = TreeConfig("ddd", size=4, depth=7, width=3)
+    told = 0
+    for seed in range(40):
+        oracle = Oracle(seed, spread=3.0)
+        masses = beam_masses(oracle, config)
+        expected = next((i for i, mass in enumerate(masses, start=1) if mass < -0.3), 7)
+        grow(DynamicDepth(config), oracle)
+        assert oracle.calls <= expected
+        told += oracle.calls == expected > 2
+    assert told > 5
+
+
+def test_ddd_ends_at_its_depth_and_below_its_threshold() -> None:
+    policy = DynamicDepth(TreeConfig("ddd", depth=7, threshold=0.5))
+    assert [policy.ends(level, 1.0) for level in (6, 7, 8)] == [False, True, True]
+    assert [policy.ends(3, mass) for mass in (0.4999, 0.5, 0.5001)] == [True, False, False]
+    some = DynamicDepth(TreeConfig("ddd", depth=7, threshold=0.5, ddd_steps=(2, 4)))
+    assert [some.ends(level, 0.1) for level in (1, 2, 3, 4, 5, 7)] == [
+        False, True, False, True, False, True,
+    ]  # fmt: skip

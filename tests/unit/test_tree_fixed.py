@@ -240,3 +240,45 @@ def test_specinfer_greedy_takes_the_best_in_order() -> None:
     assert child_counts(tree)[:3] == [1, 1, 3]
     assert steps == [1, 1, 1, 3, 3, 3]
     assert tree.q is None
+
+
+@pytest.mark.parametrize("policy", ["sequoia", "specinfer"])
+def test_greedy_places_hold_the_best_tokens_in_order(policy: str) -> None:
+    """Each level's candidates say which row they are of: id = 100 * row + rank."""
+    fixed = create_tree(TreeConfig(policy, size=12, depth=4, width=3), SamplingConfig(0.0))
+    assert not fixed.needs_distribution
+    state, rows = fixed.begin(7), 1
+    expected: list[tuple[int, int]] = []
+    while rows:
+        ids = 100 * torch.arange(rows)[:, None] + torch.arange(fixed.width)
+        frontier = fixed.grow(state, DraftHeadOutput(-torch.rand(ids.shape), ids, 1000))
+        expected += [(100 * i + j, i) for i in range(rows) for j in range(fixed.width)]
+        rows = 0 if frontier is None else frontier.tokens.numel()
+        if frontier is not None:
+            assert set(frontier.tokens.tolist()) <= {token for token, _ in expected}
+    tree = fixed.finish(state)
+    by_parent: dict[int, list[int]] = {}
+    for token, parent in zip(tree.tokens.tolist()[1:], tree.parents.tolist()[1:], strict=True):
+        by_parent.setdefault(parent, []).append(token)
+    for tokens in by_parent.values():
+        first = tokens[0]
+        assert first % 100 == 0
+        assert tokens == list(range(first, first + len(tokens)))
+
+
+def test_records_of_rows_without_draws() -> None:
+    policy = create_tree(TreeConfig("sequoia", size=6, depth=2, width=3), SamplingConfig(1.0))
+    assert policy.needs_distribution
+    tree, _ = grow(policy, vocab=20)
+    inner = sorted({parent for parent in tree.parents.tolist() if parent >= 0})
+    assert list(tree.q.nodes) == inner
+    assert len(tree.q.nodes) == len(inner)
+    leaf = next(row for row in range(tree.num_nodes + 1) if row not in inner)
+    for row in (leaf, -1, tree.num_nodes + 1, tree.num_nodes + 5):
+        with pytest.raises(KeyError):
+            tree.q.nodes[row]
+    for row in inner:
+        below = [child for child, parent in enumerate(tree.parents.tolist()) if parent == row]
+        node = tree.q.nodes[row]
+        assert [draw.row for draw in node.draws] == below
+        assert [int(node.ids[draw.column]) for draw in node.draws] == tree.tokens[below].tolist()

@@ -12,6 +12,7 @@ import torch
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
+from dynaspec_cli.tree.acceptance import EXAMPLE
 from dynaspec_cli.tree.registry import TREES, create_tree
 
 CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
@@ -143,3 +144,25 @@ def test_threshold_reaches_the_policies() -> None:
         config = TreeConfig(name, threshold=0.4)
         assert create_tree(config, SamplingConfig()).threshold == 0.4
         assert create_tree(config, SamplingConfig(0.7)).threshold == 0.4
+
+
+def test_how_drawn_trees_are_verified_is_what_was_asked() -> None:
+    for verification in ("siblings", "traversal"):
+        for name in ("dyspec", "sequoia"):
+            config = TreeConfig(name, verification=verification)
+            policy = create_tree(config, SamplingConfig(1.0))
+            assert policy.drawing.traversal == (verification == "traversal")
+
+
+def test_acceptance_as_given_before_as_measured_before_the_example() -> None:
+    given, measured = (0.5, 0.2), (0.4, 0.1)
+
+    def taken(acceptance: tuple[float, ...] | None, found: tuple[float, ...] | None) -> list:
+        config = TreeConfig("sequoia", width=2, acceptance=acceptance)
+        policy = create_tree(config, SamplingConfig(0.0), acceptance=found)
+        return policy.settings["tree_acceptance"]
+
+    assert taken(given, measured) == list(given)
+    assert taken(given, None) == list(given)
+    assert taken(None, measured) == list(measured)
+    assert taken(None, None) == list(EXAMPLE[:2])

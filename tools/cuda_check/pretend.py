@@ -8,6 +8,7 @@ for it. Speed and the kernels themselves are not pretended (pretend_ops.py).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -41,6 +42,15 @@ _TAKES_HOST_INDICES = (
     _aten.index_put_.default,
     _aten.index_put.default,
     _aten._index_put_impl_.default,
+)
+_ONE_KERNEL = (_aten.rms_norm.default,)
+_NO_KERNEL = (
+    _aten.empty.memory_format,
+    _aten.empty_like.default,
+    _aten.empty_strided.default,
+    _aten.new_empty.default,
+    _aten._unsafe_view.default,
+    _aten._local_scalar_dense.default,
 )
 _FLOAT32_SUMS = (_aten.mm.dtype, _aten.bmm.dtype)
 _COPIES = (_aten.copy_.default, _aten._to_copy.default)
@@ -128,13 +138,41 @@ def on_device(module: torch.nn.Module) -> torch.nn.Module:
     return module
 
 
+def launches(func: Any) -> bool:
+    """Does an operation on the device start a kernel? Views and allocations do not. One operation
+    counts once, though a sort, say, is several kernels."""
+    views = any(
+        r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns
+    )
+    return not views and func not in _NO_KERNEL
+
+
+class CapturedError(RuntimeError):
+    """An operation that a CUDA graph cannot hold."""
+
+
 class PretendCuda(SyncGuard):
     """Does what is asked of device tensors on the host (``pretend_cuda`` makes one). ``hot``: are
-    waits refused that nobody named (loading may wait)?"""
+    waits refused that nobody named (loading may wait)? ``counts``: "launches", those
+    "captured", "waits" and "to_device" (copies of host tensors, indices too) since it was cleared;
+    ``steps``: operations and shapes since it was cleared, while capturing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.hot = False
+        self.capturing = False
+        self.counts: Counter[str] = Counter()
+        self.steps: list[tuple[str, tuple[Any, ...]]] = []
+
+    @contextmanager
+    def capture(self) -> Iterator[None]:
+        """Until the end of the block nothing may wait, named or not, nor may a tensor of the host
+        take part: a graph would hold what it was when it was captured."""
+        self.capturing = True
+        try:
+            yield
+        finally:
+            self.capturing = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE:
@@ -143,12 +181,13 @@ class PretendCuda(SyncGuard):
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, Tensor)]
         if not any(isinstance(t, DeviceTensor) for t in tensors) and not _is_there(kwargs):
             return func(*args, **kwargs)
-        if func not in _READS:
+        if func not in _READS and func not in _ONE_KERNEL:
             with self:
                 whole = func.decompose(*args, **kwargs)
             if whole is not NotImplemented:
                 return whole
         self._refuse(func, args, tensors, kwargs)
+        self._count(func, tensors)
         check_streams(func, tensors)
         device = kwargs.get("device")
         if device is not None:
@@ -163,7 +202,20 @@ class PretendCuda(SyncGuard):
             return out.clone() if any(out is t.host for t in own.values()) else out
         return tree_map(lambda t: _on_device(t, own), out)
 
+    def _count(self, func: Any, tensors: list[Tensor]) -> None:
+        self.counts["captured" if self.capturing else "launches"] += launches(func)
+        sent = sum(t.dim() > 0 and not isinstance(t, DeviceTensor) for t in tensors)
+        reads = func in _READS or func in _SIZED_BY_DATA
+        self.counts["to_device"] += 0 if reads else sent
+        if self.capturing:
+            if sent:
+                raise CapturedError(f"{func}: a tensor of the host in what a graph holds")
+            self.steps.append((str(func), tuple(tuple(t.shape) for t in tensors)))
+
     def _judge(self, what: str) -> None:
+        self.counts["waits"] += 1
+        if self.capturing:
+            raise CapturedError(f"{what} waits for the device, in what a graph holds")
         if self.hot:
             super()._judge(what)
 

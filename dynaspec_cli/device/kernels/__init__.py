@@ -36,9 +36,9 @@ def head_topk(
 ) -> tuple[Tensor, Tensor]:
     """See ``reference.head_topk``; int8 rows have no Triton kernel."""
     if _on_gpu(hidden) and (scale is None or not scale.numel()):
-        from dynaspec_cli.device.kernels import triton_head
+        from dynaspec_cli.device.kernels.triton_head import head_topk as on_gpu
 
-        return triton_head.head_topk(hidden, weight, rows, count, k, temperature)
+        return on_gpu(hidden, weight, rows, count, k, temperature)
     return reference.head_topk(hidden, weight, rows, count, k, temperature, scale)
 
 
@@ -56,7 +56,7 @@ def tree_attention(
     """See ``reference.tree_attention``."""
     args = (q, keys, values, length, depth, ancestors, scale, window, softcap)
     if _on_gpu(q):
-        from dynaspec_cli.device.kernels import triton_attention
+        from dynaspec_cli.device.kernels.triton_attention import tree_attention as on_gpu
 
-        return triton_attention.tree_attention(*args)
+        return on_gpu(*args)
     return reference.tree_attention(*args)

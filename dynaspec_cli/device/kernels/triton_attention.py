@@ -15,8 +15,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-KEYS = 64
-"""Of a step of the loop."""
 SPLITS = 16
 
 
@@ -108,6 +106,19 @@ def _join(
     tl.store(out + cell * SIZE + column, found, mask=inside)
 
 
+def shape_of(cells: int, dtype: torch.dtype, masked: bool) -> tuple[int, int, int, int]:
+    """(query rows a program, keys a step, warps, stages) for so many rows and heads of a group,
+    ``masked`` with a window or a softcap: what registers and shared memory of every architecture
+    hold."""
+    if dtype == torch.float32:
+        return 16, 32, 4, 1
+    if cells <= 16:
+        return 16, 64, 4, 2
+    if cells <= 32:
+        return 32, 64, 4, 2
+    return (32, 32, 4, 2) if masked else (64, 64, 8, 2)
+
+
 def tree_attention(
     q: Tensor,
     keys: Tensor,
@@ -123,7 +134,7 @@ def tree_attention(
     n, heads, size = q.shape
     kv_heads = keys.shape[1]
     group, t = heads // kv_heads, depth.shape[0] - n
-    rows = 64 if n * group > 32 else 32 if n * group > 16 else 16
+    rows, step, warps, stages = shape_of(n * group, keys.dtype, window > 0 or softcap > 0)
     padded = max(16, triton.next_power_of_2(size))
     device = q.device
     sums = torch.empty(SPLITS, n, heads, size, dtype=torch.float32, device=device)
@@ -133,8 +144,8 @@ def tree_attention(
     _attend[grid](
         q.contiguous(), keys, values, length, depth, ancestors, sums, stats,
         n, t, scale, softcap, window,
-        HEADS=heads, GROUP=group, SIZE=size, PADDED=padded, ROWS=rows, KEYS_=KEYS, SPLITS_=SPLITS,
-        CAPPED=softcap > 0, WINDOWED=window > 0, num_warps=4,
+        HEADS=heads, GROUP=group, SIZE=size, PADDED=padded, ROWS=rows, KEYS_=step, SPLITS_=SPLITS,
+        CAPPED=softcap > 0, WINDOWED=window > 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     _join[(n * heads,)](
         sums, stats, out, n * heads, SIZE=size, PADDED=padded, SPLITS_=SPLITS, num_warps=1

@@ -7,7 +7,7 @@ the running best k of each hidden row only where one of its logits is better tha
 ``_join``: one program a hidden row merges the P lists. What the list's padding holds is not read
 beyond the last tile, since the count lies on the device.
 
-Reads: count x d of the weight once for up to 64 hidden rows; launches: 2.
+Reads: count x d of the weight once for up to 32 hidden rows; launches: 2.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ TILE = 64
 PROGRAMS = 264
 """Two a multiprocessor of an H100; results depend on it only by rounding."""
 NOWHERE = tl.constexpr(2**30)
-MOST_ROWS = 64
+MOST_ROWS = 32
+"""Hidden rows that a scan holds logits and lists of; more would spill."""
 
 
 @triton.jit
@@ -124,6 +125,15 @@ def _join(
         best = tl.where(best_place == place, float("-inf"), best)
 
 
+def block_of(dtype: torch.dtype) -> int:
+    """Columns of a step: 64 of a half type, 128 bytes."""
+    return 32 if dtype == torch.float32 else 64
+
+
+def warps_of(wide: int) -> int:
+    return 4 if wide == 16 else 8
+
+
 def head_topk(
     hidden: Tensor, weight: Tensor, rows: Tensor, count: Tensor, k: int, temperature: float
 ) -> tuple[Tensor, Tensor]:
@@ -145,10 +155,11 @@ def head_topk(
     parts_ = torch.empty(programs, 2, wide, dtype=torch.float32, device=device)
     log_q = torch.empty(n, k, dtype=torch.float32, device=device)
     places = torch.empty(n, k, dtype=torch.int64, device=device)
-    block = 32 if weight.dtype == torch.float32 else 64
+    block = block_of(weight.dtype)
     _scan[(programs,)](
         hidden, weight, rows, count, values, value_places, parts_, n, temperature,
-        D=d, K=k, KP=deep, W=wide, TILE_=TILE, BLOCK=block, PROGRAMS_=programs, num_warps=4,
+        D=d, K=k, KP=deep, W=wide, TILE_=TILE, BLOCK=block, PROGRAMS_=programs,
+        num_warps=warps_of(wide),
     )  # fmt: skip
     _join[(n,)](
         values, value_places, parts_, log_q, places,

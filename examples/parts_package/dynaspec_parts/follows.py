@@ -35,7 +35,8 @@ class Follows:
     taps: tuple[int, ...] = ()
 
     def __init__(self, name: str, folder: Path, table: Tensor) -> None:
-        self.name, self.folder, self.table = name, folder, table
+        self.name, self.table = name, table
+        self.folder: Path | None = folder
 
     def describe(self) -> dict[str, Any]:
         return {"drafter_kind": "follows"}

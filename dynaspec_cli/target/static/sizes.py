@@ -1,0 +1,60 @@
+"""Sizes of what the static target holds: rows and context of its graphs, memory of its caches."""
+
+from __future__ import annotations
+
+LEAST_ROWS = 16
+"""Rows of the smallest pass. Plain decoding is padded to it, so that its matrix products have the
+shapes of a small tree's."""
+
+LEAST_CONTEXT = 1024
+CAPTURED_ROWS = (16, 32, 64)
+"""Passes whose graphs are captured at load; others when they are first used."""
+
+DECIDED_ROWS = 64
+"""Rows of the largest tree whose drafts are tried on the device at a temperature above 0: the walk
+holds the distributions of all rows."""
+
+MOST_ROWS = 1088
+"""Rows of the largest pass (``config.MOST_NODES`` and a root, padded)."""
+
+SCRATCH_ROWS = 64
+"""Rows at the caches' end that padding writes to and nothing reads."""
+
+ALLOTTED = 256
+"""Cache rows are allotted in multiples of so many."""
+
+RANKED = 4
+"""Best tokens of each row that come to the host with the result."""
+
+GRAPH_LAUNCH_BYTES = 12 << 10
+"""What a captured launch takes, parameters and node: an estimate, not measured on a GPU."""
+
+LAYER_LAUNCHES = 40
+"""Launches of a layer and its share of the rest (docs/internals/cuda.md)."""
+
+
+def rows_of(count: int) -> int:
+    """Rows of the pass that ``count`` rows are padded to: 16, 32, then multiples of 64."""
+    return max(LEAST_ROWS, 1 << (count - 1).bit_length()) if count <= 64 else -(-count // 64) * 64
+
+
+def context_of(length: int, capacity: int) -> int:
+    """Cache rows that a pass reads whose keys end at ``length``: a power of two, or all."""
+    return min(capacity, max(LEAST_CONTEXT, 1 << (length - 1).bit_length()))
+
+
+def capacity_of(max_length: int) -> int:
+    """Cache rows for a request of ``max_length`` tokens and a tree behind them, scratch rows not
+    counted."""
+    return -(-(max_length + CAPTURED_ROWS[-1]) // ALLOTTED) * ALLOTTED
+
+
+def extra_bytes(layers: int, hidden: int, kv_width: int, vocab: int, item: int) -> int:
+    """Device memory beside weights and the rows of a request's cache: scratch rows, activations of
+    the largest captured pass (its logits alone are several times the rest), and its graphs.
+    ``kv_width``: numbers that a token adds to all caches; ``item``: bytes of one."""
+    rows = CAPTURED_ROWS[-1]
+    scratch = SCRATCH_ROWS * kv_width * item + 2 * MOST_ROWS * hidden * 4
+    activations = 3 * rows * vocab * 4 + 16 * rows * hidden * 4
+    graphs = len(CAPTURED_ROWS) * layers * LAYER_LAUNCHES * GRAPH_LAUNCH_BYTES
+    return scratch + activations + graphs
