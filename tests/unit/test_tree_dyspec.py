@@ -351,12 +351,15 @@ def test_a_sampling_policy_without_the_distribution() -> None:
 
 
 @pytest.mark.parametrize("sampling", [SAMPLING, SamplingConfig(0.0)])
-def test_estimates_are_the_probabilities_of_the_kept_paths(sampling: SamplingConfig) -> None:
+@pytest.mark.parametrize("size", [5, 12])
+def test_estimates_are_the_probabilities_of_the_kept_paths(
+    sampling: SamplingConfig, size: int
+) -> None:
     """Largest first, as many as nodes; and the records of the rows that have children."""
     law = torch.log_softmax(torch.tensor([[2.0, 1.0, 0.0, -1.0]]), -1)
     d = law[0].exp()
     policy = create_tree(
-        TreeConfig("dyspec", size=5, depth=2, width=3, threshold=1e-6, draft_temperature=1.0),
+        TreeConfig("dyspec", size=size, depth=2, width=3, threshold=1e-6, draft_temperature=1.0),
         sampling,
     )
     state, rows = policy.begin(9), 1
