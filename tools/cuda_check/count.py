@@ -22,9 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pretend import DEVICE, PretendCuda, on_device, pretend_cuda
 from pretend_ops import device_ops
-from static_step import captured_steps
+from static_step import captured_rounds, captured_steps
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.device.drafting import DeviceDrafting
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.session import decode
@@ -111,13 +112,16 @@ def steps_of(guard: PretendCuda, target: Any, drafter: EagleDrafter) -> dict[str
     for name, given in (("plain step", root), (f"verification, {NODES + 1} rows", tree)):
         verify(given)
         out[name] = counted(guard, lambda given=given: verify(given))
-    policy = create_tree(TreeConfig(policy="eagle2", size=NODES, depth=DEPTH, width=10), GREEDY)
     shortlist = NanoSpecShortlist(build_head(target.head_weight()), 64)
-    steps = decode(
-        target, torch.arange(40) + 3, 512, GREEDY, source, Speculation(drafter, shortlist, policy)
-    )
-    list(islice(steps, 3))
-    out[f"whole step, draft of {DEPTH} included"] = counted(guard, lambda: next(steps))
+    for name, at_once in (
+        (f"whole step, draft of {DEPTH} included", None),
+        ("the same, drafted at once", DeviceDrafting.of(drafter, shortlist, target)),
+    ):
+        policy = create_tree(TreeConfig(policy="eagle2", size=NODES, depth=DEPTH, width=10), GREEDY)
+        parts = Speculation(drafter, shortlist, policy, at_once=at_once)
+        steps = decode(target, torch.arange(40) + 3, 512, GREEDY, source, parts)
+        list(islice(steps, 3))
+        out[name] = counted(guard, lambda steps=steps: next(steps))
     return out
 
 
@@ -125,7 +129,7 @@ def main() -> int:
     rows: dict[str, dict[str, dict[str, int]]] = {}
     with tempfile.TemporaryDirectory() as name, pretend_cuda() as guard, device_ops():
         model_folder(Path(name), LAYERS)
-        with captured_steps(guard) as met:
+        with captured_steps(guard) as met, captured_rounds(guard):
             for kind, (target, drafter) in targets(Path(name)).items():
                 rows[kind] = steps_of(guard, target, drafter)
     columns = ("a step", "target", "launches", "in one graph", "waits", "copies to the device")
