@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,11 +21,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from draft_round import captured_rounds
 from pretend import DEVICE, PretendCuda, on_device, pretend_cuda
 from pretend_ops import device_ops
 from static_step import captured_steps
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.device.drafting import DeviceDrafting
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.session import decode
@@ -35,7 +38,7 @@ from dynaspec_cli.shortlist.head import build_head
 from dynaspec_cli.shortlist.nanospec import NanoSpecShortlist
 from dynaspec_cli.target.load import load_transformers
 from dynaspec_cli.target.native_spec import native_spec, read_config
-from dynaspec_cli.target.static.target import load_static
+from dynaspec_cli.target.static.target import StaticTarget, load_static
 from dynaspec_cli.target.transformers_target import TransformersTarget
 from dynaspec_cli.target.weights import WeightFiles
 from dynaspec_cli.training.initialise import drafter_config, from_target
@@ -113,11 +116,15 @@ def steps_of(guard: PretendCuda, target: Any, drafter: EagleDrafter) -> dict[str
         out[name] = counted(guard, lambda given=given: verify(given))
     policy = create_tree(TreeConfig(policy="eagle2", size=NODES, depth=DEPTH, width=10), GREEDY)
     shortlist = NanoSpecShortlist(build_head(target.head_weight()), 64)
-    steps = decode(
-        target, torch.arange(40) + 3, 512, GREEDY, source, Speculation(drafter, shortlist, policy)
-    )
-    list(islice(steps, 3))
-    out[f"whole step, draft of {DEPTH} included"] = counted(guard, lambda: next(steps))
+    parts = Speculation(drafter, shortlist, policy)
+    whole = {f"whole step, draft of {DEPTH} included": parts}
+    if isinstance(target, StaticTarget):
+        at_once = DeviceDrafting.of(drafter, shortlist, target)
+        whole["whole step, drafted at once"] = replace(parts, at_once=at_once)
+    for name, speculation in whole.items():
+        steps = decode(target, torch.arange(40) + 3, 512, GREEDY, source, speculation)
+        list(islice(steps, 4))
+        out[name] = counted(guard, lambda steps=steps: next(steps))
     return out
 
 
@@ -125,13 +132,15 @@ def main() -> int:
     rows: dict[str, dict[str, dict[str, int]]] = {}
     with tempfile.TemporaryDirectory() as name, pretend_cuda() as guard, device_ops():
         model_folder(Path(name), LAYERS)
-        with captured_steps(guard) as met:
+        with captured_steps(guard) as met, captured_rounds(guard):
             for kind, (target, drafter) in targets(Path(name)).items():
                 rows[kind] = steps_of(guard, target, drafter)
     columns = ("a step", "target", "launches", "in one graph", "waits", "copies to the device")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for step in rows["static"]:
         for kind, counts in rows.items():
+            if step not in counts:
+                continue
             numbers = " | ".join(str(n) for n in counts[step].values())
             print(f"| {step} | {kind} | {numbers} |")
     forms = sorted(f"{form.rows} rows ({form.mode.value})" for form in met)
