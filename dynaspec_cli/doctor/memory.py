@@ -14,11 +14,17 @@ from dynaspec_cli.gguf_files.model import open_gguf
 from dynaspec_cli.gguf_files.summary import summarise
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.gguf_tokenizer import file_pieces
+from dynaspec_cli.target.packed_weights import FLOATS
 from dynaspec_cli.target.static.sizes import extra_bytes
 from dynaspec_cli.target.weights import weight_files
+from dynaspec_cli.weights.pack import packs
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 MAX_HEADER_BYTES = 100 << 20
+TOKEN_BYTES = 300
+"""Of a tokenizer, for each entry of its vocabulary: spellings, both ways, and merges."""
+PROGRAM_BYTES = 40 << 20
+"""Code, modules and threads beyond what ``import torch`` takes."""
 SIZES = ("vocab_size", "hidden_size", "num_attention_heads", "num_hidden_layers")
 
 
@@ -64,13 +70,22 @@ def read_model_config(folder: Path) -> dict[str, Any]:
 @dataclass(frozen=True)
 class ModelSizes:
     """``weights``: numbers in all tensors; ``kv_width``: numbers that a token adds to the KV caches
-    of all layers together."""
+    of all layers together. ``packed_bytes``: of a GGUF file's blocks as they are multiplied;
+    ``other``: numbers in its tensors that have no packed form."""
 
     weights: int
     vocab_size: int
     hidden_size: int
     kv_width: int
     num_layers: int
+    packed_bytes: int | None = None
+    other: int = 0
+
+    def weight_bytes(self, item: int, packed: bool) -> int:
+        """In memory, where a number that is not packed has ``item`` bytes."""
+        if packed and self.packed_bytes is not None:
+            return self.packed_bytes + self.other * item
+        return self.weights * item
 
 
 def folder_sizes(folder: Path) -> ModelSizes:
@@ -91,10 +106,18 @@ def folder_sizes(folder: Path) -> ModelSizes:
 
 def gguf_sizes(source: Path | ChunkedFile) -> ModelSizes | int:
     """Of a GGUF file, from its header; the number of weights alone where that is all it tells."""
-    found = summarise(open_gguf(file_pieces(source)))
-    shape = (found.vocab_size, found.hidden_size, found.kv_width, found.num_layers)
-    known = [size for size in shape if size is not None]
-    return found.num_weights if len(known) < len(shape) else ModelSizes(found.num_weights, *known)
+    model = open_gguf(file_pieces(source))
+    found = summarise(model)
+    vocabulary, hidden, width = found.vocab_size, found.hidden_size, found.kv_width
+    if vocabulary is None or hidden is None or width is None or found.num_layers is None:
+        return found.num_weights
+    packed = other = 0
+    for entry in model.tensors.entries():
+        if entry.block_type in FLOATS or packs(entry.block_type, entry.columns) is not None:
+            packed += entry.size
+        else:
+            other += entry.rows * entry.columns
+    return ModelSizes(found.num_weights, vocabulary, hidden, width, found.num_layers, packed, other)
 
 
 def estimate(
@@ -106,21 +129,25 @@ def estimate(
     drafter_bytes: int,
     reordered_head: bool,
     available: int | None,
+    packed: bool = False,
     graphs: bool = False,
 ) -> dict[str, Any]:
     """Bytes by purpose for one request of ``context`` tokens, their sum, and the largest lever.
 
-    ``reordered_head``: the shortlist keeps a copy of the LM head in its own order. ``graphs``: the
-    target's passes are captured (target/static/), with their activations and scratch rows.
+    ``reordered_head``: the shortlist keeps a copy of the LM head in its own order. ``packed``: a
+    GGUF file's blocks are multiplied as they are. ``graphs``: the target's passes are captured
+    (target/static/), with their activations and scratch rows.
     """
     item = ITEM_BYTES[dtype]
     head = sizes.vocab_size * sizes.hidden_size
     parts = {
-        "weights": sizes.weights * item,
+        "weights": sizes.weight_bytes(item, packed),
         "kv_cache": sizes.kv_width * item * (context + tree_size + 1),
         "drafter": drafter_bytes,
         "shortlist_head": head * item if reordered_head else 0,
         "verification_logits": (tree_size + 1) * sizes.vocab_size * 4,
+        "tokenizer": sizes.vocab_size * TOKEN_BYTES,
+        "program": PROGRAM_BYTES,
     }
     if graphs:
         parts["graphs"] = extra_bytes(
@@ -128,7 +155,7 @@ def estimate(
         )
     total = sum(parts.values())
     return {
-        "dtype": dtype,
+        "dtype": f"packed ({dtype} beside)" if packed else dtype,
         "context": context,
         "parts_bytes": parts,
         "total_bytes": total,
@@ -155,7 +182,8 @@ def weights_alone(weights: int, dtype: str, available: int | None) -> dict[str, 
 
 
 def _lever(parts: dict[str, int], dtype: str) -> str:
-    largest = max(parts, key=lambda name: parts[name])
+    """Of what a user can change."""
+    largest = max(set(parts) - {"tokenizer", "program"}, key=lambda name: parts[name])
     if largest == "weights":
         smaller = "--dtype bfloat16 halves them" if dtype == "float32" else "a smaller --model"
         return f"the weights: {smaller}"

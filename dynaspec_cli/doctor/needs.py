@@ -19,6 +19,7 @@ from dynaspec_cli.doctor.memory import ModelSizes
 from dynaspec_cli.drafters.files import weight_files
 from dynaspec_cli.drafters.load import beside, packaged_drafter
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.extension import EXTENSION
 from dynaspec_cli.shortlist.packaged import packaged_folder
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.resolve import ModelSource
@@ -52,13 +53,17 @@ class StoredHead:
 @dataclass(frozen=True)
 class Needs:
     """What the estimate is for: ``available`` bytes before anything is loaded, ``drafter`` as the
-    option gives it; ``graphs``: is the target's pass captured as CUDA graphs."""
+    option gives it. ``graphs``: is the target's pass captured as CUDA graphs; ``packed``: is the
+    target a GGUF file on its own blocks; ``gathers``: does a shortlist find its rows in the
+    target's own head."""
 
     dtype: str
     context: int
     available: int | None
     drafter: str
     graphs: bool = False
+    packed: bool = False
+    gathers: bool = False
 
     def of_head(self, sizes: ModelSizes, head: Head) -> dict[str, Any]:
         """``memory`` and, for ``--drafter auto``, ``drafter``."""
@@ -66,16 +71,17 @@ class Needs:
         named = beside(self.drafter)[0]
         folder = packaged_drafter(head) if named in ("auto", "packaged") else explicit
         # Without a shipped bundle the shortlist is nanospec's, on the target's own head.
-        reordered = folder is not None and packaged_folder(head) is not None
+        bundled = folder is not None and packaged_folder(head) is not None
         needed = memory.estimate(
             sizes,
             self.dtype,
             context=self.context,
             tree_size=MOST_NODES,
             drafter_bytes=0 if folder is None else self._drafter_bytes(folder),
-            reordered_head=reordered,
+            reordered_head=bundled and not self.gathers,
             available=self.available,
             graphs=self.graphs,
+            packed=self.packed,
         )
         parts = needed["parts_bytes"]
         shipped = parts["shortlist_head"] + (parts["drafter"] if explicit is None else 0)
@@ -106,11 +112,12 @@ class Needs:
         return found | {"gguf_bytes": size, "cache_bytes_needed": needed, "note": "; ".join(notes)}
 
     def _drafter_bytes(self, path: Path) -> int:
-        """A language model has a cache of its own and takes the target's dtype; of other drafters
-        the weights are counted as they lie in their files."""
+        """A language model has a cache of its own and takes the target's dtype, or its
+        file's blocks; of other drafters the weights are counted as they lie in their files."""
         sizes = language_model_sizes(path)
         if sizes is not None:
             item = memory.ITEM_BYTES[self.dtype]
             rows = self.context + MOST_NODES + 1
-            return (sizes.weights + sizes.kv_width * rows) * item
+            packed = self.gathers and EXTENSION.module is not None
+            return sizes.weight_bytes(item, packed) + sizes.kv_width * rows * item
         return sum(part.stat().st_size for part in weight_files(path, required=False))

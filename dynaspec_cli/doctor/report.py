@@ -20,8 +20,10 @@ from dynaspec_cli.target.load import (
     PACKED,
     choose_device,
     choose_dtype,
+    folder_runs_native,
     model_folder,
     stored_head_hash,
+    takes_packed,
 )
 from dynaspec_cli.target.resolve import resolve_model
 
@@ -59,6 +61,9 @@ def examine(
             raise
         return {**facts, "model": None, "memory": None, "head_share": None, "note": str(error)}
     facts["model"] = source.name
+    if dtype == "auto":
+        kind = choose_dtype(dtype, place, folder_runs_native(source, place))
+        facts["system"]["dtype"] = str(kind).removeprefix("torch.")
     native = open_native(source.gguf) if source.gguf is not None and place.type == "cpu" else None
     path = source.folder
     if source.gguf is not None and native is None:
@@ -71,8 +76,18 @@ def examine(
         return _load(model, facts["system"], named, progress, options)
 
     # What is free once a conversion has given its memory back, and before anything is loaded.
-    kind, graphs = facts["system"]["dtype"], place.type == "cuda"
-    needs = Needs(kind, context, available_memory(str(place)), drafter, graphs)
+    packed = native is not None and takes_packed(dtype, source, place)
+    needs = Needs(
+        str(kind).removeprefix("torch."),
+        context,
+        available_memory(str(place)),
+        drafter,
+        graphs=place.type == "cuda",
+        packed=packed,
+        gathers=place.type == "cpu",
+    )
+    if packed:
+        facts["system"]["dtype"] = PACKED
     if native is not None and source.gguf is not None:
         sizes = memory.gguf_sizes(source.gguf)
         if isinstance(sizes, int):

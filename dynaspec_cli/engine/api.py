@@ -90,7 +90,7 @@ class Engine:
         drafter_options: Mapping[str, str] | None = None,
     ) -> Engine:
         """Load target, tokenizer and drafter; the arguments are the command line's options
-        (docs/guide/cli.md)."""
+        (docs/guide/cli.md); ``device`` "map" is --device-map auto."""
         begun = time.perf_counter()
         extra = {} if progress is None else {"progress": progress}
         source = resolve_model(model)

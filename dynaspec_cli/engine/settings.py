@@ -20,10 +20,12 @@ def request_settings(
 ) -> dict[str, Any]:
     """Of a request, with those of its drafts in between."""
     sampling = config.sampling
+    dtype = str(target.dtype).removeprefix("torch.")
     return {
         "model": target.name,
         "vocab_size": target.vocab_size,
-        "dtype": str(target.dtype).removeprefix("torch."),
+        "dtype": dtype,
+        "weights": getattr(target, "form", dtype),
         "device": str(target.device),
         "threads": torch.get_num_threads(),
         "max_new_tokens": config.max_new_tokens,

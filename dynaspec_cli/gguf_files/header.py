@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import struct
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NoReturn
@@ -48,7 +49,7 @@ class Texts:
     """An array of strings, decoded when it is asked for: a vocabulary that a cache answers for is
     never read."""
 
-    def __init__(self, data: Bytes, starts: list[int], end: int) -> None:
+    def __init__(self, data: Bytes, starts: array[int], end: int) -> None:
         self._data = data
         self._starts = starts
         self._end = end
@@ -134,7 +135,7 @@ class _Cursor:
         return bytes(self.take(self.u64())).decode("utf-8")
 
     def texts(self, count: int) -> Texts:
-        starts, at, length = [], self.at, struct.Struct("<Q").unpack_from
+        starts, at, length = array("Q"), self.at, struct.Struct("<Q").unpack_from
         limit = len(self.data)
         if count * 8 > limit - at:
             raise EOFError

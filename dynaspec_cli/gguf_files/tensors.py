@@ -158,6 +158,10 @@ class GgufTensors(Mapping[str, GgufTensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    def entries(self) -> Iterator[TensorEntry]:
+        """Every row of the tables of tensors."""
+        return (entry for _, entry in self._entries.values())
+
     def shape(self, name: str) -> tuple[int, int]:
         """(rows, columns) without touching the data."""
         entry = self._entries[name][1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import mmap
 from collections.abc import Sequence
@@ -12,6 +13,8 @@ from torch import Tensor
 
 _HUGE = 2 << 20
 _LINE = 64
+RESERVED = 64 << 20
+"""Address space at a time for a model's weights; what is never touched takes no memory."""
 _ADVICE = getattr(mmap, "MADV_HUGEPAGE", None)  # Linux alone
 
 
@@ -34,21 +37,35 @@ def huge_empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return whole[start : start + size].view(dtype).view(shape)
 
 
-def huge_parts(sizes: Sequence[int]) -> list[Tensor]:
-    """Uninitialised uint8 [size] CPU tensors, one after another in one block of huge pages, each at
-    a border of 64 bytes."""
-    starts, end = [], 0
-    for size in sizes:
-        starts.append(end)
-        end += -(-size // _LINE) * _LINE
-    block = huge_empty((end,), torch.uint8)
-    return [block[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+class HugePages:
+    """Room for the weights of one model, made one after another. Neighbours share the pages at
+    their borders: a layer of 2.1 MB on pages of its own would hold 4."""
+
+    def __init__(self, chunk: int = 0) -> None:
+        """``chunk``: bytes that are reserved at a time, at least."""
+        self._chunk = chunk
+        self._room = torch.empty(0, dtype=torch.uint8)
+
+    def parts(self, sizes: Sequence[int]) -> list[Tensor]:
+        """Uninitialised uint8 [size] CPU tensors, one after another, each at a border of 64
+        bytes."""
+        whole = [-(-size // _LINE) * _LINE for size in sizes]
+        if sum(whole) > self._room.numel():
+            self._room = huge_empty((max(sum(whole), self._chunk),), torch.uint8)
+        *cut, self._room = self._room.split([*whole, self._room.numel() - sum(whole)])
+        return [place[:size] for place, size in zip(cut, sizes, strict=True)]
 
 
-def on_huge_pages(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Contiguous copies of CPU tensors, one after another in one block of huge pages."""
-    places = huge_parts([weight.nbytes for weight in weights])
+def on_huge_pages(weights: Sequence[Tensor], room: HugePages | None = None) -> list[Tensor]:
+    """Contiguous copies of CPU tensors, one after another in ``room`` (None: of their own)."""
+    places = (room or HugePages()).parts([weight.nbytes for weight in weights])
     return [
         place.view(weight.dtype).view(weight.shape).copy_(weight)
         for weight, place in zip(weights, places, strict=True)
     ]
+
+
+def give_back() -> None:
+    """Hand memory that was freed back to the system, where the C library keeps it (glibc)."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

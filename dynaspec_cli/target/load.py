@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.ops.extension import EXTENSION
+from dynaspec_cli.ops.pages import give_back
 from dynaspec_cli.protocols import Target
 from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_progress
@@ -30,6 +30,8 @@ from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
 PACKED = "packed"
+WIDENING = ("cpu-avx2", "cpu-avx512", "cpu-avx512_bf16")
+"""Levels whose kernels read bfloat16 as fast as memory gives it."""
 DEVICE_MAP = "map"
 """What ``--device-map auto`` makes of ``--device``."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -57,7 +59,10 @@ def load(
         return load_mapped(resolve_model(model), dtype, progress)
     place = choose_device(device)
     kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
-    return load_source(resolve_model(model), dtype, kind, place, progress)
+    source = resolve_model(model)
+    if dtype == "auto":
+        kind = choose_dtype(dtype, place, folder_runs_native(source, place))
+    return load_source(source, dtype, kind, place, progress)
 
 
 def load_mapped(
@@ -154,17 +159,16 @@ def load_gguf(
     found = open_native(source)
     if found is None:
         return None
-    # Beside the weights: building a tokenizer leaves the second core to them.
-    with ThreadPoolExecutor(1) as other:
-        tokenizer = begun_tokenizer(source) or other.submit(found.tokenizer)
-        found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
-        if packed:
-            target = load_packed(found.weights, name, found.spec, dtype)
-        else:
-            known = found.weights.head_hash()
-            target = load_native(found.weights, name, found.spec, dtype, known)
-        progress(LoadProgress("loading the tokenizer"))
-        return target, tokenizer.result()
+    # Before the weights are packed: what building a tokenizer leaves behind is given back first.
+    progress(LoadProgress("loading the tokenizer"))
+    begun = begun_tokenizer(source)
+    tokenizer = found.tokenizer() if begun is None else begun.result()
+    give_back()
+    found.weights.report = lambda share: progress(LoadProgress("loading weights", share))
+    if packed:
+        return load_packed(found.weights, name, found.spec, dtype), tokenizer
+    known = found.weights.head_hash()
+    return load_native(found.weights, name, found.spec, dtype, known), tokenizer
 
 
 def choose_device(device: str) -> torch.device:
@@ -188,11 +192,20 @@ def choose_device(device: str) -> torch.device:
     return place
 
 
-def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """The dtype of a ``--dtype`` value; "auto" is bfloat16 on CUDA and on CPUs that multiply it,
+def folder_runs_native(source: ModelSource, device: torch.device) -> bool:
+    """Is it a model folder whose layers and head the compiled CPU kernels run?"""
+    if source.folder is None or device.type != "cpu":
+        return False
+    return not isinstance(native_spec(read_config(source.folder)), str)
+
+
+def choose_dtype(dtype: str, device: torch.device, native: bool = False) -> torch.dtype:
+    """The dtype of a ``--dtype`` value; "auto" is bfloat16 on CUDA, on CPUs that multiply it, and
+    for ``native`` layers on CPUs with AVX2, which read half the bytes and widen them for nothing;
     float32 elsewhere."""
     if dtype == "auto":
         fast = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+        fast = fast or (native and EXTENSION.name in WIDENING)
         return torch.bfloat16 if fast else torch.float32
     if dtype not in DTYPES:
         raise UsageError(f"--dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")

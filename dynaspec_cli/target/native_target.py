@@ -65,6 +65,7 @@ class NativeTarget:
     ) -> None:
         self.name = name
         self.kernels = kernels
+        self.form = weights.form
         self.dtype = dtype
         self.hidden_size, self.vocab_size, self.max_context = (
             spec.hidden_size,

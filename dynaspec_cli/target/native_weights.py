@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.ops.layer import LayerWeights, dense_layer
-from dynaspec_cli.ops.pages import on_huge_pages
+from dynaspec_cli.ops.pages import RESERVED, HugePages, on_huge_pages
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.weights import EMBEDDINGS, HEAD
 from dynaspec_cli.weights.weight import Weight, dense
@@ -74,9 +74,11 @@ def read_weights(
     """Collect and fuse on ``device``, a layer at a time; matrices in ``dtype``, norms in float32.
     Raises ``DynaSpecError`` where a tensor is missing or of another shape than the config says."""
 
+    room = HugePages(RESERVED)
+
     def placed(tensors: list[Tensor]) -> list[Tensor]:
         # Copied once onto huge pages, which saves every pass a tenth to a fifth of its time.
-        return on_huge_pages(tensors) if device == CPU else [t.to(device) for t in tensors]
+        return on_huge_pages(tensors, room) if device == CPU else [t.to(device) for t in tensors]
 
     def matrices(names: dict[str, tuple[int, int]]) -> Tensor:
         return torch.cat([checked(files, name, size, dtype) for name, size in names.items()])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dynaspec_cli.gguf_files.tensors import GgufTensor
 from dynaspec_cli.ops.layer import LayerWeights
-from dynaspec_cli.ops.pages import on_huge_pages
+from dynaspec_cli.ops.pages import RESERVED, HugePages, on_huge_pages
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.native_weights import (
     NativeWeights,
@@ -44,6 +44,7 @@ class _Reader:
         self.spec = spec
         self.other = other
         self.seen: dict[str, str] = {}  # block type -> form
+        self.room = HugePages(RESERVED)
 
     def layer(self, index: int) -> LayerWeights:
         names = layer_names(self.spec, index)
@@ -79,7 +80,9 @@ class _Reader:
                 parts[-1] = Blocks((*last.rows, *part.rows), part.form, part.columns, sources)
             elif isinstance(last, Weight) and isinstance(part, Weight):
                 if last.data.dtype == part.data.dtype:
-                    parts[-1] = dense(on_huge_pages([torch.cat([last.data, part.data])])[0])
+                    parts[-1] = dense(
+                        on_huge_pages([torch.cat([last.data, part.data])], self.room)[0]
+                    )
                 else:
                     parts.append(part)
             else:
@@ -92,7 +95,7 @@ class _Reader:
         if form is None:
             kind = FLOATS.get(blocks.block_type, self.other)
             self.seen[blocks.block_type] = str(kind).removeprefix("torch.")
-            return dense(on_huge_pages([checked(self.files, name, size, kind)])[0])
+            return dense(on_huge_pages([checked(self.files, name, size, kind)], self.room)[0])
         self.seen[blocks.block_type] = form.name
         return Blocks(tuple(map(_tensor, blocks.parts)), form, size[1], (name,))
 
@@ -100,7 +103,7 @@ class _Reader:
         """Each weight's pages of the file are given back once it is packed, so that no more than
         one is held twice."""
         try:
-            return pack(blocks, self.files.forget)
+            return pack(blocks, self.room, self.files.forget)
         except ValueError:
             for part in blocks:
                 for name in part.sources:

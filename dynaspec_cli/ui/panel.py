@@ -106,7 +106,7 @@ def _backend(result: GenerationResult) -> str:
     where = " · ".join(
         str(part)
         for part in (
-            settings.get("dtype"),
+            settings.get("weights", settings.get("dtype")),
             settings.get("device"),
             _threads(settings.get("threads")),
         )

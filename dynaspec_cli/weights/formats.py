@@ -10,6 +10,7 @@ from torch import Tensor
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.ops.extension import EXTENSION
 from dynaspec_cli.ops.formats import PACKED, PackedFormat
+from dynaspec_cli.ops.pages import HugePages
 from dynaspec_cli.weights.pack import Blocks, pack
 from dynaspec_cli.weights.registry import OPTION
 from dynaspec_cli.weights.weight import Weight, dense
@@ -62,7 +63,7 @@ class BlockRows:
             )
         kind = GGMLQuantizationType[self.name.upper()]
         blocks = torch.from_numpy(quants.quantize(rows.numpy(), kind))
-        return pack([Blocks((blocks,), self.form, rows.shape[1])])[0]
+        return pack([Blocks((blocks,), self.form, rows.shape[1])], HugePages())[0]
 
 
 FLOAT32 = DenseRows(torch.float32)

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from dynaspec_cli import ops
 from dynaspec_cli.ops.formats import PACKED, PackedFormat
-from dynaspec_cli.ops.pages import huge_parts
+from dynaspec_cli.ops.pages import HugePages
 from dynaspec_cli.weights.weight import Weight
 
-BYTES_AT_ONCE = 64 << 20
+BYTES_AT_ONCE = 16 << 20
 """Packed at a time: as much of a file and of what was made of it lie in memory together."""
 
 
@@ -39,8 +39,10 @@ def ignore(source: str) -> None:
     """Where nobody asks."""
 
 
-def pack(matrices: Sequence[Blocks], packed: Callable[[str], None] = ignore) -> list[Weight]:
-    """Packed weights, one after another on huge pages. ``packed`` is told each source from which
+def pack(
+    matrices: Sequence[Blocks], room: HugePages, packed: Callable[[str], None] = ignore
+) -> list[Weight]:
+    """Packed weights, one after another in ``room``. ``packed`` is told each source from which
     something was packed.
 
     Raises ``ValueError`` for a scale that is NaN or infinite.
@@ -48,7 +50,7 @@ def pack(matrices: Sequence[Blocks], packed: Callable[[str], None] = ignore) -> 
     empty = torch.empty(0)
     sizes = [sum(part.nbytes for part in blocks.rows) for blocks in matrices]
     weights = []
-    for blocks, place in zip(matrices, huge_parts(sizes), strict=True):
+    for blocks, place in zip(matrices, room.parts(sizes), strict=True):
         data = place.view(-1, blocks.form.row_bytes(blocks.columns))
         at = 0
         for part in blocks.rows:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from draft_round import captured_rounds
 from pretend import DEVICE, pretend_cuda
 from pretend_ops import device_ops
 from test_engine_on_cuda import PROMPT, SAMPLING, Parts, _parts, _shortlist
@@ -89,9 +88,8 @@ def test_the_same_tokens_and_one_wait_a_round(
     monkeypatch.setattr(
         Draft, "_grown_at_once", lambda self, *args: seen.append(at_once(self, *args)) or seen[-1]
     )
-    with pretend_cuda() as guard, device_ops(), captured_rounds(guard) as rounds:
+    with pretend_cuda() as guard, device_ops():
         assert _tokens(on_cuda, shortlist, tree, sampling, guard) == expected
-    assert rounds  # a graph could hold them: no wait, no tensor of the host, one shape
     assert seen == [True] * STEPS
     assert ("device/drafting.py", "to_host") in guard.met
     assert set(guard.met) <= DRAFTS | VERIFIES

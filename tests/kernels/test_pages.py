@@ -7,7 +7,7 @@ import gc
 import pytest
 import torch
 
-from dynaspec_cli.ops.pages import huge_empty, on_huge_pages
+from dynaspec_cli.ops.pages import HugePages, give_back, huge_empty, on_huge_pages
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 5), (1 << 20, 3), (2049, 513)])
@@ -35,3 +35,25 @@ def test_copies() -> None:
     copies[1].zero_()
     assert torch.equal(copies[3], weights[3])
     assert bool(weights[1].any())
+
+
+@pytest.mark.parametrize("chunk", [0, 1000, 8 << 20])
+def test_neighbours_share_pages_and_no_bytes(chunk: int) -> None:
+    room = HugePages(chunk)
+    sizes = [[5, 0, 700], [64], [3 << 20, 1], [2 << 20], [6 << 20], []]
+    parts = [part for group in sizes for part in room.parts(group)]
+    assert [part.numel() for part in parts] == [size for group in sizes for size in group]
+    for i, part in enumerate(parts):
+        part.fill_(i)
+    del room
+    gc.collect()
+    assert all(bool((part == i).all()) for i, part in enumerate(parts))
+    assert all(part.data_ptr() % 64 == 0 for part in parts if part.numel())
+    if chunk == 8 << 20:  # the second group goes on where the first ended
+        assert parts[3].data_ptr() == parts[0].data_ptr() + 64 + 704
+
+
+def test_giving_memory_back_harms_nothing() -> None:
+    x = torch.ones(1 << 20)
+    give_back()
+    assert bool((x == 1).all())

@@ -73,6 +73,7 @@ def test_a_gguf_file(rank_0: Launch, tmp_path: Path) -> None:
     [
         (4, 2, 3, "4 attention heads, which 3 processes cannot share; take --nproc-per-node 1 or"),
         (8, 2, 4, "2 key-value heads, which 4 processes cannot share; take --nproc-per-node 1 or"),
+        (9, 3, 2, "9 attention heads, which 2 processes cannot share; take .*-node 1 or 3$"),
         (4, 2, 2, ""),
     ],
 )

@@ -99,12 +99,26 @@ def test_a_server(torchrun: Start, program: Any, options: Any) -> None:
     process.communicate(timeout=60)
 
 
+def gpt2(folder: Path, tokenizer: Path) -> Path:
+    """A random model of a family that transformers cannot split."""
+    import shutil
+
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    shutil.copytree(tokenizer, folder)
+    config = GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=256)
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    return folder
+
+
 def test_what_cannot_run_ends_all(torchrun: Start, options: Any, tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"GGUF" + bytes(32))
+    other = gpt2(tmp_path / "gpt2", options[1])
     for count, arguments, words in (
         (3, ("generate", *options, PROMPT), "4 attention heads, which 3 processes cannot share"),
         (2, ("generate", "--model", file, PROMPT), "a GGUF file runs in one process"),
+        (2, ("generate", "--model", other, PROMPT), "no tensor-parallel plan for models of type"),
         (2, ("generate", "--temperature", -1, PROMPT), "--temperature"),
     ):
         begun = time.monotonic()

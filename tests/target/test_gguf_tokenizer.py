@@ -3,12 +3,15 @@ of the model that a pre-tokenizer is named after, and sentencepiece's algorithm 
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import itertools
 import random
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +23,7 @@ from dynaspec_cli.gguf_files.merges import by_rank, by_score
 from dynaspec_cli.gguf_files.model import open_gguf
 from dynaspec_cli.gguf_files.pretokenizers import PRE_TOKENIZERS
 from dynaspec_cli.target import gguf_tokenizer as module
+from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.gguf_tokenizer import gguf_tokenizer
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
@@ -423,6 +427,27 @@ def test_a_tokenizer_begun_early_is_handed_out_once(
     assert future is not None
     with pytest.raises(DynaSpecError, match="nobody-knows"):
         future.result()
+
+
+def test_pieces_are_checked_once_and_beside(
+    tiny_gguf: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = ChunkedFile((tiny_gguf,), hashlib.sha256(tiny_gguf.read_bytes()).hexdigest())
+    damaged = dataclasses.replace(source, sha256="0" * 64)
+    real, seen = module.check_pieces, []
+    monkeypatch.setattr(module, "check_pieces", lambda s: seen.append(s) or real(s))
+    for given in (source, damaged):
+        resolved = SimpleNamespace(gguf=given)
+        monkeypatch.setattr(module, "resolve_local", lambda model, r=resolved: r)
+        module.begin_tokenizer("either")
+    assert module.open_checked(source).architecture
+    with pytest.raises(DynaSpecError, match="package is damaged"):
+        module.open_checked(damaged)
+    assert sorted(seen, key=str) == sorted([source, damaged], key=str)
+    module.open_checked(source)  # nothing was begun: checked here
+    assert len(seen) == 3
+    for given in (source, damaged):
+        module.begun_tokenizer(given)
 
 
 def test_the_tokenizer_needs_no_torch() -> None:

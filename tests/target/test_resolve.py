@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,6 +236,25 @@ def test_dtype_auto_on_cpu(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: known)
     assert choose_dtype("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize("level", ["cpu-avx2", "cpu-avx512", "cpu-scalar", "torch"])
+def test_dtype_auto_of_native_folders(
+    level: str, tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels that widen bfloat16 as they read it take it; PyTorch's own layers do not."""
+    from dynaspec_cli.target import load as module
+
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(module, "EXTENSION", SimpleNamespace(name=level, module=None))
+    cpu = torch.device("cpu")
+    wide = torch.bfloat16 if level.startswith("cpu-avx") else torch.float32
+    assert choose_dtype("auto", cpu, native=True) == wide
+    assert choose_dtype("auto", cpu) == torch.float32
+    assert module.folder_runs_native(module.resolve_model(str(tiny_model_dir)), cpu)
+    assert not module.folder_runs_native(
+        module.resolve_model(str(tiny_model_dir)), torch.device("cuda")
+    )
 
 
 def test_tokenizer_of_a_folder(tiny_model_dir: Path) -> None:

@@ -41,10 +41,22 @@ def test_memory_by_hand(tmp_path: Path) -> None:
         "drafter": 7,
         "shortlist_head": 50 * 8 * 2,
         "verification_logits": 6 * 50 * 4,
+        "tokenizer": 50 * memory.TOKEN_BYTES,
+        "program": memory.PROGRAM_BYTES,
     }
     assert found["total_bytes"] == sum(found["parts_bytes"].values())
     assert found["fits"] is True
     assert found["head_share_of_weights"] == pytest.approx(400 / 500)
+
+
+def test_packed_blocks_count_as_they_are_stored() -> None:
+    """What has no packed form is de-quantised."""
+    sizes = memory.ModelSizes(500, 50, 8, 4, 1, packed_bytes=300, other=20)
+    rest = {"context": 1, "tree_size": 1, "drafter_bytes": 0, "reordered_head": False}
+    for packed, expected in ((True, 300 + 20 * 2), (False, 500 * 2)):
+        found = memory.estimate(sizes, "bfloat16", **rest, available=None, packed=packed)
+        assert found["parts_bytes"]["weights"] == expected
+    assert sizes.weight_bytes(4, packed=True) == 300 + 20 * 4
 
 
 def test_memory_of_grouped_heads_and_nested_config(tmp_path: Path) -> None:

@@ -67,6 +67,11 @@ def test_without_a_bundle_the_shortlist_copies_no_head(tmp_path: Path) -> None:
     assert counted(of_head(OURS, str(tmp_path))) == (77, HEAD_BYTES)
 
 
+def test_a_shortlist_that_finds_its_rows_copies_no_head() -> None:
+    found = Needs("bfloat16", 100, 10**12, "auto", gathers=True).of_head(SIZES, OURS)
+    assert counted(found) == (DRAFTER_BYTES, 0)
+
+
 def test_a_language_model_has_a_cache_of_its_own(tiny_model_dir: Path) -> None:
     """Two layers of 2 KV heads of width 8, 100 tokens of context and a tree, in bf16."""
     shapes = memory.safetensors_shapes(tiny_model_dir).values()

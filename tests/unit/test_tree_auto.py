@@ -3,6 +3,7 @@ alone."""
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -186,3 +187,15 @@ def test_ratio() -> None:
     ratio.add(1.0, 2.0)
     ratio.add(3.0, 2.0)
     assert ratio.value(0.0) == pytest.approx((0.95 + 3) / (1.9 + 2))
+
+
+def test_warm_up_rounds_are_whole_and_half_in_turn() -> None:
+    """So that the seconds of a node can be told from those of a pass; 5 of 8, then 3."""
+    policy = Auto(TreeConfig("auto", size=5, depth=1, width=8), itertools.count().__next__)
+    candidates = DraftHeadOutput(-torch.arange(1.0, 9.0)[None], torch.arange(8)[None], 8)
+    sizes = []
+    for _ in range(4):
+        state = policy.begin(0)
+        assert policy.grow(state, candidates) is None
+        sizes.append(policy.finish(state).num_nodes)
+    assert sizes == [5, 3, 5, 3]

@@ -201,6 +201,9 @@ def test_sequoia_fills_its_plan(sampling: SamplingConfig) -> None:
     assert child_counts(tree) == [len(below) for below in plan.children]
     assert len(steps) == plan_depth(plan)
     assert (tree.q is None) == sampling.greedy
+    if tree.q is not None:
+        assert not tree.q.replacement, "drawn without replacement"
+        assert tree.q.drawn == tree.q.distinct == tree.num_nodes
 
 
 def test_places_without_tokens_stay_empty() -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from draft_round import captured_rounds
 from pretend import DEVICE, PretendCuda, on_device, pretend_cuda
 from pretend_ops import device_ops
-from static_step import captured_steps
+from static_step import captured_rounds, captured_steps
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.device.drafting import DeviceDrafting
@@ -38,7 +36,7 @@ from dynaspec_cli.shortlist.head import build_head
 from dynaspec_cli.shortlist.nanospec import NanoSpecShortlist
 from dynaspec_cli.target.load import load_transformers
 from dynaspec_cli.target.native_spec import native_spec, read_config
-from dynaspec_cli.target.static.target import StaticTarget, load_static
+from dynaspec_cli.target.static.target import load_static
 from dynaspec_cli.target.transformers_target import TransformersTarget
 from dynaspec_cli.target.weights import WeightFiles
 from dynaspec_cli.training.initialise import drafter_config, from_target
@@ -114,16 +112,15 @@ def steps_of(guard: PretendCuda, target: Any, drafter: EagleDrafter) -> dict[str
     for name, given in (("plain step", root), (f"verification, {NODES + 1} rows", tree)):
         verify(given)
         out[name] = counted(guard, lambda given=given: verify(given))
-    policy = create_tree(TreeConfig(policy="eagle2", size=NODES, depth=DEPTH, width=10), GREEDY)
     shortlist = NanoSpecShortlist(build_head(target.head_weight()), 64)
-    parts = Speculation(drafter, shortlist, policy)
-    whole = {f"whole step, draft of {DEPTH} included": parts}
-    if isinstance(target, StaticTarget):
-        at_once = DeviceDrafting.of(drafter, shortlist, target)
-        whole["whole step, drafted at once"] = replace(parts, at_once=at_once)
-    for name, speculation in whole.items():
-        steps = decode(target, torch.arange(40) + 3, 512, GREEDY, source, speculation)
-        list(islice(steps, 4))
+    for name, at_once in (
+        (f"whole step, draft of {DEPTH} included", None),
+        ("the same, drafted at once", DeviceDrafting.of(drafter, shortlist, target)),
+    ):
+        policy = create_tree(TreeConfig(policy="eagle2", size=NODES, depth=DEPTH, width=10), GREEDY)
+        parts = Speculation(drafter, shortlist, policy, at_once=at_once)
+        steps = decode(target, torch.arange(40) + 3, 512, GREEDY, source, parts)
+        list(islice(steps, 3))
         out[name] = counted(guard, lambda steps=steps: next(steps))
     return out
 
@@ -139,8 +136,6 @@ def main() -> int:
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|")
     for step in rows["static"]:
         for kind, counts in rows.items():
-            if step not in counts:
-                continue
             numbers = " | ".join(str(n) for n in counts[step].values())
             print(f"| {step} | {kind} | {numbers} |")
     forms = sorted(f"{form.rows} rows ({form.mode.value})" for form in met)

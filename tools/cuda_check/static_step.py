@@ -10,6 +10,7 @@ from typing import Any
 from pretend import CapturedError, PretendCuda
 from streams import replaced
 
+from dynaspec_cli.device.round import Round
 from dynaspec_cli.target.static import graphs
 from dynaspec_cli.target.static.step import Form
 
@@ -37,3 +38,16 @@ def captured_steps(guard: PretendCuda) -> Iterator[set[Form]]:
 
     with replaced({(graphs, "step"): step}):
         yield met
+
+
+@contextmanager
+def captured_rounds(guard: PretendCuda) -> Iterator[None]:
+    """Draft rounds on the device are run as if they were being captured, as the passes are."""
+    run = Round.__call__
+
+    def captured(*args: Any, **kwargs: Any) -> Any:
+        with guard.capture():
+            return run(*args, **kwargs)
+
+    with replaced({(Round, "__call__"): captured}):
+        yield

@@ -90,20 +90,26 @@ def lead(
 def load_part(request: LoadRequest, ranks: Ranks) -> ShardedTarget:
     """This rank's part, on all ranks."""
     torch.set_num_threads(request.threads)
+    folder, name = Path(request.folder), request.name
+    kind = getattr(torch, request.dtype)
     with ranks.turn():
-        model = pretrained(
-            Path(request.folder),
-            request.name,
-            dtype=getattr(torch, request.dtype),
-            **_tensor_parallel(),
-        )
+        try:
+            model = pretrained(folder, name, dtype=kind, **_tensor_parallel())
+        except DynaSpecError as error:
+            if "tp_plan" in str(error):
+                raise DynaSpecError(_no_plan(folder, name)) from error
+            raise
         if not getattr(model, "tp_plan", None):
-            raise DynaSpecError(
-                f"{request.name}: transformers has no tensor-parallel plan for models of type "
-                f"{model.config.model_type!r}; run one process, with --device-map auto over "
-                "several GPUs"
-            )
+            raise DynaSpecError(_no_plan(folder, name))
     return ShardedTarget(model, request.name, ranks, request.known_hash)
+
+
+def _no_plan(folder: Path, name: str) -> str:
+    kind = read_config(folder).get("model_type")
+    return (
+        f"{name}: transformers has no tensor-parallel plan for models of type {kind!r}; run one "
+        "process, with --device-map auto over several GPUs"
+    )
 
 
 def _tensor_parallel() -> dict[str, Any]:
@@ -121,11 +127,11 @@ def check_divisible(folder: Path, name: str, world: int) -> None:
     loaded."""
     config = read_config(folder)
     config = config.get("text_config") or config
-    heads = config.get("num_attention_heads")
-    counts = {"attention heads": heads, "key-value heads": config.get("num_key_value_heads")}
+    keys = {"attention heads": "num_attention_heads", "key-value heads": "num_key_value_heads"}
+    counts = {what: config[key] for what, key in keys.items() if isinstance(config.get(key), int)}
     for what, count in counts.items():
-        if isinstance(count, int) and count % world:
-            able = [n for n in range(1, count + 1) if not count % n and not (heads or count) % n]
+        if count % world:
+            able = [n for n in range(1, count + 1) if not any(c % n for c in counts.values())]
             raise DynaSpecError(
                 f"{name} has {count} {what}, which {world} processes cannot share; take "
                 f"--nproc-per-node {' or '.join(map(str, able))}"

@@ -27,6 +27,7 @@ METHODS = {
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else two ranks need two NUMA nodes
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # of record_first_pass, to a process of ours
 }
 LONG = 40
