@@ -22,7 +22,10 @@ from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.export.vllm_folder import KEY, VllmExport, export_vllm
 from dynaspec_cli.export.vllm_shortlist import ShortlistSizes
 from dynaspec_cli.target.load import load
-from tests.drafters.plain_heads import head_shapes, random_tensors
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "drafters"))
+
+from plain_heads import head_shapes, random_tensors
 
 PLUGIN = Path(__file__).parents[2] / "integrations" / "vllm"
 SIZES = ShortlistSizes(core=32, recent=16, taken=2, cluster_size=8)
