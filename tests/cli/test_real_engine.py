@@ -341,10 +341,9 @@ def test_ctrl_c_in_a_program_of_its_own(tiny_model_dir: Path, number: signal.Sig
         sys.executable, "-m", "dynaspec_cli", "generate", PROMPT, "--model", str(tiny_model_dir),
         "--dtype", "float32", "--max-new-tokens", "230", "--stream",
     ]  # fmt: skip
-    slow = "import time, dynaspec_cli.engine.session as s\nold = s.verify\n"
-    slow += (
-        "def slowly(*a, **k):\n    time.sleep(0.1)\n    return old(*a, **k)\ns.verify = slowly\n"
-    )
+    slow = "import time, dynaspec_cli.engine.session as s\nold = s.pass_and_verify\n"
+    slow += "def slowly(*a, **k):\n    time.sleep(0.1)\n    return old(*a, **k)\n"
+    slow += "s.pass_and_verify = slowly\n"
     code = f"{slow}import sys\nsys.argv = {command[2:]!r}\n"
     code += "from dynaspec_cli.main import main\nmain()\n"
     process = subprocess.Popen(

@@ -21,6 +21,7 @@ NAMED_SYNCS = {
     "whose size the device decides: one number a draft step that samples",
     ("tree/base.py", "take"): "policies grow trees on the host: one small copy a draft step",
     ("tree/grown.py", "grow"): "the same",
+    ("tree/fixed.py", "grow"): "the same",
     ("tree/sampled.py", "law"): "children are drawn on the host, where a seed gives the same "
     "numbers on every device: one copy a draft step",
     ("device/drafting.py", "to_host"): "a round that was drafted on the device: its tree, once a "
