@@ -196,7 +196,11 @@ def folder_runs_native(source: ModelSource, device: torch.device) -> bool:
     """Is it a model folder whose layers and head the compiled CPU kernels run?"""
     if source.folder is None or device.type != "cpu":
         return False
-    return not isinstance(native_spec(read_config(source.folder)), str)
+    try:
+        config = read_config(source.folder)
+    except DynaSpecError:
+        return False  # another package's kind may run it; if none does, loading says why
+    return not isinstance(native_spec(config), str)
 
 
 def choose_dtype(dtype: str, device: torch.device, native: bool = False) -> torch.dtype:
