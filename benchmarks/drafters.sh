@@ -9,11 +9,11 @@
 set -euo pipefail
 data="${1:?the folder with spec_bench.jsonl}" out="${2:?where the results go}"
 drafter="${DRAFTER:-packaged}" best="${BUNDLE:-dynaspec}"
-target=() methods=(--method ar --method lookup:full+dyspec)
+target=() methods=(--method ar --method lookup:full+dyspec@auto)
 [ -z "${MODEL:-}" ] || target=(--model "$MODEL")
-for shortlist in ${SHORTLISTS-full fr-spec nanospec}; do methods+=(--method "$drafter:$shortlist+dyspec"); done
-methods+=(--method "$drafter:$best+dyspec" --method "$drafter+lookup:$best+dyspec")
-[ -z "${LM:-}" ] || methods+=(--method "$LM:full+dyspec" --method "$LM+lookup:full+dyspec")
+for shortlist in ${SHORTLISTS-full fr-spec nanospec}; do methods+=(--method "$drafter:$shortlist+dyspec@auto"); done
+methods+=(--method "$drafter:$best+dyspec@auto" --method "$drafter+lookup:$best+dyspec@auto")
+[ -z "${LM:-}" ] || methods+=(--method "$LM:full+dyspec@auto" --method "$LM+lookup:full+dyspec@auto")
 for peer in ${PEERS:-}; do methods+=(--method "$peer"); done
 run() { # NAME OPTION...
   local name="$1"

@@ -41,7 +41,8 @@ class EngineMethod:
         shortlist, shape = ShortlistConfig(), tree
         if self._speculative:
             shortlist = ShortlistConfig(str(spec.shortlist), spec.shortlist_size, draft_head)
-            shape = replace(tree, policy=str(spec.tree), size=spec.nodes or tree.size)
+            size = tree.size if spec.nodes is None else spec.nodes or None
+            shape = replace(tree, policy=str(spec.tree), size=size)
         self._config = GenerationConfig(sampling=sampling, tree=shape, shortlist=shortlist)
 
     def prepare(self) -> None:

@@ -1,6 +1,6 @@
 """The grammar of ``--method``: what a benchmark compares, in one word.
 
-``SPEC := "ar" | PEER | [DRAFTER ":"] SHORTLIST ["@" SIZE] "+" TREE ["@" NODES]``
+``SPEC := "ar" | PEER | [DRAFTER ":"] SHORTLIST ["@" SIZE] "+" TREE ["@" NODES | "@auto"]``
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ PEERS = (
 )
 ASSISTED = ("transformers-assisted", "llama.cpp-draft")
 """Peers that draft with the model of ``--assistant``."""
+ADAPTS = 0
+"""``nodes`` of a tree whose size follows from what rounds cost and have brought, as by default in
+``dynaspec generate``; "auto" in a spec."""
 
 _HELP = (
     f"ar, SHORTLIST[@SIZE]+TREE[@NODES] (as in dynaspec@4096+eagle2@16) or one of "
@@ -36,7 +39,7 @@ class MethodSpec:
 
     ``shortlist`` is a method's name or the path of a bundle or token map; ``drafter`` is None for
     the drafter that the run loaded. ``shortlist_size`` and ``nodes`` are None where the spec
-    leaves them to the run's defaults.
+    leaves them to the run's defaults; ``nodes`` may be ``ADAPTS``.
     """
 
     kind: str
@@ -53,7 +56,7 @@ class MethodSpec:
         if self.kind == "peer":
             return str(self.peer)
         size = "" if self.shortlist_size is None else f"@{self.shortlist_size}"
-        nodes = "" if self.nodes is None else f"@{self.nodes}"
+        nodes = "" if self.nodes is None else f"@{self.nodes or 'auto'}"
         prefix = "" if self.drafter is None else f"{self.drafter}:"
         return f"{prefix}{self.shortlist}{size}+{self.tree}{nodes}"
 
@@ -89,7 +92,9 @@ def parse_spec(text: str) -> MethodSpec:
         raise UsageError(f"--method {spec}: expected {_HELP}")
     tree, at, nodes_text = right.partition("@")
     TREES.check(tree, f"--method {spec}")
-    nodes = _count(nodes_text, spec, "tree nodes") if at else None
+    nodes: int | None = None
+    if at:
+        nodes = ADAPTS if nodes_text == "auto" else _count(nodes_text, spec, "tree nodes")
     # A drafter may be a path or a hub name; the shortlist is what follows the last colon.
     drafter_text, colon, head = left.rpartition(":")
     if colon and not drafter_text:

@@ -53,7 +53,7 @@ Examples:
 \b
 SPEC is ar, SHORTLIST[@SIZE]+TREE[@NODES] with an optional DRAFTER: before it, or a
 peer: transformers, transformers-lookup, transformers-assisted, llama.cpp,
-llama.cpp-lookup, llama.cpp-draft.
+llama.cpp-lookup, llama.cpp-draft. NODES may be auto: the size adapts, as in generate.
 Without --suite and --method: the built-in smoke suite, ar against the shortlists, with
 --check-exact. Exit code 3: an answer differs from the target's own beyond a numerical tie.
 """

@@ -9,7 +9,7 @@ import pytest
 from bench_fakes import ChatCodec, FakeCodec
 
 from dynaspec_cli.bench.prompts import CODE_INSTRUCTION, PromptFormat
-from dynaspec_cli.bench.spec import MethodSpec, parse_spec, parse_specs
+from dynaspec_cli.bench.spec import ADAPTS, MethodSpec, parse_spec, parse_specs
 from dynaspec_cli.bench.suites import Prompt, load_suite, parse_suite
 from dynaspec_cli.errors import DynaSpecError, UsageError
 
@@ -21,6 +21,10 @@ from dynaspec_cli.errors import DynaSpecError, UsageError
         ("llama.cpp", MethodSpec("peer", peer="llama.cpp")),
         ("full+eagle2@16", MethodSpec("speculative", None, None, "full", None, "eagle2", 16)),
         ("dynaspec+dyspec", MethodSpec("speculative", None, None, "dynaspec", None, "dyspec")),
+        (
+            "dynaspec+dyspec@auto",
+            MethodSpec("speculative", None, None, "dynaspec", None, "dyspec", ADAPTS),
+        ),
         (
             "fr-spec@4096+chain@5",
             MethodSpec("speculative", None, None, "fr-spec", 4096, "chain", 5),
@@ -52,6 +56,7 @@ def test_spec_round_trip(text: str, spec: MethodSpec) -> None:
         ("fr-spec@+eagle2", "got ''"),
         ("fr-spec@4k+eagle2", "'4k'"),
         ("full+eagle2@-1", "'-1'"),
+        ("full+eagle2@0", "'0'"),
         (":full+eagle2", "drafter"),
         ("ar@3", "ar, SHORTLIST"),
     ],

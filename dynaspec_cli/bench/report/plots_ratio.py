@@ -75,7 +75,7 @@ def recovery(rows: Sequence[Row]) -> Plot | None:
         spec = parse_spec(row["method"])
         if row["recovery"] is None or not row["mean_shortlist_size"]:
             continue
-        tree = f"+{spec.tree}" + (f"@{spec.nodes}" if spec.nodes else "")
+        tree = f"+{spec.tree}" + ("" if spec.nodes is None else f"@{spec.nodes or 'auto'}")
         drafter = f"{spec.drafter}:" if spec.drafter else ""
         series.setdefault(f"{drafter}{spec.shortlist}{tree}", []).append(row)
     if not any(parse_spec(row["method"]).shortlist != "full" for g in series.values() for row in g):
