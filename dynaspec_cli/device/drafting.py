@@ -116,7 +116,8 @@ class DeviceDraft:
         runner = self._ready(what.tree_rows + what.pairs)
         inputs = self._inputs(what, runner, committed, uniforms)
         outputs = runner.run(what, inputs)
-        packed, selected = to_host(outputs.packed, outputs.selected)
+        packed = to_host(outputs.packed)
+        selected, packed = packed[: what.selected], packed[what.selected :]
         self._drafter_read(committed.tokens)
         tree, steps, used = growth.tree(packed, outputs.laws)
         if ahead is not None:
@@ -198,13 +199,10 @@ class DeviceDraft:
         return Drafted(tree, sizes, selections)
 
 
-def to_host(*tensors: Tensor) -> list[Tensor]:
-    """Copies on the host, after one wait."""
-    locked = tensors[0].is_cuda
-    here: list[Tensor] = []
-    for x in tensors:
-        here.append(torch.empty(x.shape, dtype=x.dtype, pin_memory=locked))
-        here[-1].copy_(x, non_blocking=True)
-    if locked:
-        torch.cuda.current_stream().synchronize()
+def to_host(x: Tensor) -> Tensor:
+    """A copy on the host: what a round waits for."""
+    here = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
+    here.copy_(x, non_blocking=True)
+    if x.is_cuda:
+        torch.cuda.current_stream(x.device).synchronize()
     return here

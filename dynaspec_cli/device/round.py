@@ -42,12 +42,11 @@ class Inputs(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """``packed`` int64: the tree (``Growth.finish``); ``selected`` int64: for each draft step the
-    number of rows that were scored, then, where ``Round.reports``, the rows themselves, one step
-    after the other. Both go to the host. ``laws`` stay; ``context`` is the next round's."""
+    """``packed`` int64 goes to the host: for each draft step the number of rows that were scored,
+    then, where ``Round.reports``, the rows themselves, one step after the other, and behind them
+    the tree (``Growth.finish``). ``laws`` stay; ``context`` is the next round's."""
 
     packed: Tensor
-    selected: Tensor
     laws: tuple[Law, ...]
     context: Context
 
@@ -73,6 +72,14 @@ class Round:
     def tree_rows(self) -> int:
         """Rows that the tree takes in the drafter's cache."""
         return sum(self.growth.rows(level) for level in range(1, self.growth.depth))
+
+    @property
+    def selected(self) -> int:
+        """Numbers of ``Outputs.packed`` before the tree."""
+        depth = self.growth.depth
+        if not self.reports or isinstance(self.rows, PrefixRows):
+            return depth
+        return depth + sum(self.rows.most(level, self.routed) for level in range(depth))
 
     def __call__(self, inputs: Inputs, memory: Memory, context: Context) -> Outputs:
         numbers = inputs.numbers
@@ -100,7 +107,7 @@ class Round:
                 break
             frontier = following
         packed, laws = self.growth.finish(state)
-        return Outputs(packed, self._selected(chosen), laws, context)
+        return Outputs(torch.cat([self._selected(chosen), packed]), laws, context)
 
     def _read(self, inputs: Inputs, memory: Memory) -> tuple[Tensor, Tensor]:
         """The pass over the committed pairs; padding goes to the cache's last row."""

@@ -42,7 +42,8 @@ def measure(
     """Milliseconds of the head over the whole vocabulary and over ``shortlist_size`` tokens, of the
     drafter's body, and the head's share = head / (head + body), for ``ROWS`` rows.
 
-    Without a drafter its body is taken to cost what one of the target's ``num_layers`` does.
+    Without a drafter, and for one that is no layer under this head (lookup, a language model), its
+    body is taken to cost what one of the target's ``num_layers`` does.
     """
     head = target.head_weight()
     generator = torch.Generator().manual_seed(0)
@@ -51,11 +52,12 @@ def measure(
     size = min(shortlist_size, target.vocab_size)
     short = median_ms(lambda: _topk(hidden, head, size), target.device)
     target_pass = _target_pass_ms(target)
-    if drafter is not None:
+    if all(hasattr(drafter, name) for name in ("read", "expand")):
         body, source = _drafter_ms(target, drafter), "measured"
     else:
         body = max(target_pass - full, 0.0) / max(num_layers, 1)
-        source = "one target layer (there is no drafter)"
+        why = "there is no drafter" if drafter is None else f"{drafter.name} is no layer below it"
+        source = f"one target layer ({why})"
     return {
         "rows": ROWS,
         "vocab_size": target.vocab_size,

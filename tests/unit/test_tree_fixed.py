@@ -83,6 +83,13 @@ def test_greedy_plan_equals_the_program(size: int, depth: int) -> None:
     assert greedy.num_nodes == program.num_nodes == size
 
 
+def test_a_rising_acceptance_is_not_planned_greedily() -> None:
+    """A first child that is never accepted stands before one that nearly always is."""
+    plan, expected = optimal_plan((0.0, 0.9), 4, 2)
+    assert expected == pytest.approx(1 + 0.9 + 0.81)
+    assert plan.children == ((1, 2), (), (3, 4), (), ())
+
+
 def test_sequoia_where_nothing_is_ever_accepted() -> None:
     for make in (programmed_plan, optimal_plan):
         plan, value = make((0.0, 0.0), 8, 4)

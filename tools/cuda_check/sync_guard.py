@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # Every wait on the hot path, in one place: (file, function) -> why it cannot be avoided. Trees live
 # on the host, so a draft step reads its candidates back, and a verification what it decided.
 NAMED_SYNCS = {
+    ("shortlist/head.py", "host_rank"): "which row of the head a token is, once a head",
     ("target/static/target.py", "_fetch"): "path, bonus token and the best tokens of each row: the "
     "one wait of a verification",
     ("shortlist/dynaspec.py", "_topk"): "the statistics want the shortlist's size; read beside the "
