@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,14 +83,14 @@ class Draft:
         prompt: Tensor,
         prefill: TargetOutput,
         max_length: int,
-        kept: Any = None,
+        kept: object | None = None,
         shared: int = 0,
     ) -> None:
         self.parts = parts
         known = parts.drafter.rewind(kept, prompt[:shared], max_length) if shared else 0
         self.drafter = kept if known else parts.drafter.begin(prompt, max_length)
         self.shortlist = None if parts.shortlist is None else parts.shortlist.begin(prompt, prefill)
-        self.selections: list[Any] = []
+        self.selections: list[object] = []
         self.sizes: list[int] = []
         self.depth = 0
         self.policies = {parts.size: parts.policy}
