@@ -50,7 +50,7 @@ ROUTER_SIGNATURES = {
 
 
 class BundleTarget(Protocol):
-    """The part of a target that a bundle is checked against."""
+    """The part of a target that what was made for it is checked against."""
 
     name: str
     vocab_size: int

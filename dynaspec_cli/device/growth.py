@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -94,20 +94,18 @@ def draw_rule(drawing: Drawing) -> DrawRule:
     return DrawRule(c.temperature, c.top_k, c.top_p, c.min_p)
 
 
-@dataclass(frozen=True)
-class GrownGrowth:
-    """``chain``, ``eagle2``, ``ddd`` and ``dyspec``."""
+RuleT = TypeVar("RuleT", grown.GrowRule, planned.PlanRule)
 
-    rule: grown.GrowRule
-    traversal: bool = False
+
+@dataclass(frozen=True)
+class _Ruled(Generic[RuleT]):
+    """What a rule alone decides."""
+
+    rule: RuleT
 
     @property
     def depth(self) -> int:
         return self.rule.depth
-
-    @property
-    def width(self) -> int:
-        return self.rule.width
 
     @property
     def needs_distribution(self) -> bool:
@@ -115,6 +113,17 @@ class GrownGrowth:
 
     def rows(self, level: int) -> int:
         return self.rule.rows(level)
+
+
+@dataclass(frozen=True)
+class GrownGrowth(_Ruled[grown.GrowRule]):
+    """``chain``, ``eagle2``, ``ddd`` and ``dyspec``."""
+
+    traversal: bool = False
+
+    @property
+    def width(self) -> int:
+        return self.rule.width
 
     def most_uniforms(self) -> int:
         if self.rule.drawing is None:
@@ -152,23 +161,11 @@ class GrownGrowth:
 
 
 @dataclass(frozen=True)
-class PlannedGrowth:
+class PlannedGrowth(_Ruled[planned.PlanRule]):
     """``sequoia`` and ``specinfer``."""
 
-    rule: planned.PlanRule
     width: int
     traversal: bool = False
-
-    @property
-    def depth(self) -> int:
-        return self.rule.depth
-
-    @property
-    def needs_distribution(self) -> bool:
-        return self.rule.drawing is not None
-
-    def rows(self, level: int) -> int:
-        return self.rule.rows(level)
 
     def most_uniforms(self) -> int:
         if self.rule.drawing is None:

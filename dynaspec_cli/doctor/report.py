@@ -20,8 +20,8 @@ from dynaspec_cli.target.load import (
     PACKED,
     choose_device,
     choose_dtype,
-    folder_runs_native,
     model_folder,
+    settled_dtype,
     stored_head_hash,
     takes_packed,
 )
@@ -61,9 +61,8 @@ def examine(
             raise
         return {**facts, "model": None, "memory": None, "head_share": None, "note": str(error)}
     facts["model"] = source.name
-    if dtype == "auto":
-        kind = choose_dtype(dtype, place, folder_runs_native(source, place))
-        facts["system"]["dtype"] = str(kind).removeprefix("torch.")
+    kind = settled_dtype(kind, dtype, source, place)
+    facts["system"]["dtype"] = str(kind).removeprefix("torch.")
     native = open_native(source.gguf) if source.gguf is not None and place.type == "cpu" else None
     path = source.folder
     if source.gguf is not None and native is None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaspec_cli.checkpoints.bundle import BundleTarget
 from dynaspec_cli.drafters.files import DrafterFiles
 from dynaspec_cli.drafters.head import own_head, target_head
 from dynaspec_cli.drafters.layer import run_layer
@@ -197,7 +198,7 @@ class PublishedDrafter:
         return drafter
 
 
-def check_target(config: HeadConfig, target: Target, where: str) -> None:
+def check_target(config: HeadConfig, target: BundleTarget, where: str) -> None:
     """Refuse a head made for another target, by what differs. Which model it was made for is not
     compared: the files name a hub repository, a path of the trainer's machine, or nothing."""
     for what, ours, theirs in (

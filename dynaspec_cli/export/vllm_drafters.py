@@ -25,6 +25,7 @@ from dynaspec_cli.drafters.published import (
     HeadConfig,
     read_head_config,
 )
+from dynaspec_cli.drafters.published_drafter import check_target
 from dynaspec_cli.drafters.published_taps import KEY as TAPS_KEY
 from dynaspec_cli.drafters.published_weights import FREQUENCIES, HeadWeights, read_weights, renamed
 from dynaspec_cli.errors import DynaSpecError
@@ -225,15 +226,7 @@ def _published(
 ) -> tuple[HeadConfig, HeadWeights]:
     where = _where(source)
     config = read_head_config(source.config, options, method, where)
-    for what, mine, theirs in (
-        ("hidden size", config.target_hidden_size, target.hidden_size),
-        ("vocabulary size", config.vocab_size, target.vocab_size),
-    ):
-        if mine != theirs:
-            raise DynaSpecError(
-                f"{where}: made for a target of {what} {mine}, but {target.name} has {theirs}; "
-                "give its own --model"
-            )
+    check_target(config, target, where)
     return config, read_weights(config, source.tensors, where)
 
 

@@ -60,8 +60,7 @@ def load(
     place = choose_device(device)
     kind = choose_dtype("auto" if dtype == PACKED else dtype, place)
     source = resolve_model(model)
-    if dtype == "auto":
-        kind = choose_dtype(dtype, place, folder_runs_native(source, place))
+    kind = settled_dtype(kind, dtype, source, place)
     return load_source(source, dtype, kind, place, progress)
 
 
@@ -216,6 +215,16 @@ def choose_dtype(dtype: str, device: torch.device, native: bool = False) -> torc
     return DTYPES[dtype]
 
 
+def settled_dtype(
+    kind: torch.dtype, dtype: str, source: ModelSource, device: torch.device
+) -> torch.dtype:
+    """``kind``, chosen before the model was found, or what "auto" is for this one: its config is
+    read only where the choice hangs on it."""
+    if dtype != "auto" or kind == torch.bfloat16 or not folder_runs_native(source, device):
+        return kind
+    return choose_dtype(dtype, device, native=True)
+
+
 def model_folder(source: ModelSource, dtype: torch.dtype, progress: ProgressCallback) -> Path:
     """The folder with config, safetensors and tokenizer: the source's own, or the converted GGUF
     file's."""
@@ -243,6 +252,12 @@ def load_target(
     raise DynaSpecError(f"{name}: no kind of target runs it ({request.declined})")
 
 
+def _weights(folder: Path) -> tuple[WeightFiles, str]:
+    """A folder's weights and the hash of its head, read where none is kept beside it."""
+    files = WeightFiles(folder)
+    return files, known_head_hash(folder) or head_hash(files.head())
+
+
 def native_target(request: TargetRequest) -> Target | str:
     """Our own layers, where they can run the model."""
     spec = native_spec(read_config(request.folder))
@@ -250,8 +265,7 @@ def native_target(request: TargetRequest) -> Target | str:
         return spec
     if request.device.type != "cpu":
         return "the native layers run on a CPU"
-    files = WeightFiles(request.folder)
-    known = known_head_hash(request.folder) or head_hash(files.head())
+    files, known = _weights(request.folder)
     return load_native(files, request.name, spec, request.dtype, known)
 
 
@@ -262,8 +276,7 @@ def static_target(request: TargetRequest) -> Target | str:
         return spec
     if request.device.type != "cuda":
         return "fixed shapes are for CUDA"
-    files = WeightFiles(request.folder)
-    known = known_head_hash(request.folder) or head_hash(files.head())
+    files, known = _weights(request.folder)
     return load_static(
         files, request.name, spec, request.dtype, request.device, known, request.progress
     )
