@@ -321,10 +321,12 @@ class Engine:
             return fixed
         costs = self._costs(config.shortlist, fixed)
         if isinstance(self.drafter, LookupDrafter):
-            # Its trees are no larger than what a match promises; only the price of a row is set.
-            return replace(fixed, drafter=LookupDrafter(max(costs.row_price, LEAST_PRICE)))
+            # Its trees are no larger than what a match promises; the price of a row is set.
+            lookup = LookupDrafter(max(costs.row_price, LEAST_PRICE))
+            best_first = tree.policy == "dyspec" and tree.threshold is None
+            return replace(fixed, drafter=lookup, costs=costs if best_first else None)
         prior = path_values(acceptance or EXAMPLE, size, tree.depth)
-        return replace(fixed, costs=costs, resized=resized, prior=tuple(prior))
+        return replace(fixed, costs=costs, resized=resized, prior=tuple(prior), depth=tree.depth)
 
     def _drafts_at_once(self, shortlist: Shortlist | None) -> DraftsAtOnce | None:
         """On a GPU a whole round is drafted there, where drafter and shortlist have a form for
