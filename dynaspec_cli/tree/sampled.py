@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
-from dynaspec_cli.errors import DynaSpecError, NotFiniteError
-from dynaspec_cli.ops.draw import draw_children
+from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftHeadOutput
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import RandomSource
 
 
-@dataclass(frozen=True)
-class Law:
+class Law(NamedTuple):
     """A level's scores, on the host, where a seed gives the same numbers on every device:
     ``log_probs`` [w, S] over ``ids`` int64 [S], ``log_q`` [w, k] with the shortlist's mass."""
 
@@ -55,33 +51,3 @@ class Drawing:
             )
         scores = (candidates.log_probs.cpu(), candidates.log_q.cpu(), candidates.all_ids.cpu())
         return Law(*scores, self.config)
-
-    def draw(self, candidates: DraftHeadOutput, counts: Sequence[int], replacement: bool) -> Drawn:
-        """``counts[i]`` draws for frontier row i, fewer where the support of q is smaller."""
-        law, c = self.law(candidates), self.config
-        q, columns, tokens, _, mass = draw_children(
-            law.log_probs,
-            law.log_q[:, 0],
-            law.ids,
-            law.uniforms(self.source, counts, replacement),
-            counts,
-            [0.0] * len(counts),
-            c.temperature,
-            c.top_k,
-            c.top_p,
-            c.min_p,
-            replacement,
-        )
-        if any(map(math.isnan, mass.tolist())):
-            raise NotFiniteError.of_drafter()
-        return Drawn(law.ids, q, columns, tokens)
-
-
-class Drawn(NamedTuple):
-    """Draws of one frontier: ``ids`` int64 [S]; ``q`` [w, S]; ``columns`` and ``tokens`` int64 [w,
-    k] of each row's draws in their order, -1 behind the last."""
-
-    ids: Tensor
-    q: Tensor
-    columns: Tensor
-    tokens: Tensor
