@@ -67,6 +67,7 @@ class Dialogue:
         and neither where it has no text or fails (DynaSpecError, as ``Engine.generate``)."""
         question = {"role": "user", "content": text}
         ids = self._encode([*self.messages, question])
+        self._check_room(len(ids))
         sampling = replace(self.config.sampling, seed=self.config.sampling.seed + len(self.results))
         for event in self._conversation.generate(
             ids,
@@ -83,6 +84,18 @@ class Dialogue:
                     self.turns += [question, answer]
             yield event
         give_back()
+
+    def _check_room(self, tokens: int) -> None:
+        try:
+            self.engine.limit(tokens, self.config)
+        except DynaSpecError as error:
+            if not self.turns:
+                raise
+            raise DynaSpecError(
+                f"the conversation has {tokens} tokens, {self.engine.target.name} takes "
+                f"{self.engine.target.max_context} in all; /reset begins anew, /undo takes the "
+                "last question back"
+            ) from error
 
     def _encode(self, messages: list[dict[str, str]]) -> list[int]:
         if self.plain:

@@ -354,6 +354,16 @@ class Engine:
             self._tables[config] = costs_of(self.target, parts)
         return self._tables[config]
 
+    def check_length(self, text: str) -> None:
+        """Refuse a prompt that cannot fit before it is tokenized, which takes seconds where it has
+        megabytes. Raises DynaSpecError."""
+        context = self.target.max_context
+        if len(text) > context and (least := self.tokenizer.least_tokens(text)) >= context:
+            raise DynaSpecError(
+                f"the prompt has {least} tokens or more, {self.target.name} takes {context} in "
+                "all; shorten the prompt"
+            )
+
     def limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""
         if prompt_tokens == 0:
