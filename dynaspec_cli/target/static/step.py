@@ -18,7 +18,8 @@ from dynaspec_cli.ops.reference import pre_norm_layer, rms_norm
 from dynaspec_cli.target.head import LMHead, ranked
 from dynaspec_cli.target.native_spec import NativeSpec
 from dynaspec_cli.target.native_weights import NativeWeights
-from dynaspec_cli.target.static.arena import PARAMETERS, Arena
+from dynaspec_cli.target.static.arena import PARAMETERS, Arena, DrawsShape
+from dynaspec_cli.target.static.drawn import drawn_path
 from dynaspec_cli.target.static.filters import filtered
 from dynaspec_cli.target.static.sizes import RANKED
 from dynaspec_cli.target.static.tree import Path, Rows, greedy_path, rows_of_tree, sampled_path
@@ -39,13 +40,14 @@ class Mode(Enum):
 
 @dataclass(frozen=True)
 class Form:
-    """The shapes of a pass: ``rows``, ``context`` cache rows read, what follows, and which residual
-    streams are kept."""
+    """The shapes of a pass: ``rows``, ``context`` cache rows read, what follows, which residual
+    streams are kept, and ``draws`` where children were drawn and are tried here."""
 
     rows: int
     context: int
     mode: Mode
     taps: tuple[int, ...]
+    draws: DrawsShape | None = None
 
 
 @dataclass(frozen=True)
@@ -62,12 +64,13 @@ def step(model: Model, arena: Arena, form: Form) -> None:
     n = form.rows
     count, tokens, parents = (arena.tree.narrow(0, *at) for at in ((0, 1), (1, n), (1 + n, n)))
     rows = rows_of_tree(parents, count)
+    tokens = torch.where(rows.real, tokens, 0)
     x = forward(model, arena, rows, tokens, form.context, form.taps)
     hidden = rms_norm(x, model.weights.norm, model.spec.eps)
     arena.features.narrow(0, 0, n).copy_(x)
     arena.hidden.narrow(0, 0, n).copy_(hidden)
     best, sound, logits = _scored(model.head, hidden, form.mode in (Mode.SAMPLE, Mode.FILTER))
-    path, bonus, used = _walk(arena, rows, tokens, best, logits, form.mode)
+    path, bonus, used = _walk(arena, rows, tokens, best, logits, form)
     if form.mode is not Mode.LEAVE:
         _compact(arena, rows, path)
     # A walk looks at the rows of its path alone, and a greedy one at all.
@@ -151,17 +154,21 @@ def _scored(head: LMHead, hidden: Tensor, whole: bool) -> tuple[Tensor, Tensor, 
 
 
 def _walk(
-    arena: Arena, rows: Rows, tokens: Tensor, best: Tensor, logits: Tensor, mode: Mode
+    arena: Arena, rows: Rows, tokens: Tensor, best: Tensor, logits: Tensor, form: Form
 ) -> tuple[Path, Tensor, Tensor]:
     """(path, bonus int64 [1], -1 where no token has mass; uniforms used int64 [1])."""
-    if mode in (Mode.LEAVE, Mode.GREEDY):
+    if form.mode in (Mode.LEAVE, Mode.GREEDY):
         path, bonus = greedy_path(rows, tokens, best[:, 0])
         return path, bonus, torch.zeros_like(bonus)
     parameters = arena.chance.narrow(0, 0, PARAMETERS)
     scaled = logits / parameters[:1].float()
-    p = torch.softmax(scaled, -1) if mode is Mode.SAMPLE else filtered(scaled, parameters[1:])
+    plain = form.mode is Mode.SAMPLE
+    p = torch.softmax(scaled, -1) if plain else filtered(scaled, parameters[1:])
     uniforms = arena.chance.narrow(0, PARAMETERS, rows.number.numel() + 1)
-    path, token, used, mass = sampled_path(rows, tokens, p, uniforms)
+    if form.draws is None:
+        path, token, used, mass = sampled_path(rows, tokens, p, uniforms)
+    else:
+        path, token, used, mass = drawn_path(rows, p, uniforms, arena.draws[form.draws])
     return path, torch.where(mass, token, -1), used
 
 
