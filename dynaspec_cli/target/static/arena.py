@@ -123,6 +123,10 @@ class Arena:
             self.pinned[2] = _of_host(size, torch.int64, self.tree.device)
         return self.pinned[2][:size]
 
+    def layers(self) -> list[Tensor]:
+        """Every layer's keys, then its values."""
+        return [*self.keys.unbind(0), *self.values.unbind(0)]
+
     def scratch(self, number: Tensor) -> Tensor:
         """Cache rows int64 [n] for what padding rows int64 [n] write."""
         return self.capacity + number % SCRATCH_ROWS

@@ -13,6 +13,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
+from dynaspec_cli import ops
 from dynaspec_cli.ops.product import grouped_attention
 from dynaspec_cli.ops.reference import pre_norm_layer, rms_norm
 from dynaspec_cli.target.head import LMHead, ranked
@@ -173,12 +174,7 @@ def _walk(
 
 
 def _compact(arena: Arena, rows: Rows, path: Path) -> None:
-    """Rows of the path follow the committed ones in all caches; what is padding moves to itself
-    behind the capacity."""
-    kept = rows.number < path.size
-    unused = arena.scratch(rows.number)
-    source = torch.where(kept, arena.length + path.rows, unused)
-    place = torch.where(kept, arena.length + rows.number, unused)
-    for cache in (arena.keys, arena.values):
-        cache.index_copy_(1, place, cache.index_select(1, source))
+    """Rows of the path follow the committed ones in all caches."""
+    kept = torch.where(rows.number < path.size, path.rows, -1)
+    ops.kv_commit(arena.layers(), arena.length, kept)
     arena.length.add_(path.size)

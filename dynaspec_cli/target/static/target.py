@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaspec_cli import ops
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError, NotFiniteError
@@ -204,11 +205,9 @@ class StaticTarget:
     def commit(self, state: StaticState, rows: Tensor) -> None:
         check_rows(state, rows)
         if state.decided is None:
-            index = rows.to(self.device) + state.length
-            place = torch.arange(rows.numel(), device=self.device) + state.length
-            for cache in (state.arena.keys, state.arena.values):
-                cache.index_copy_(1, place, cache.index_select(1, index))
-            state.arena.length.fill_(state.length + rows.numel())
+            arena = state.arena
+            ops.kv_commit(arena.layers(), arena.length, rows.to(self.device))
+            arena.length.fill_(state.length + rows.numel())
         elif not torch.equal(rows, state.decided):
             raise DynaSpecError(
                 f"commit: the device has kept rows {state.decided.tolist()} of this tree, not "
