@@ -92,6 +92,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 both_paths = pytest.mark.usefixtures("path")
 
+
 @both_paths
 def test_kv_commit_of_a_padded_path() -> None:
     """As a device has it, where a path's length has no say in shapes."""
