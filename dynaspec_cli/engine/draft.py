@@ -130,8 +130,8 @@ class Draft:
         if (self.pace is not None and nodes == 0) or self.share.alone:
             self.unseen.append(committed.tokens)
             self.depth = found.levels
-            tree = root_only(int(root))
-            return graft(tree, found.tokens, found.parents) if found.tokens else tree
+            alone = root_only(int(root))
+            return graft(alone, found.tokens, found.parents) if found.tokens else alone
         policy = self._policy(nodes - len(found.tokens))
         committed = self._caught_up(committed)
         tree: DraftTree | UnreadTree | None = self._grown_at_once(policy, committed, clock)
