@@ -266,5 +266,7 @@ def finish(tree: GrowingTree, rule: GrowRule) -> GrownRows:
     used = tree.drawn * 0 if tree.uniforms is None else tree.uniforms.used
     counters = [kept.sum(), tree.drawn, tree.there.sum() - 1, tree.bad.long(), used, tree.steps]
     step, row = rows[3], rows[4]
-    law = torch.where(step < 0, -1, torch.where(step > 0, 1 + (step - 1) * rule.width + row, 0))
+    law = torch.where(step > 0, 1 + (step - 1) * rule.width + row, 0)
+    # The last level's beam has a step that is never taken.
+    law = law.where((step >= 0) & (step < rule.depth), -1)
     return GrownRows(rows, law, values, torch.stack(counters), tree.laws)

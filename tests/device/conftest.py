@@ -1,4 +1,4 @@
-"""The pretended GPU lies with the checks of the CUDA path."""
+"""The pretended GPU lies with the checks of the CUDA path, the families with the targets' tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tools" / "cuda_check"))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tools" / "cuda_check"), str(ROOT / "tests" / "target")]
 
 
 @pytest.fixture(scope="session")

@@ -25,10 +25,12 @@ CONFIGS = {
     "eagle2": TreeConfig("eagle2", 9, depth=3, width=3, draw="sample"),
     "ddd": TreeConfig("ddd", 9, depth=3, width=3, draw="sample"),
     "dyspec": TreeConfig("dyspec", 20, depth=4, width=4),
+    "few tokens": TreeConfig("eagle2", 9, depth=3, width=3, draw="sample"),
     "sequoia": TreeConfig("sequoia", 12, depth=4, width=4),
     "specinfer": TreeConfig("specinfer", 30, depth=3, expansion=(3, 2, 2)),
     "repeats": TreeConfig("specinfer", 30, depth=3, expansion=(4, 3, 1)),
 }
+SIZES = {"repeats": 5, "few tokens": 2}
 
 
 def target_laws(kind: str, tree: DraftTree, vocab: int, g: torch.Generator) -> Tensor:
@@ -63,13 +65,14 @@ def test_it_draws_what_the_host_draws(name: str, kind: str) -> None:
     """The same path, the same token, and the same number of uniforms from one source."""
     lengths = set()
     for seed in range(12):
-        world = World(seed, size=5 if name == "repeats" else 14, heat=1.0 + seed % 3)
+        world = World(seed, size=SIZES.get(name, 14), heat=1.0 + seed % 3)
         policy, source = policy_of(CONFIGS[name], SamplingConfig(1.0), seed)
         tree, _, done = device_round(world, policy, 3, source)
         assert done.draws is not None
         count = done.rows[:1]
         n = (done.rows.numel() - 1) // 2
         assert int(count) == tree.tokens.numel()
+        assert int(done.draws.law.max()) < sum(done.draws.widths)
         assert done.rows[1 : 1 + int(count)].tolist() == tree.tokens.tolist()
         parents = torch.nn.functional.pad(done.rows[1 + n :], (0, PADDED - n), value=7)
         rows = rows_of_tree(parents, count)

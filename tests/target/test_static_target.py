@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import FAMILIES
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.eagle import EagleDrafter
@@ -25,7 +26,6 @@ from dynaspec_cli.target.static.step import Mode
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.tree.registry import TREES, create_tree
 
-FAMILIES = ("gemma3", "llama", "llama3", "qwen2", "qwen3", "gemma2", "mistral")
 PROMPT = torch.tensor([5, 9, 60, 31, 77, 5, 9])
 STEPS = 4
 SAMPLING = {

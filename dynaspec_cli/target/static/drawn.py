@@ -95,7 +95,8 @@ def _tried(rows: Rows, p: Tensor, draws: UnreadDraws, parent: Tensor, rank: Tens
     outside = mine.scatter(1, ids, 0.0).sum(1, dtype=torch.float64)
     factor = 1.0 / (r.sum(1) + outside)
     r, outside = r * factor[:, None], outside * factor
-    d = draws.q.double() / draws.q.sum(1, keepdim=True, dtype=torch.float64)
+    d = draws.q.double()
+    d = d * (1.0 / d.sum(1, keepdim=True))  # as R, so that R = D where p = q
     alive = torch.ones_like(factor, dtype=torch.bool)
     chances, certains = [], []
     for column in columns.unbind(1):
