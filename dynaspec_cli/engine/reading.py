@@ -36,7 +36,7 @@ class Reading:
     ) -> None:
         self.drafter, self.history, self.max_length = drafter, history, max_length
         self.window = max_length if drafter.head is None else window
-        self.state: Any
+        self.state: Any = None
         kept, shared = history.drafter
         known = 0
         if shared and prompt.numel() - 1 <= self.window:

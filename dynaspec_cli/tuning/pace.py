@@ -59,6 +59,8 @@ class Pace:
         self.costs, self.depth, self._prior = costs, depth, tuple(prior)
         self.account = Account(costs.verify_ms(1))
         self.sizes = [n for n in LADDER if n < size] + [size]
+        sums = prefix_sums(self._prior[:size])
+        self._prior_sums = sums + [sums[-1]] * (size + 1 - len(sums))
         self._sums = [s * PRIOR_ROUNDS for s in self._spread(prior[:size], size)]
         self._rounds = PRIOR_ROUNDS
         expected = self._sums[-1]
@@ -71,14 +73,14 @@ class Pace:
         """Sums of the largest 0, 1, 2, ... values up to ``size``. A tree that was given ``asked``
         nodes and filled them says nothing of more: there the prior goes on, in proportion. One
         that did not fill them had no more to offer."""
-        sums, prior = prefix_sums(values), prefix_sums(self._prior)
+        sums, prior, size = prefix_sums(values), self._prior_sums, self.sizes[-1]
         seen = len(sums) - 1
-        share = sums[seen] / prior[seen] if seen >= asked and 0 < seen < len(prior) else 0.0
-        beyond = [
-            sums[seen] + share * (prior[min(n, len(prior) - 1)] - prior[min(seen, len(prior) - 1)])
-            for n in range(seen + 1, self.sizes[-1] + 1)
+        share = sums[seen] / prior[seen] if asked <= seen <= size and prior[seen] > 0 else 0.0
+        if not share:
+            return (sums + [sums[seen]] * (size - seen))[: size + 1]
+        return sums + [
+            sums[seen] + share * (prior[n] - prior[seen]) for n in range(seen + 1, size + 1)
         ]
-        return (sums + beyond)[: self.sizes[-1] + 1]
 
     def expected(self, nodes: int) -> float:
         """E(nodes)."""
