@@ -5,6 +5,25 @@ namespace {
 
 constexpr int kPackedRows = 1;  // weight rows multiplied together: one fills the registers
 
+inline Vf fold_lanes(Vf a, Vf b) {
+  return vadd(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+}
+
+// Sums of the 128-bit lanes of four vectors, [A B C D] in each lane.
+inline Vf fold_four(const Vf* a, int64_t stride) {
+  const __m256d ab = _mm256_castps_pd(fold_lanes(a[0], a[stride])),
+                cd = _mm256_castps_pd(fold_lanes(a[2 * stride], a[3 * stride]));
+  return vadd(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+              _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+}
+
+// Lane sums of eight vectors that lie `stride` apart, in one fixed order.
+inline void reduce8(const Vf* a, int64_t stride, float* out) {
+  const Vf low = fold_four(a, stride), high = fold_four(a + 4 * stride, stride);
+  vstore(out,
+         vadd(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
+}
+
 inline __m256i dot_pairs(__m256i acc, __m256i w, __m256i x) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
 }
