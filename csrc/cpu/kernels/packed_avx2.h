@@ -24,10 +24,6 @@ inline void reduce8(const Vf* a, int64_t stride, float* out) {
          vadd(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
 }
 
-inline __m256i dot_pairs(__m256i acc, __m256i w, __m256i x) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
-}
-
 inline __m256i load_bytes(const void* p) {
   return _mm256_loadu_si256(static_cast<const __m256i*>(p));
 }
@@ -200,8 +196,12 @@ inline void quad_nibbles(const char* p, __m256i* q) {
 // Sums of quads of uint8 x int8, a lane each; int16 sums of `kFit` vectors do not overflow.
 template <int kFit, int kStep, int kFrom>
 inline __m256i dot_quads(const __m256i* q, const __m256i* x) {
-  const __m256i ones = _mm256_set1_epi16(1);
   __m256i total = _mm256_setzero_si256();
+#ifdef DYNASPEC_AVX_VNNI
+#pragma GCC unroll 8
+  for (int y = kFrom; y < 8; y += kStep) total = _mm256_dpbusd_avx_epi32(total, q[y], x[y]);
+#else
+  const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
   for (int y = kFrom; y < 8; y += kFit * kStep) {
     __m256i part = _mm256_maddubs_epi16(q[y], x[y]);
@@ -212,6 +212,7 @@ inline __m256i dot_quads(const __m256i* q, const __m256i* x) {
     const __m256i whole = _mm256_madd_epi16(part, ones);
     total = y == kFrom ? whole : _mm256_add_epi32(total, whole);
   }
+#endif
   return total;
 }
 
