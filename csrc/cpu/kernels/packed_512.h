@@ -9,6 +9,32 @@ inline __m256i load_half(const char* p) {
   return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
 }
 
+// [A.low + A.high | B.low + B.high], put together as they are loaded.
+inline Vf fold_halves(const float* a, const float* b) {
+  const Vf low =
+      _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_load_ps(a)), _mm256_load_ps(b), 1);
+  const Vf high =
+      _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_load_ps(a + 8)), _mm256_load_ps(b + 8), 1);
+  return vadd(low, high);
+}
+
+inline Vf fold_quarters(Vf x, Vf y) {
+  return vadd(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+}
+
+// Lane sums of eight vectors that lie `stride` apart, in one fixed order: 8 shuffles.
+inline void reduce8(const Vf* a, int64_t stride, float* out) {
+  const float* const p = reinterpret_cast<const float*>(a);
+  const int64_t to = stride * kWidth;
+  const Vf low = fold_quarters(fold_halves(p, p + to), fold_halves(p + 2 * to, p + 3 * to));
+  const Vf high =
+      fold_quarters(fold_halves(p + 4 * to, p + 5 * to), fold_halves(p + 6 * to, p + 7 * to));
+  const Vf pairs = vadd(_mm512_unpacklo_ps(low, high), _mm512_unpackhi_ps(low, high));
+  const Vf sums = vadd(pairs, _mm512_permute_ps(pairs, 0x4e));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 4, 8, 12, 1, 5, 9, 13);
+  _mm256_storeu_ps(out, _mm512_castps512_ps256(_mm512_permutexvar_ps(order, sums)));
+}
+
 // The scales of g blocks, one a lane.
 template <int G>
 inline __m512 pair_scales(const char* p) {

@@ -5,8 +5,23 @@ namespace {
 
 constexpr int kPackedRows = 1;  // weight rows multiplied together: one fills the registers
 
-inline __m256i dot_pairs(__m256i acc, __m256i w, __m256i x) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+inline Vf fold_lanes(Vf a, Vf b) {
+  return vadd(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+}
+
+// Sums of the 128-bit lanes of four vectors, [A B C D] in each lane.
+inline Vf fold_four(const Vf* a, int64_t stride) {
+  const __m256d ab = _mm256_castps_pd(fold_lanes(a[0], a[stride])),
+                cd = _mm256_castps_pd(fold_lanes(a[2 * stride], a[3 * stride]));
+  return vadd(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+              _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+}
+
+// Lane sums of eight vectors that lie `stride` apart, in one fixed order.
+inline void reduce8(const Vf* a, int64_t stride, float* out) {
+  const Vf low = fold_four(a, stride), high = fold_four(a + 4 * stride, stride);
+  vstore(out,
+         vadd(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
 }
 
 inline __m256i load_bytes(const void* p) {
@@ -181,8 +196,12 @@ inline void quad_nibbles(const char* p, __m256i* q) {
 // Sums of quads of uint8 x int8, a lane each; int16 sums of `kFit` vectors do not overflow.
 template <int kFit, int kStep, int kFrom>
 inline __m256i dot_quads(const __m256i* q, const __m256i* x) {
-  const __m256i ones = _mm256_set1_epi16(1);
   __m256i total = _mm256_setzero_si256();
+#ifdef DYNASPEC_AVX_VNNI
+#pragma GCC unroll 8
+  for (int y = kFrom; y < 8; y += kStep) total = _mm256_dpbusd_avx_epi32(total, q[y], x[y]);
+#else
+  const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
   for (int y = kFrom; y < 8; y += kFit * kStep) {
     __m256i part = _mm256_maddubs_epi16(q[y], x[y]);
@@ -193,6 +212,7 @@ inline __m256i dot_quads(const __m256i* q, const __m256i* x) {
     const __m256i whole = _mm256_madd_epi16(part, ones);
     total = y == kFrom ? whole : _mm256_add_epi32(total, whole);
   }
+#endif
   return total;
 }
 

@@ -33,11 +33,19 @@ inline void multiply_group(int g, const char* const* w, const GroupOfX& x, Vf* c
 #ifdef DYNASPEC_BF16_DOT
   if (g == kDouble) return Products::template multiply<kDouble, R>(w, x, acc);
 #endif
-  if (!F::X::kPairs || g == 8) return Products::template multiply<8, R>(w, x, acc);
   if constexpr (F::X::kPairs) {
-    if (g == 4) return Products::template multiply<4, R>(w, x, acc);
-    if (g == 2) return Products::template multiply<2, R>(w, x, acc);
-    Products::template multiply<1, R>(w, x, acc);
+    switch (g) {
+      case 8:
+        return Products::template multiply<8, R>(w, x, acc);
+      case 4:
+        return Products::template multiply<4, R>(w, x, acc);
+      case 2:
+        return Products::template multiply<2, R>(w, x, acc);
+      default:
+        return Products::template multiply<1, R>(w, x, acc);
+    }
+  } else {
+    Products::template multiply<8, R>(w, x, acc);
   }
 }
 
@@ -46,6 +54,8 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
   const int64_t k = weight.k, row_bytes = weight.row_bytes;
   alignas(64) Vf acc[kPackedBlock][kPackedTile];
   const char *pointer[kPackedBlock], *ahead[kPackedBlock];
+  const bool biased = weight.bias != nullptr;
+  float bias[kPackedBlock] = {};
   const int64_t distance = kPrefetchBytes / (row_bytes + 1);
   const int64_t known = rows.count + (rows.next != nullptr ? rows.next->count : 0);
   auto row_at = [&](int64_t j) {
@@ -56,6 +66,10 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
     // A short block repeats its last row; the copies' results are dropped.
     const int64_t padded = round_up(here, kPackedRows);
     for (int64_t r = 0; r < padded; ++r) pointer[r] = row_at(j0 + smaller(r, here - 1));
+    for (int64_t r = padded; r < kPackedBlock; ++r) {
+      for (Vf& sum : acc[r]) sum = vzero();
+    }
+    for (int64_t r = 0; biased && r < here; ++r) bias[r] = weight.bias[rows[j0 + r]];
     const int64_t first_ahead = j0 + here + distance;
     const int64_t num_ahead = first_ahead < known ? smaller(kPackedBlock, known - first_ahead) : 0;
     for (int64_t r = 0; r < num_ahead; ++r) ahead[r] = row_at(first_ahead + r);
@@ -90,24 +104,18 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
         if constexpr (!F::X::kRowScale) part.scales += sizeof(float);
       }
       for (int64_t i = 0; i < n; ++i) {
-        const float unit = F::X::kRowScale ? part.scale(i) : 1.0f;
+        float y[kPackedBlock];
+        reduce8(acc[0] + i, kPackedTile, y);
+        if constexpr (F::X::kRowScale) {
+          const float unit = part.scale(i);
+          for (float& value : y) value *= unit;
+        }
+        for (int r = 0; biased && r < kPackedBlock; ++r) y[r] += bias[r];
         float* const results = out + (i0 + i) * ldo + j0;
-        for (int64_t r = 0; r < here; r += kTileRows) {
-          const int64_t count = smaller(kTileRows, here - r);
-          Vf four[kTileRows];
-          for (int64_t s = 0; s < kTileRows; ++s) four[s] = acc[r + smaller(s, count - 1)][i];
-          float values[kTileRows];
-          reduce4(four, values);
-          F4 y = load4(values);
-          if constexpr (F::X::kRowScale) y = y * unit;
-          if (weight.bias != nullptr) {
-            for (int64_t s = 0; s < count; ++s) y[s] += weight.bias[rows[j0 + r + s]];
-          }
-          if (count == kTileRows) {
-            store4(results + r, y);
-          } else {
-            for (int64_t s = 0; s < count; ++s) results[r + s] = y[s];
-          }
+        if (here == kPackedBlock) {
+          std::memcpy(results, y, sizeof(y));
+        } else {
+          std::memcpy(results, y, here * sizeof(float));
         }
       }
     }
