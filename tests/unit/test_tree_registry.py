@@ -166,3 +166,33 @@ def test_acceptance_as_given_before_as_measured_before_the_example() -> None:
     assert taken(given, None) == list(given)
     assert taken(None, measured) == list(measured)
     assert taken(None, None) == list(EXAMPLE[:2])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", sorted(CONTRACT - {"specinfer"}))
+def test_a_tree_takes_no_more_draft_steps_than_it_has_room_for_nodes(
+    name: str, temperature: float
+) -> None:
+    """What a round may cost at most, before it is drafted, rests on that (tuning/pace.py)."""
+    torch.manual_seed(3)
+    for size in (1, 2, 3, 5, 8):
+        for shared in (False, True):
+            config = TreeConfig(name, size=size, depth=6, width=3, threshold=0.01)
+            policy = create_tree(config, SamplingConfig(temperature, seed=size))
+            for sharp in (0.5, 3.0, 12.0):
+                state, rows, steps = policy.begin(0), 1, 0
+                while rows:
+                    log_probs = (sharp * torch.randn(rows, 40)).log_softmax(-1)
+                    best = log_probs.topk(policy.width)
+                    ids = torch.arange(40)
+                    steps += 1
+                    frontier = policy.grow(
+                        state,
+                        DraftHeadOutput(
+                            best.values, best.indices, 40, log_probs, ids, shared=shared
+                        ),
+                    )
+                    rows = 0 if frontier is None else frontier.tokens.numel()
+                tree = policy.finish(state)
+                assert tree.num_nodes <= size
+                assert steps <= min(size, 6)

@@ -29,18 +29,25 @@ inline __m256 pair_scales(const char* p) {
   }
 }
 
-// Bit of the fifth-bit words that vector c of a group needs in each of its 16 places.
+// Fifth bits of the words of nibbles beside them, at bits 0, 4, 8 and 12 of each 16-bit word: of
+// 16 words that lie side by side (g = 8: for those from 16 on shifted by their vector's number; g =
+// 4: for the second 16 shifted by 2).
 template <int G>
-struct FifthBit {
-  alignas(32) uint16_t of[2 * G][16];
-  constexpr FifthBit() : of{} {
-    for (int c = 0; c < 2 * G; ++c) {
-      for (int q = 0; q < 16; ++q) of[c][q] = static_cast<uint16_t>(1u << fifth_bit(G, 16 * c + q));
-    }
+inline __m256i fifth_words(const char* p) {
+  if constexpr (G == 8) {
+    return load_bytes(p);
+  } else if constexpr (G == 4) {
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_set_m128i(_mm_srli_epi16(words, 1), words);
+  } else {
+    // Bits that come from a neighbour's word are not among the four.
+    int64_t word = 0;
+    std::memcpy(&word, p, 4 * G);
+    return G == 2 ? _mm256_srlv_epi64(_mm256_set1_epi64x(word), _mm256_setr_epi64x(0, 1, 2, 3))
+                  : _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int32_t>(word)),
+                                      _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3));
   }
-};
-template <int G>
-constexpr FifthBit<G> kFifthBit;
+}
 
 // Vectors of a group that are in registers at a time.
 template <int G>
@@ -56,6 +63,39 @@ inline void pair_codes(const char* p, int z, __m256i* q) {
       const __m256i words = load_bytes(p + 128 * z + 32 * w);
       q[w] = _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
       q[kPart<G> / 2 + w] = _mm256_srai_epi16(words, 8);
+    }
+    return;
+  }
+  if constexpr (kBits == 5) {
+    const __m256i nibble = _mm256_set1_epi8(15), place = _mm256_set1_epi8(16),
+                  byte = _mm256_set1_epi16(255);
+    __m256i bits = fifth_words<G>(p + 16 * G);
+    if constexpr (G == 1) {
+      const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      const __m256i two = _mm256_set_m128i(_mm_srli_epi16(words, 4), words);
+      bits = _mm256_blend_epi32(_mm256_slli_epi16(bits, 4), bits, 0xf0);
+      const __m256i codes =
+          _mm256_or_si256(_mm256_and_si256(two, nibble), _mm256_and_si256(bits, place));
+      q[0] = _mm256_and_si256(codes, byte);
+      q[1] = _mm256_srli_epi16(codes, 8);
+      return;
+    }
+    if (z == 1) bits = _mm256_srli_epi16(bits, 2);
+    constexpr int kVectors = kPart<G> / 4;
+#pragma GCC unroll 2
+    for (int h = 0; h < kVectors; ++h) {
+      constexpr int kStep = G == 4 ? 2 : 1;
+      const __m256i words = load_bytes(p + 64 * z + 32 * h);
+      const __m256i even =
+          _mm256_or_si256(_mm256_and_si256(words, nibble),
+                          _mm256_and_si256(_mm256_slli_epi16(bits, 4 - kStep * h), place));
+      const __m256i odd =
+          _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(words, 4), nibble),
+                          _mm256_and_si256(_mm256_srli_epi16(bits, kStep * h), place));
+      q[h] = _mm256_and_si256(even, byte);
+      q[kVectors + h] = _mm256_and_si256(odd, byte);
+      q[2 * kVectors + h] = _mm256_srli_epi16(even, 8);
+      q[3 * kVectors + h] = _mm256_srli_epi16(odd, 8);
     }
     return;
   }
@@ -80,25 +120,6 @@ inline void pair_codes(const char* p, int z, __m256i* q) {
     q[0] = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(words, 4), words), low);
     q[1] = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(words, 12), _mm_srli_epi16(words, 8)),
                             low);
-  }
-  if constexpr (kBits == 5) {
-    const char* const h = p + 16 * G;
-    __m256i bits;
-    if constexpr (G == 8) {
-      bits = load_bytes(h);
-    } else if constexpr (G == 4) {
-      bits = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h)));
-    } else {
-      int64_t word = 0;
-      std::memcpy(&word, h, 4 * G);
-      bits = G == 2 ? _mm256_set1_epi64x(word) : _mm256_set1_epi32(static_cast<int32_t>(word));
-    }
-#pragma GCC unroll 8
-    for (int c = 0; c < kPart<G>; ++c) {
-      const __m256i bit = load_bytes(kFifthBit<G>.of[8 * z + c]);
-      const __m256i set = _mm256_cmpeq_epi16(_mm256_and_si256(bits, bit), bit);
-      q[c] = _mm256_or_si256(q[c], _mm256_and_si256(set, _mm256_set1_epi16(16)));
-    }
   }
 }
 

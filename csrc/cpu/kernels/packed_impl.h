@@ -1,5 +1,5 @@
 // Packed weights times rows of x, compiled once a level (no include guard); reads dot_rows_impl.h
-// and one of packed_{avx512,avx2,portable}.h.
+// and one of packed_{vnni,avx512,avx2,portable}.h.
 //
 // A block of kPackedBlock weight rows passes over k group by group. The group of every row of x
 // stays in the L1 cache meanwhile; each weight group is unpacked into registers once, while all
@@ -17,31 +17,27 @@ template <int kBits, bool kMin>
 struct PairFormat {
   using X = PairForm;
   using Products = PairProducts<kBits, kMin>;
-  static int size(int64_t left) { return group_size(left / 32); }
   static constexpr int64_t bytes(int g) { return ((kMin ? 4 : 2) + 4 * kBits) * g; }
-  static int64_t values(int g) { return 32 * g; }
 };
 
 template <class F>
 struct QuadFormat {
-  using X = QuadX;
+  using X = QuadForm;
   using Products = QuadProducts<F>;
-  static int size(int64_t) { return 8; }
-  static constexpr int64_t bytes(int) { return F::kBytes; }
-  static int64_t values(int) { return 256; }
+  static constexpr int64_t bytes(int g) { return F::kBytes * (g / 8); }
 };
 
-template <class Products, int R>
+template <class F, int R>
 inline void multiply_group(int g, const char* const* w, const GroupOfX& x, Vf* const* acc) {
-  switch (g) {
-    case 8:
-      return Products::template multiply<8, R>(w, x, acc);
-    case 4:
-      return Products::template multiply<4, R>(w, x, acc);
-    case 2:
-      return Products::template multiply<2, R>(w, x, acc);
-    default:
-      return Products::template multiply<1, R>(w, x, acc);
+  using Products = typename F::Products;
+#ifdef DYNASPEC_BF16_DOT
+  if (g == kDouble) return Products::template multiply<kDouble, R>(w, x, acc);
+#endif
+  if (!F::X::kPairs || g == 8) return Products::template multiply<8, R>(w, x, acc);
+  if constexpr (F::X::kPairs) {
+    if (g == 4) return Products::template multiply<4, R>(w, x, acc);
+    if (g == 2) return Products::template multiply<2, R>(w, x, acc);
+    Products::template multiply<1, R>(w, x, acc);
   }
 }
 
@@ -69,7 +65,7 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
       GroupOfX part{base, base + F::X::sums_at(k), base + F::X::scale_at(k), x.stride, n, true};
       int64_t offset = 0;
       for (int64_t at = 0; at < k;) {
-        const int g = F::size(k - at);
+        const int g = F::X::blocks((k - at) / 32);
         const int64_t bytes = F::bytes(g);
         for (int64_t r = 0; r < padded; r += kPackedRows) {
           if (i0 == 0) {
@@ -84,14 +80,10 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
             w[s] = pointer[r + s] + offset;
             sums[s] = acc[r + s];
           }
-          if constexpr (F::X::kPairs) {
-            multiply_group<typename F::Products, kPackedRows>(g, w, part, sums);
-          } else {
-            F::Products::template multiply<8, kPackedRows>(w, part, sums);
-          }
+          multiply_group<F, kPackedRows>(g, w, part, sums);
         }
         offset += bytes;
-        at += F::values(g);
+        at += 32 * g;
         part.first = false;
         part.codes += F::X::code_bytes(g);
         part.sums += F::X::kSums * sizeof(float);
