@@ -40,7 +40,7 @@ from dynaspec_cli.target.recommended import unmet_notice
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.acceptance import EXAMPLE, nearest, read_table
-from dynaspec_cli.tree.registry import create_tree
+from dynaspec_cli.tree.registry import create_tree, unread
 from dynaspec_cli.tuning.costs import CostTable
 from dynaspec_cli.tuning.prior import path_values
 
@@ -272,6 +272,7 @@ class Engine:
         for note in self.drafter.describe().get("drafter_notes", ()):
             yield f"drafter {self.drafter.name}: {note}"
         tree = config.tree
+        yield from unread(tree, config.sampling)
         asked = tree.policy == "sequoia" and tree.acceptance is None
         if asked and self.acceptance(config.sampling.temperature) is None:
             yield (

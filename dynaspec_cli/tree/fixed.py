@@ -76,9 +76,8 @@ class FixedTree:
             ids = candidates.ids.cpu()
             tokens, parents, source, counts, _ = fill_plan(*filling, ids, ids)
         else:
-            law, c = self.drawing.law(candidates), self.drawing.config
+            law, filters = self.drawing.law(candidates), self.drawing.filters
             uniforms = law.uniforms(self.drawing.source, state.counts, self.replacement)
-            filters = (c.temperature, c.top_k, c.top_p, c.min_p)
             tokens, parents, source, counts, q, columns, below, sound = draw_plan(
                 *filling, law.log_probs, law.ids, uniforms, *filters, self.replacement
             )

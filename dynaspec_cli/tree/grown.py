@@ -135,7 +135,6 @@ class GrownDrawn(Grown):
         state.check(candidates)
         state.shared |= candidates.shared
         law = self.drawing.law(candidates)
-        c = self.drawing.config
         tokens, parents, source, q, mass = grow_drawn(
             state.nodes,
             state.values,
@@ -145,10 +144,7 @@ class GrownDrawn(Grown):
             law.uniforms(self.drawing.source, [self.width] * state.wide, False),
             self.size,
             self.least,
-            c.temperature,
-            c.top_k,
-            c.top_p,
-            c.min_p,
+            *self.drawing.filters,
             state.shared,
         )
         if math.isnan(mass):

@@ -41,6 +41,7 @@ class Drawing:
         self, config: SamplingConfig, source: RandomSource, traversal: bool = False
     ) -> None:
         self.config, self.source, self.traversal = config, source, traversal
+        self.filters = (config.temperature, config.top_k, config.top_p, config.min_p)
 
     def law(self, candidates: DraftHeadOutput) -> Law:
         """Raises DynaSpecError where the candidates hold only the best tokens."""
@@ -49,5 +50,7 @@ class Drawing:
                 "this tree policy samples its children and needs the shortlist's whole "
                 "distribution; the candidates hold only the best"
             )
-        scores = (candidates.log_probs.cpu(), candidates.log_q.cpu(), candidates.all_ids.cpu())
-        return Law(*scores, self.config)
+        log_probs, log_q, ids = candidates.log_probs, candidates.log_q, candidates.all_ids
+        if not log_probs.is_cpu:
+            log_probs, log_q, ids = log_probs.cpu(), log_q.cpu(), ids.cpu()
+        return Law(log_probs, log_q, ids, self.config)
