@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dynaspec_cli.device.at_once import DraftsAtOnce, WholeRounds
+from dynaspec_cli.device.at_once import Drafted, DraftsAtOnce, WholeRounds
 from dynaspec_cli.drafters.lookup.beside import Beside, Share
 from dynaspec_cli.drafters.lookup.continuations import Continuations
 from dynaspec_cli.drafters.lookup.drafter import LookupDrafter
@@ -32,6 +32,7 @@ from dynaspec_cli.protocols import (
 from dynaspec_cli.tree.graft import graft
 from dynaspec_cli.tuning.costs import CostTable
 from dynaspec_cli.tuning.pace import Pace, Round
+from dynaspec_cli.unread_tree import UnreadTree
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def root_only(token: int) -> DraftTree:
 class Draft:
     """The drafter's, the shortlist's and the tree's state of one request, whose text and rows
     ``history`` holds. ``sizes``: tokens scored at each draft step of the last round, of a
-    shortlist; ``depth``: draft steps of it."""
+    shortlist; ``depth``: draft steps of it; both once its tree was read."""
 
     def __init__(
         self,
@@ -117,9 +118,10 @@ class Draft:
             return None
         return self.parts.at_once.begin(self.reading.state, self.shortlist)
 
-    def grow(self, committed: Committed, clock: PhaseClock) -> DraftTree:
+    def grow(self, committed: Committed, clock: PhaseClock) -> DraftTree | UnreadTree:
         """Take in what was settled, then grow a tree under its last token: the drafter's, with
-        continuations that lookup finds, or one of these alone, or none."""
+        continuations that lookup finds, or one of these alone, or none. A tree that is yet to be
+        read is read before ``observe``."""
         self.selections, self.sizes, self.depth, self.grown = [], [], 0, None
         root = committed.tokens[-1:]
         with clock("tree"):
@@ -128,27 +130,33 @@ class Draft:
         if (self.pace is not None and nodes == 0) or self.share.alone:
             self.unseen.append(committed.tokens)
             self.depth = found.levels
-            tree = root_only(int(root))
-            return graft(tree, found.tokens, found.parents) if found.tokens else tree
+            alone = root_only(int(root))
+            return graft(alone, found.tokens, found.parents) if found.tokens else alone
         policy = self._policy(nodes - len(found.tokens))
         committed = self._caught_up(committed)
-        if not self._grown_at_once(policy, committed, clock):
-            self.grown = self._grow_step_by_step(policy, committed, clock)
-        assert self.grown is not None
+        tree: DraftTree | UnreadTree | None = self._grown_at_once(policy, committed, clock)
+        if tree is None:
+            tree = self.grown = self._grow_step_by_step(policy, committed, clock)
+        if not found.tokens:
+            return tree
         with clock("tree"):
-            return graft(self.grown, found.tokens, found.parents) if found.tokens else self.grown
+            tree = tree.landed() if isinstance(tree, UnreadTree) else tree
+            return graft(tree, found.tokens, found.parents)
 
-    def _grown_at_once(self, policy: TreePolicy, committed: Committed, clock: PhaseClock) -> bool:
-        """Was the round drafted on the device, as a whole?"""
+    def _grown_at_once(
+        self, policy: TreePolicy, committed: Committed, clock: PhaseClock
+    ) -> UnreadTree | None:
+        """The tree of a round that is drafted on the device, as a whole; None where it is not."""
         if self.at_once is None:
-            return False
+            return None
         with clock("draft_body"):
-            drafted = self.at_once.grow(policy, committed, self.parts.temperature)
-        if drafted is None:
-            return False
+            return self.at_once.grow(policy, committed, self.parts.temperature, self._arrived)
+
+    def _arrived(self, drafted: Drafted) -> DraftTree:
+        """What the device drafted was read."""
         self.grown, self.sizes, self.selections = drafted
         self.depth = len(self.sizes)
-        return True
+        return drafted.tree
 
     def _grow_step_by_step(
         self, policy: TreePolicy, committed: Committed, clock: PhaseClock

@@ -26,6 +26,7 @@ from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
 from dynaspec_cli.tree.registry import create_tree
 from dynaspec_cli.tuning.costs import ROWS, CostTable
 from dynaspec_cli.tuning.machine import cpu_name
+from dynaspec_cli.unread_tree import UnreadTree
 
 PROMPT_TOKENS = 64
 FEWEST_TURNS, MOST_TURNS = 3, 8
@@ -136,7 +137,9 @@ def measure(target: Target, parts: Speculation) -> CostTable:
     drafts = []
     for _ in range(turn + 1):
         begun = time.perf_counter()
-        draft.grow(Committed(prefill, last, token), clock)
+        grown = draft.grow(Committed(prefill, last, token), clock)
+        if isinstance(grown, UnreadTree):
+            grown.landed()
         if draft.depth:
             drafts.append(1e3 * (time.perf_counter() - begun) / draft.depth)
     return CostTable(

@@ -13,7 +13,7 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
 from dynaspec_cli.tree.acceptance import EXAMPLE
-from dynaspec_cli.tree.registry import TREES, create_tree
+from dynaspec_cli.tree.registry import TREES, create_tree, unread
 
 CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
 
@@ -24,6 +24,28 @@ def test_names_of_the_contract() -> None:
         assert "\n" not in entry.description
         assert create_tree(TreeConfig(name), SamplingConfig()).name == name
     assert set(TREES.names()) == set(TREES) == CONTRACT | {"auto"}
+
+
+def test_settings_that_the_policy_does_not_read_are_named() -> None:
+    greedy, sampled = SamplingConfig(0.0), SamplingConfig(0.7)
+    everything = {
+        "acceptance": (0.5,), "expansion": (2,), "ddd_steps": (1,), "threshold": 0.1,
+    }  # fmt: skip
+    named = {
+        "sequoia": ["--tree-expansion", "--ddd-steps", "--tree-threshold"],
+        "specinfer": ["--tree-acceptance", "--ddd-steps", "--tree-threshold"],
+        "ddd": ["--tree-acceptance", "--tree-expansion"],
+        "dyspec": ["--tree-acceptance", "--tree-expansion", "--ddd-steps"],
+        "another's": [],
+    }
+    for policy, options in named.items():
+        said = list(unread(TreeConfig(policy, **everything), sampled))
+        assert [sentence.split()[0] for sentence in said] == options
+        assert list(unread(TreeConfig(policy), sampled)) == []
+    traversal = TreeConfig("dyspec", verification="traversal")
+    assert list(unread(traversal, sampled)) == []
+    assert "no children are drawn" in next(unread(traversal, greedy))
+    assert list(unread(TreeConfig("dyspec", verification="traversal", draw="sample"), greedy)) == []
 
 
 @pytest.mark.parametrize("name", sorted(CONTRACT))
