@@ -130,7 +130,7 @@ def passes(setting: Setting) -> Facts:
             tree = binary_tree(nodes, 5)
 
             def step(tree: DraftTree = tree, state: Any = state) -> None:
-                _, verdict = pass_and_verify(target, state, tree, GREEDY, source)
+                _, _, verdict = pass_and_verify(target, state, tree, GREEDY, source)
                 target.commit(state, verdict.path)
 
             step()

@@ -11,9 +11,9 @@ from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.drafters.options import parse_options
 from dynaspec_cli.engine.api import Engine, never
 from dynaspec_cli.engine.events import SCHEMA, DoneEvent
-from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.main import describe
+from dynaspec_cli.ops.pages import give_back
 
 
 @dataclass(frozen=True)

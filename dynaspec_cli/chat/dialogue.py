@@ -10,8 +10,8 @@ from dynaspec_cli.chat.transcript import STOP, written
 from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.events import DoneEvent, Event, GenerationResult
-from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.pages import give_back
 
 
 class Dialogue:

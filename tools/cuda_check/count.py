@@ -105,7 +105,7 @@ def steps_of(guard: PretendCuda, target: Any, drafter: EagleDrafter) -> dict[str
     tree = DraftTree(torch.arange(NODES + 1) + 2, parents)
 
     def verify(tree: DraftTree) -> None:
-        _, verdict = pass_and_verify(target, state, tree, GREEDY, source)
+        _, _, verdict = pass_and_verify(target, state, tree, GREEDY, source)
         target.commit(state, verdict.path)
 
     out = {}

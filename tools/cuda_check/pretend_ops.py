@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from pretend import DeviceTensor, MixedDevicesError, check_streams, to_host
+from pretend import DeviceTensor, MixedDevicesError, check_streams, note_op, to_host
 from streams import replaced
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from dynaspec_cli import ops
 from dynaspec_cli.ops import head as head_ops
+from dynaspec_cli.ops import tree as tree_ops
 
 
 def _device_op(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,6 +31,7 @@ def _device_op(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if any(t.numel() for t in tensors if not isinstance(t, DeviceTensor)):
             raise MixedDevicesError(f"{name}: expected tensors on one device")
         check_streams(name, there)
+        note_op(name, tensors)
         with torch.utils._python_dispatch._disable_current_modes():
             out = function(*tree_map(to_host, args), **tree_map(to_host, kwargs))
         return tree_map(lambda t: DeviceTensor(t) if isinstance(t, Tensor) else t, out)
@@ -78,6 +80,7 @@ def device_ops() -> Iterator[None]:
         "shortlist_log_probs": head_ops.shortlist_log_probs,
         "shortlist_union": _union,
         "draft_head": _draft_head,
+        "kv_commit": tree_ops.kv_commit,
     }
     with replaced({(ops, name): _device_op(name, op) for name, op in stand_ins.items()}):
         yield

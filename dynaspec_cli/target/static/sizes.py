@@ -23,6 +23,13 @@ SCRATCH_ROWS = 64
 ALLOTTED = 256
 """Cache rows are allotted in multiples of so many."""
 
+SPLIT_FROM = 4096
+"""Cache rows from which on attention splits the keys and writes no scores: below, one product of
+all keys is short, and the library's."""
+
+KEYS_A_SPLIT = 512
+MOST_SPLITS = 32
+
 RANKED = 4
 """Best tokens of each row that come to the host with the result."""
 
@@ -41,6 +48,14 @@ def rows_of(count: int) -> int:
 def context_of(length: int, capacity: int) -> int:
     """Cache rows that a pass reads whose keys end at ``length``: a power of two, or all."""
     return min(capacity, max(LEAST_CONTEXT, 1 << (length - 1).bit_length()))
+
+
+def splits_of(rows: int, context: int) -> int:
+    """Parts that attention splits the keys of a pass into, a power of two; 0: it does not. It holds
+    ancestors in 64 bits."""
+    if context < SPLIT_FROM or rows > 64:
+        return 0
+    return min(MOST_SPLITS, 1 << max(1, context // KEYS_A_SPLIT).bit_length() - 1)
 
 
 def capacity_of(max_length: int) -> int:
