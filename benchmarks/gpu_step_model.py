@@ -22,7 +22,7 @@ LAUNCH_S, WAIT_S = 5e-6, 20e-6
 """Of the host: an eager launch, a wait."""
 LAYER_NODES, OTHER_NODES = 38, 90
 """Captured operations (tools/cuda_check/count.py: 1,301 with 32 layers)."""
-ROUND_NODES, LAUNCHES, WAITS = 0, 18, 1
+ROUND_NODES, LAUNCHES, WAITS = 1045, 18, 1
 """Of a draft round, and of a step outside of its graphs (the same count)."""
 SCORE_PASSES = 8
 """Times that attention's scores are read or written."""

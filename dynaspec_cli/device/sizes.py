@@ -5,7 +5,7 @@ from __future__ import annotations
 from dynaspec_cli.target.static.sizes import GRAPH_LAUNCH_BYTES
 
 ROUND_LAUNCHES = 1400
-"""Launches of a round of depth 6 (docs/internals/cuda.md)."""
+"""Launches of a greedy round of depth 6, with some to spare (docs/internals/cuda.md)."""
 
 CAPTURED_ROUNDS = 2
 """With and without a router."""
