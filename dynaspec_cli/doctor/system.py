@@ -21,7 +21,7 @@ from dynaspec_cli.tuning.machine import cpu_name
 CUDA_STATUS = "compiled, traced and emulated, not run on a GPU"
 """How far the CUDA kernels have been tested; changed when a GPU has run their tests."""
 
-ISA_LEVELS = ("scalar", "avx2", "avx512", "avx512_bf16")
+ISA_LEVELS = ("scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16")
 PACKAGES = ("transformers", "tokenizers", "safetensors", "huggingface_hub", "gguf", "accelerate")
 
 

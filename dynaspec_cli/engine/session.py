@@ -56,8 +56,7 @@ def decode(
     clock = PhaseClock(target.device, synchronize)
     draft: Draft | None = None
     if speculation is not None:
-        draft = Draft(speculation, prompt, output, max_length, *cache.drafter)
-        cache.drafter = draft.drafter
+        draft = Draft(speculation, prompt, output, max_length, cache)
     committed = Committed(output, torch.tensor([last]), torch.tensor([token]))
     yield Emission([token], None)
     clock.lap()

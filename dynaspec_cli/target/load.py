@@ -30,7 +30,7 @@ from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
 from dynaspec_cli.target.weights import HEAD_NAMES, WeightFiles
 
 PACKED = "packed"
-WIDENING = ("cpu-avx2", "cpu-avx512", "cpu-avx512_bf16")
+WIDENING = ("cpu-avx2", "cpu-avx_vnni", "cpu-avx512", "cpu-avx512_bf16")
 """Levels whose kernels read bfloat16 as fast as memory gives it."""
 DEVICE_MAP = "map"
 """What ``--device-map auto`` makes of ``--device``."""

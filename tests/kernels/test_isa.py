@@ -23,7 +23,7 @@ SHAPES = [
     (1, 640, 300), (3, 33, 517), (8, 100, 1000), (17, 65, 300), (7, 1553, 301), (10, 2069, 301),
     (12, 2048, 150),
 ]  # fmt: skip
-LEVELS = ["scalar", "avx2", "avx512", "avx512_bf16"]
+LEVELS = ["scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16"]
 
 # Runs in the child: outputs of the ops for every case, and the same for its rows one by one.
 CHILD = """

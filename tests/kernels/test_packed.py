@@ -145,6 +145,19 @@ def test_batch_invariance_at_every_level(level: str, tmp_path) -> None:
         assert_close(got, exact @ values.double().t(), exact, values)
 
 
+def test_avx_vnni_gives_the_bits_of_avx2(tmp_path) -> None:
+    if "avx_vnni" not in EXTENSION.module.available_isas().split(","):
+        pytest.skip("this processor lacks avx_vnni")
+    results = []
+    for level in ("avx2", "avx_vnni"):
+        saved = tmp_path / f"{level}.pt"
+        child = run_child(level, CHILD, str(saved))
+        assert child.returncode == 0, child.stderr
+        results.append(torch.load(saved)["outputs"])
+    for key, want in results[0].items():
+        assert torch.equal(results[1][key], want), key
+
+
 @by_format
 def test_head_ops(form: PackedFormat) -> None:
     columns, n = 512, 5

@@ -12,13 +12,22 @@
 namespace dynaspec::cpu {
 namespace {
 
-constexpr const char* kNames[kLevels] = {"scalar", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kNames[kLevels] = {"scalar", "avx2", "avx_vnni", "avx512", "avx512_bf16"};
 
 #ifdef DYNASPEC_X86
 // Before version 18 clang's __builtin_cpu_supports does not know the name.
 bool has_f16c() {
   unsigned a = 0, b = 0, c = 0, d = 0;
   return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+bool has_avx_vnni() {
+#ifdef DYNASPEC_HAS_AVX_VNNI
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & 1u << 4) != 0;
+#else
+  return false;
+#endif
 }
 #endif
 
@@ -31,6 +40,8 @@ bool available(Level level) {
       return true;
     case Level::kAvx2:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
+    case Level::kAvxVnni:
+      return available(Level::kAvx2) && has_avx_vnni();
     case Level::kAvx512:
       return available(Level::kAvx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&

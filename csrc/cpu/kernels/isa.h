@@ -3,12 +3,18 @@
 
 #include <string>
 
+// Compilers that know AVX-VNNI: without it the level is left out of the binary.
+#if defined(__x86_64__) && \
+    (defined(__clang__) ? __clang_major__ >= 12 : defined(__GNUC__) && __GNUC__ >= 11)
+#define DYNASPEC_HAS_AVX_VNNI 1
+#endif
+
 namespace dynaspec::cpu {
 
 // Worst first.
-enum class Level : int { kScalar, kAvx2, kAvx512, kAvx512Bf16 };
+enum class Level : int { kScalar, kAvx2, kAvxVnni, kAvx512, kAvx512Bf16 };
 
-constexpr int kLevels = 4;
+constexpr int kLevels = 5;
 
 const char* level_name(Level level);
 

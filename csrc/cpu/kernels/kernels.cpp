@@ -12,6 +12,11 @@ const Kernels& table();
 namespace avx2 {
 const Kernels& table();
 }
+#ifdef DYNASPEC_HAS_AVX_VNNI
+namespace avx_vnni {
+const Kernels& table();
+}
+#endif
 namespace avx512 {
 const Kernels& table();
 }
@@ -29,6 +34,12 @@ const Kernels& table_of(Level level) {
       break;
     case Level::kAvx2:
       return avx2::table();
+    case Level::kAvxVnni:
+#ifdef DYNASPEC_HAS_AVX_VNNI
+      return avx_vnni::table();
+#else
+      break;
+#endif
     case Level::kAvx512:
       return avx512::table();
     case Level::kAvx512Bf16:

@@ -29,7 +29,9 @@
 #include "cpu/kernels/kernels_impl.h"
 #include "cpu/kernels/decoder_impl.h"
 #include "cpu/kernels/packed_x.h"
-#include "cpu/kernels/packed_avx512.h"
+#include "cpu/kernels/packed_x_vnni.h"
+#include "cpu/kernels/packed_512.h"
+#include "cpu/kernels/packed_vnni.h"
 #include "cpu/kernels/packed_impl.h"
 #include "cpu/kernels/table_impl.h"
 // clang-format on

@@ -5,8 +5,23 @@ namespace {
 
 constexpr int kPackedRows = 1;  // weight rows multiplied together: one fills the registers
 
-inline __m256i dot_pairs(__m256i acc, __m256i w, __m256i x) {
-  return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+inline Vf fold_lanes(Vf a, Vf b) {
+  return vadd(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+}
+
+// Sums of the 128-bit lanes of four vectors, [A B C D] in each lane.
+inline Vf fold_four(const Vf* a, int64_t stride) {
+  const __m256d ab = _mm256_castps_pd(fold_lanes(a[0], a[stride])),
+                cd = _mm256_castps_pd(fold_lanes(a[2 * stride], a[3 * stride]));
+  return vadd(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)),
+              _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+}
+
+// Lane sums of eight vectors that lie `stride` apart, in one fixed order.
+inline void reduce8(const Vf* a, int64_t stride, float* out) {
+  const Vf low = fold_four(a, stride), high = fold_four(a + 4 * stride, stride);
+  vstore(out,
+         vadd(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)));
 }
 
 inline __m256i load_bytes(const void* p) {
@@ -29,18 +44,25 @@ inline __m256 pair_scales(const char* p) {
   }
 }
 
-// Bit of the fifth-bit words that vector c of a group needs in each of its 16 places.
+// Fifth bits of the words of nibbles beside them, at bits 0, 4, 8 and 12 of each 16-bit word: of
+// 16 words that lie side by side (g = 8: for those from 16 on shifted by their vector's number; g =
+// 4: for the second 16 shifted by 2).
 template <int G>
-struct FifthBit {
-  alignas(32) uint16_t of[2 * G][16];
-  constexpr FifthBit() : of{} {
-    for (int c = 0; c < 2 * G; ++c) {
-      for (int q = 0; q < 16; ++q) of[c][q] = static_cast<uint16_t>(1u << fifth_bit(G, 16 * c + q));
-    }
+inline __m256i fifth_words(const char* p) {
+  if constexpr (G == 8) {
+    return load_bytes(p);
+  } else if constexpr (G == 4) {
+    const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_set_m128i(_mm_srli_epi16(words, 1), words);
+  } else {
+    // Bits that come from a neighbour's word are not among the four.
+    int64_t word = 0;
+    std::memcpy(&word, p, 4 * G);
+    return G == 2 ? _mm256_srlv_epi64(_mm256_set1_epi64x(word), _mm256_setr_epi64x(0, 1, 2, 3))
+                  : _mm256_srlv_epi32(_mm256_set1_epi32(static_cast<int32_t>(word)),
+                                      _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3));
   }
-};
-template <int G>
-constexpr FifthBit<G> kFifthBit;
+}
 
 // Vectors of a group that are in registers at a time.
 template <int G>
@@ -56,6 +78,39 @@ inline void pair_codes(const char* p, int z, __m256i* q) {
       const __m256i words = load_bytes(p + 128 * z + 32 * w);
       q[w] = _mm256_srai_epi16(_mm256_slli_epi16(words, 8), 8);
       q[kPart<G> / 2 + w] = _mm256_srai_epi16(words, 8);
+    }
+    return;
+  }
+  if constexpr (kBits == 5) {
+    const __m256i nibble = _mm256_set1_epi8(15), place = _mm256_set1_epi8(16),
+                  byte = _mm256_set1_epi16(255);
+    __m256i bits = fifth_words<G>(p + 16 * G);
+    if constexpr (G == 1) {
+      const __m128i words = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+      const __m256i two = _mm256_set_m128i(_mm_srli_epi16(words, 4), words);
+      bits = _mm256_blend_epi32(_mm256_slli_epi16(bits, 4), bits, 0xf0);
+      const __m256i codes =
+          _mm256_or_si256(_mm256_and_si256(two, nibble), _mm256_and_si256(bits, place));
+      q[0] = _mm256_and_si256(codes, byte);
+      q[1] = _mm256_srli_epi16(codes, 8);
+      return;
+    }
+    if (z == 1) bits = _mm256_srli_epi16(bits, 2);
+    constexpr int kVectors = kPart<G> / 4;
+#pragma GCC unroll 2
+    for (int h = 0; h < kVectors; ++h) {
+      constexpr int kStep = G == 4 ? 2 : 1;
+      const __m256i words = load_bytes(p + 64 * z + 32 * h);
+      const __m256i even =
+          _mm256_or_si256(_mm256_and_si256(words, nibble),
+                          _mm256_and_si256(_mm256_slli_epi16(bits, 4 - kStep * h), place));
+      const __m256i odd =
+          _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(words, 4), nibble),
+                          _mm256_and_si256(_mm256_srli_epi16(bits, kStep * h), place));
+      q[h] = _mm256_and_si256(even, byte);
+      q[kVectors + h] = _mm256_and_si256(odd, byte);
+      q[2 * kVectors + h] = _mm256_srli_epi16(even, 8);
+      q[3 * kVectors + h] = _mm256_srli_epi16(odd, 8);
     }
     return;
   }
@@ -80,25 +135,6 @@ inline void pair_codes(const char* p, int z, __m256i* q) {
     q[0] = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(words, 4), words), low);
     q[1] = _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(words, 12), _mm_srli_epi16(words, 8)),
                             low);
-  }
-  if constexpr (kBits == 5) {
-    const char* const h = p + 16 * G;
-    __m256i bits;
-    if constexpr (G == 8) {
-      bits = load_bytes(h);
-    } else if constexpr (G == 4) {
-      bits = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(h)));
-    } else {
-      int64_t word = 0;
-      std::memcpy(&word, h, 4 * G);
-      bits = G == 2 ? _mm256_set1_epi64x(word) : _mm256_set1_epi32(static_cast<int32_t>(word));
-    }
-#pragma GCC unroll 8
-    for (int c = 0; c < kPart<G>; ++c) {
-      const __m256i bit = load_bytes(kFifthBit<G>.of[8 * z + c]);
-      const __m256i set = _mm256_cmpeq_epi16(_mm256_and_si256(bits, bit), bit);
-      q[c] = _mm256_or_si256(q[c], _mm256_and_si256(set, _mm256_set1_epi16(16)));
-    }
   }
 }
 
@@ -160,8 +196,12 @@ inline void quad_nibbles(const char* p, __m256i* q) {
 // Sums of quads of uint8 x int8, a lane each; int16 sums of `kFit` vectors do not overflow.
 template <int kFit, int kStep, int kFrom>
 inline __m256i dot_quads(const __m256i* q, const __m256i* x) {
-  const __m256i ones = _mm256_set1_epi16(1);
   __m256i total = _mm256_setzero_si256();
+#ifdef DYNASPEC_AVX_VNNI
+#pragma GCC unroll 8
+  for (int y = kFrom; y < 8; y += kStep) total = _mm256_dpbusd_avx_epi32(total, q[y], x[y]);
+#else
+  const __m256i ones = _mm256_set1_epi16(1);
 #pragma GCC unroll 8
   for (int y = kFrom; y < 8; y += kFit * kStep) {
     __m256i part = _mm256_maddubs_epi16(q[y], x[y]);
@@ -172,6 +212,7 @@ inline __m256i dot_quads(const __m256i* q, const __m256i* x) {
     const __m256i whole = _mm256_madd_epi16(part, ones);
     total = y == kFrom ? whole : _mm256_add_epi32(total, whole);
   }
+#endif
   return total;
 }
 

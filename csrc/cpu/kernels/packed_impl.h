@@ -1,5 +1,5 @@
 // Packed weights times rows of x, compiled once a level (no include guard); reads dot_rows_impl.h
-// and one of packed_{avx512,avx2,portable}.h.
+// and one of packed_{vnni,avx512,avx2,portable}.h.
 //
 // A block of kPackedBlock weight rows passes over k group by group. The group of every row of x
 // stays in the L1 cache meanwhile; each weight group is unpacked into registers once, while all
@@ -17,31 +17,35 @@ template <int kBits, bool kMin>
 struct PairFormat {
   using X = PairForm;
   using Products = PairProducts<kBits, kMin>;
-  static int size(int64_t left) { return group_size(left / 32); }
   static constexpr int64_t bytes(int g) { return ((kMin ? 4 : 2) + 4 * kBits) * g; }
-  static int64_t values(int g) { return 32 * g; }
 };
 
 template <class F>
 struct QuadFormat {
-  using X = QuadX;
+  using X = QuadForm;
   using Products = QuadProducts<F>;
-  static int size(int64_t) { return 8; }
-  static constexpr int64_t bytes(int) { return F::kBytes; }
-  static int64_t values(int) { return 256; }
+  static constexpr int64_t bytes(int g) { return F::kBytes * (g / 8); }
 };
 
-template <class Products, int R>
+template <class F, int R>
 inline void multiply_group(int g, const char* const* w, const GroupOfX& x, Vf* const* acc) {
-  switch (g) {
-    case 8:
-      return Products::template multiply<8, R>(w, x, acc);
-    case 4:
-      return Products::template multiply<4, R>(w, x, acc);
-    case 2:
-      return Products::template multiply<2, R>(w, x, acc);
-    default:
-      return Products::template multiply<1, R>(w, x, acc);
+  using Products = typename F::Products;
+#ifdef DYNASPEC_BF16_DOT
+  if (g == kDouble) return Products::template multiply<kDouble, R>(w, x, acc);
+#endif
+  if constexpr (F::X::kPairs) {
+    switch (g) {
+      case 8:
+        return Products::template multiply<8, R>(w, x, acc);
+      case 4:
+        return Products::template multiply<4, R>(w, x, acc);
+      case 2:
+        return Products::template multiply<2, R>(w, x, acc);
+      default:
+        return Products::template multiply<1, R>(w, x, acc);
+    }
+  } else {
+    Products::template multiply<8, R>(w, x, acc);
   }
 }
 
@@ -50,6 +54,8 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
   const int64_t k = weight.k, row_bytes = weight.row_bytes;
   alignas(64) Vf acc[kPackedBlock][kPackedTile];
   const char *pointer[kPackedBlock], *ahead[kPackedBlock];
+  const bool biased = weight.bias != nullptr;
+  float bias[kPackedBlock] = {};
   const int64_t distance = kPrefetchBytes / (row_bytes + 1);
   const int64_t known = rows.count + (rows.next != nullptr ? rows.next->count : 0);
   auto row_at = [&](int64_t j) {
@@ -60,6 +66,10 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
     // A short block repeats its last row; the copies' results are dropped.
     const int64_t padded = round_up(here, kPackedRows);
     for (int64_t r = 0; r < padded; ++r) pointer[r] = row_at(j0 + smaller(r, here - 1));
+    for (int64_t r = padded; r < kPackedBlock; ++r) {
+      for (Vf& sum : acc[r]) sum = vzero();
+    }
+    for (int64_t r = 0; biased && r < here; ++r) bias[r] = weight.bias[rows[j0 + r]];
     const int64_t first_ahead = j0 + here + distance;
     const int64_t num_ahead = first_ahead < known ? smaller(kPackedBlock, known - first_ahead) : 0;
     for (int64_t r = 0; r < num_ahead; ++r) ahead[r] = row_at(first_ahead + r);
@@ -69,7 +79,7 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
       GroupOfX part{base, base + F::X::sums_at(k), base + F::X::scale_at(k), x.stride, n, true};
       int64_t offset = 0;
       for (int64_t at = 0; at < k;) {
-        const int g = F::size(k - at);
+        const int g = F::X::blocks((k - at) / 32);
         const int64_t bytes = F::bytes(g);
         for (int64_t r = 0; r < padded; r += kPackedRows) {
           if (i0 == 0) {
@@ -84,38 +94,28 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
             w[s] = pointer[r + s] + offset;
             sums[s] = acc[r + s];
           }
-          if constexpr (F::X::kPairs) {
-            multiply_group<typename F::Products, kPackedRows>(g, w, part, sums);
-          } else {
-            F::Products::template multiply<8, kPackedRows>(w, part, sums);
-          }
+          multiply_group<F, kPackedRows>(g, w, part, sums);
         }
         offset += bytes;
-        at += F::values(g);
+        at += 32 * g;
         part.first = false;
         part.codes += F::X::code_bytes(g);
         part.sums += F::X::kSums * sizeof(float);
         if constexpr (!F::X::kRowScale) part.scales += sizeof(float);
       }
       for (int64_t i = 0; i < n; ++i) {
-        const float unit = F::X::kRowScale ? part.scale(i) : 1.0f;
+        float y[kPackedBlock];
+        reduce8(acc[0] + i, kPackedTile, y);
+        if constexpr (F::X::kRowScale) {
+          const float unit = part.scale(i);
+          for (float& value : y) value *= unit;
+        }
+        for (int r = 0; biased && r < kPackedBlock; ++r) y[r] += bias[r];
         float* const results = out + (i0 + i) * ldo + j0;
-        for (int64_t r = 0; r < here; r += kTileRows) {
-          const int64_t count = smaller(kTileRows, here - r);
-          Vf four[kTileRows];
-          for (int64_t s = 0; s < kTileRows; ++s) four[s] = acc[r + smaller(s, count - 1)][i];
-          float values[kTileRows];
-          reduce4(four, values);
-          F4 y = load4(values);
-          if constexpr (F::X::kRowScale) y = y * unit;
-          if (weight.bias != nullptr) {
-            for (int64_t s = 0; s < count; ++s) y[s] += weight.bias[rows[j0 + r + s]];
-          }
-          if (count == kTileRows) {
-            store4(results + r, y);
-          } else {
-            for (int64_t s = 0; s < count; ++s) results[r + s] = y[s];
-          }
+        if (here == kPackedBlock) {
+          std::memcpy(results, y, sizeof(y));
+        } else {
+          std::memcpy(results, y, here * sizeof(float));
         }
       }
     }

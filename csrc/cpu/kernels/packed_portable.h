@@ -5,6 +5,15 @@ namespace {
 
 constexpr int kPackedRows = 1;
 
+// Lane sums of eight vectors that lie `stride` apart, in one fixed order.
+inline void reduce8(const Vf* a, int64_t stride, float* out) {
+  for (int r = 0; r < 8; r += 4) {
+    const Vf four[4] = {a[r * stride], a[(r + 1) * stride], a[(r + 2) * stride],
+                        a[(r + 3) * stride]};
+    reduce4(four, out + r);
+  }
+}
+
 inline float half_at(const char* p) {
   uint16_t h;
   std::memcpy(&h, p, sizeof(h));

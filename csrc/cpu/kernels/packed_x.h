@@ -1,5 +1,4 @@
-// Rows of x for packed weights (no include guard: included once a level, before its products, which
-// say kPackedLanes before that).
+// Rows of x for packed weights (no include guard: included once a level, before its products).
 //
 // Pairs: codes, then for each group the sums of its codes a lane, then scales. Quads: int8 codes in
 // the places' order, one scale a group of 256 (max |x| / 127), the sums a lane times the group's
@@ -29,23 +28,20 @@ inline int64_t num_pair_groups(int64_t k) {
   return blocks / 8 + __builtin_popcountll(static_cast<uint64_t>(blocks % 8));
 }
 
-// Max |x|, NaN if any x is infinite or NaN.
+// Max |x|, NaN if any x is infinite or NaN. Without their sign floats have the order of their bits.
 inline float peak(const float* x, int64_t k) {
-  const int64_t whole = k / kWidth * kWidth;
-  Vf best = vzero(), bad = vzero();
-  for (int64_t i = 0; i < whole; i += kWidth) {
-    const Vf a = vload(x + i);
-    best = vmax(vmax(a, vsub(vzero(), a)), best);
-    bad = vfma(a, vzero(), bad);
+  constexpr int32_t kInfinity = 0x7f800000, kNaN = 0x7fc00000;
+  int32_t top = 0;
+  for (int64_t i = 0; i < k; ++i) {
+    int32_t bits;
+    std::memcpy(&bits, x + i, sizeof(bits));
+    bits &= 0x7fffffff;
+    top = bits > top ? bits : top;
   }
-  float lanes[2 * kWidth], top = 0.0f, poison = 0.0f;
-  vstore(lanes, best);
-  vstore(lanes + kWidth, bad);
-  for (int i = 0; i < kWidth; ++i) {
-    top = lanes[i] > top ? lanes[i] : top;
-    poison += lanes[kWidth + i];
-  }
-  return top + poison;
+  if (top >= kInfinity) top = kNaN;
+  float value;
+  std::memcpy(&value, &top, sizeof(value));
+  return value;
 }
 
 // Codes round(x / scale), halves to even. Adding 1.5 * 2^23 rounds. A scale so small that it lost
@@ -59,10 +55,12 @@ inline void quantise(const float* x, int64_t count, float scale, Code* codes) {
   }
 }
 
-// Pairs on most levels: int16 codes in the places' order, one scale a row (max |x| / 32767).
+#ifndef DYNASPEC_BF16_DOT  // packed_x_vnni.h has the forms of that level
+// Pairs: int16 codes in the places' order, one scale a row (max |x| / 32767).
 struct PairX {
   static constexpr bool kPairs = true, kRowScale = true;
   static constexpr int kSums = kPackedLanes;
+  static int blocks(int64_t left) { return group_size(left); }
   static int64_t code_bytes(int g) { return 64 * g; }
   static int64_t sums_at(int64_t k) { return round_up(2 * k, kLine); }
   static int64_t scale_at(int64_t k) {
@@ -97,72 +95,7 @@ struct PairX {
   }
 };
 
-#ifdef DYNASPEC_BF16_DOT
-// Pairs where vpdpbusd multiplies: int8 codes, a scale for each block of 32 (max |x| / 127). Byte 2
-// (s h + q) + e, where s words lie side by side, is place 4 s (h / 2) + s (h mod 2 + 2 e) + q: the
-// order of a weight's own bytes. Of a group's facts come first the sums of its codes a lane times
-// their scale, then -128 times these sums as integers, then the scales, one for every lane of 8.
-struct PairBytesX {
-  static constexpr bool kPairs = true, kRowScale = false;
-  static constexpr int kSums = 48;
-  static constexpr int kExcess = 64, kUnits = 128;  // bytes into the facts
-  static int64_t code_bytes(int g) { return g == 1 ? 64 : 32 * g; }
-  static int64_t sums_at(int64_t k) { return k + (k / 32 % 2) * 32; }
-  static int64_t scale_at(int64_t k) {
-    return sums_at(k) + num_pair_groups(k) * kSums * static_cast<int64_t>(sizeof(float));
-  }
-  static int64_t stride(int64_t k) { return (round_up(scale_at(k), kLine) / kLine | 1) * kLine; }
-
-  static void pack(const float* x, int64_t k, char* packed) {
-    int8_t* codes = reinterpret_cast<int8_t*>(packed);
-    char* facts = packed + sums_at(k);
-    for (int64_t at = 0; at < k;) {
-      const int g = group_size((k - at) / 32), per = 8 / g, side = side_words(g);
-      int8_t natural[256], placed[256];
-      float unit[8];
-      for (int j = 0; j < g; ++j) {
-        const float scale = peak(x + at + 32 * j, 32) / 127.0f;
-        quantise(x + at + 32 * j, 32, scale, natural + 32 * j);
-        for (int l = 0; l < per; ++l) unit[j * per + l] = scale;
-      }
-      for (int c = 0; c < 2 * g; ++c) {
-        for (int l = 0; l < 8; ++l) {
-          std::memcpy(placed + 16 * c + 2 * l, natural + l / per * 32 + 2 * (c * per + l % per), 2);
-        }
-      }
-      for (int h = 0; h < 16 * g / side; ++h) {
-        const int8_t* from = placed + 4 * side * (h / 2) + side * (h % 2);
-        for (int q = 0; q < side; ++q) {
-          codes[2 * (side * h + q)] = from[q];
-          codes[2 * (side * h + q) + 1] = from[2 * side + q];
-        }
-      }
-      if (g == 1) std::memset(codes + 32, 0, 32);
-      float sums[16] = {};
-      int32_t excess[16] = {};
-      for (int vector = 0; vector < (g == 1 ? 1 : g / 2); ++vector) {
-        for (int l = 0; l < 16; ++l) {
-          const int8_t* byte = codes + 64 * vector + 4 * l;
-          excess[l] += byte[0] + byte[1] + byte[2] + byte[3];
-        }
-      }
-      for (int l = 0; l < 16; ++l) {
-        sums[l] = static_cast<float>(excess[l]) * unit[l % 8];
-        excess[l] *= -128;
-      }
-      std::memcpy(facts, sums, sizeof(sums));
-      std::memcpy(facts + kExcess, excess, sizeof(excess));
-      std::memcpy(facts + kUnits, unit, sizeof(unit));
-      facts += kSums * sizeof(float);
-      codes += code_bytes(g);
-      at += 32 * g;
-    }
-  }
-};
-using PairForm = PairBytesX;
-#else
 using PairForm = PairX;
-#endif
 
 // Sums a group: of the lanes of all codes (16 lanes), or of even y, of odd y and of both (8 lanes).
 constexpr int kQuadSums = kPackedLanes == 16 ? 16 : 24;
@@ -170,6 +103,7 @@ constexpr int kQuadSums = kPackedLanes == 16 ? 16 : 24;
 struct QuadX {
   static constexpr bool kPairs = false, kRowScale = false;
   static constexpr int kSums = kQuadSums;
+  static int blocks(int64_t) { return 8; }
   static int64_t code_bytes(int) { return 256; }
   static int64_t sums_at(int64_t k) { return k; }
   static int64_t scale_at(int64_t k) {
@@ -204,6 +138,8 @@ struct QuadX {
     }
   }
 };
+using QuadForm = QuadX;
+#endif
 
 }  // namespace
 }  // namespace dynaspec::cpu::DYNASPEC_LEVEL

@@ -74,6 +74,15 @@ inline void reduce4(const Vf* a, float* out) {
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1)));
 }
 
+// acc + pairs of int16 products.
+inline __m256i dot_pairs(__m256i acc, __m256i w, __m256i x) {
+#ifdef DYNASPEC_AVX_VNNI
+  return _mm256_dpwssd_avx_epi32(acc, w, x);
+#else
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+#endif
+}
+
 struct I8 {
   static constexpr int kStep = 16;
   static constexpr int kOffset = 0;
@@ -89,7 +98,7 @@ struct I8 {
     return load_w(full);
   }
   static W load_x(const char* p) { return load_w(p); }
-  static Acc dot(Acc acc, W w, W x) { return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x)); }
+  static Acc dot(Acc acc, W w, W x) { return dot_pairs(acc, w, x); }
   static void sum4(const Acc* a, int32_t* out) {
     const Acc sum = _mm256_hadd_epi32(_mm256_hadd_epi32(a[0], a[1]), _mm256_hadd_epi32(a[2], a[3]));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out),
