@@ -5,7 +5,8 @@
 #     benchmarks/drafters.sh DATA OUT
 # LIMIT: prompts a task (10). TOKENS: new tokens a prompt (96). SHORTLISTS: of the model's drafter ("full fr-spec nanospec
 # dynaspec"). MODEL, DRAFTER, BUNDLE: another target, its drafter's folder and its shortlist's; LM: a small language model of
-# its tokenizer. PEERS: "llama.cpp" where the extra [peers] is installed. Chat models get their template.
+# its tokenizer. PEERS: "llama.cpp llama.cpp-lookup llama.cpp-draft" where the extra [peers] is installed; ASSISTANT: the
+# GGUF file that drafts for the last. Chat models get their template.
 set -euo pipefail
 data="${1:?the folder with spec_bench.jsonl}" out="${2:?where the results go}"
 drafter="${DRAFTER:-packaged}" best="${BUNDLE:-dynaspec}"
@@ -15,6 +16,7 @@ for shortlist in ${SHORTLISTS-full fr-spec nanospec}; do methods+=(--method "$dr
 methods+=(--method "$drafter:$best+dyspec@auto" --method "$drafter+lookup:$best+dyspec@auto")
 [ -z "${LM:-}" ] || methods+=(--method "$LM:full+dyspec@auto" --method "$LM+lookup:full+dyspec@auto")
 for peer in ${PEERS:-}; do methods+=(--method "$peer"); done
+[ -z "${ASSISTANT:-}" ] || methods+=(--assistant "$ASSISTANT")
 run() { # NAME OPTION...
   local name="$1"
   shift

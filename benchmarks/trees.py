@@ -28,8 +28,9 @@ FIXED = ("sequoia", "specinfer", "eagle2", "ddd", "chain")
 HELD_OUT = 4
 """Prompts of each text, its last ones, on which sequoia's acceptance is measured."""
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "trees"
-FULL = 1 / 256
-"""A threshold so low that dyspec fills the budget, as Algorithm 1 does; its own stops earlier."""
+FULL, FULL_768 = 1 / 256, 1 / 3072
+"""Thresholds so low that dyspec fills a budget of 64 or 768, as Algorithm 1 does; its own stops
+earlier."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +49,25 @@ class Arm:
     small: bool = True
 
 
-def drawn_at(temperature: float, draw: str, threshold: float | None = None) -> tuple[str, ...]:
-    """DySpec's experiment: trees of 16 levels and 16 children, drafts at temperature 0.6."""
+def drawn_at(
+    temperature: float, draw: str, threshold: float | None = None, depth: int = 16, width: int = 16
+) -> tuple[str, ...]:
+    """DySpec's experiment: drafts at temperature 0.6. The paper bounds neither levels (fewer than
+    10 at 64 nodes and than 30 at 768, its section 5.3) nor children."""
     options = ["--temperature", f"{temperature:g}", "--tree-draw", draw]
-    options += ["--draft-temperature", "0.6", "--tree-depth", "16", "--tree-width", "16"]
+    options += [
+        "--draft-temperature",
+        "0.6",
+        "--tree-depth",
+        str(depth),
+        "--tree-width",
+        str(width),
+    ]
     if threshold is not None:
         options += ["--tree-threshold", f"{threshold:g}"]
     return tuple(options)
 
 
-_LARGE = (
-    "--temperature", "0.6", "--tree-draw", "auto", "--draft-temperature", "0.6",
-    "--tree-depth", "20", "--tree-width", "64", "--tree-threshold", "0.001",
-)  # fmt: skip
 _SERVED = ("ar", "full+eagle2@16", "nanospec+dyspec@8", "dynaspec@1024+dyspec@8")
 
 ARMS = (
@@ -72,8 +79,11 @@ ARMS = (
     Arm("t0-best", "Greedy target, best tokens, trees of 64", drawn_at(0, "best"),
         ("ar", "dyspec", *FIXED, "auto")),
     Arm("t0-best-full", "", drawn_at(0, "best", FULL), ("dyspec",)),
-    Arm("t0.6-768", "Target at 0.6, trees of 768", _LARGE,
-        ("ar", "dyspec", "sequoia", "specinfer", "eagle2"), 768, most=4, tokens=32),
+    # The paper's threshold for 768 nodes, and Algorithm 1's budget.
+    Arm("t0.6-768", "Target at 0.6, trees of 768", drawn_at(0.6, "auto", 0.001, 30, 64),
+        ("ar", "dyspec", "sequoia", "specinfer"), 768, most=3, tokens=32),
+    Arm("t0.6-768-full", "", drawn_at(0.6, "auto", FULL_768, 30, 64), ("dyspec",), 768, most=3,
+        tokens=32),
     Arm("recommended", "Sampled as the model recommends", ("--sampling", "model"), _SERVED,
         small=False),
     Arm("t1", "Temperature 1, no filters", ("--temperature", "1"), _SERVED, small=False),
@@ -116,13 +126,15 @@ def held_out(out: Path, data: Path) -> Path:
 
 def acceptance(pair: Pair, arm: Arm, asked: argparse.Namespace) -> str:
     """Sequoia's vector for this pair, target temperature and way of drawing: measured once."""
-    temperature, draw = arm.options[1], arm.options[3]
-    path: Path = asked.out / f"{pair.name}-acceptance-{temperature}-{draw}.txt"
+    temperature, draw, width = arm.options[1], arm.options[3], int(arm.options[9])
+    wide = "" if width <= 16 else f"-{width}"
+    path: Path = asked.out / f"{pair.name}-acceptance-{temperature}-{draw}{wide}.txt"
     if not path.exists():
+        positions = ("--tree-width", str(width)) if wide else ()
         vector = bench(
             *pair.options, "--measure-acceptance", "--suite", str(held_out(asked.out, asked.data)),
             "--max-prompt-tokens", str(PROMPT_TOKENS), "--max-new-tokens", "48",
-            *arm.options[:6], "--threads", str(asked.threads), "--quiet", keep=True,
+            *arm.options[:6], *positions, "--threads", str(asked.threads), "--quiet", keep=True,
         )  # fmt: skip
         path.write_text(vector.strip(), encoding="utf-8")
     return path.read_text(encoding="utf-8")

@@ -47,10 +47,6 @@ STABLE_TORCH_LIBRARY(dynaspec, m) {
       "draw_rows(Tensor weights, Tensor uniforms, int[] counts, float[] enough, bool replacement)"
       " -> Tensor");
   m.def(
-      "draw_children(Tensor log_probs, Tensor best, Tensor ids, Tensor uniforms, int[] counts,"
-      " float[] least, float temperature, int top_k, float top_p, float min_p, bool replacement)"
-      " -> (Tensor q, Tensor columns, Tensor tokens, Tensor chances, Tensor mass)");
-  m.def(
       "filtered_softmax(Tensor logits, float temperature, int top_k, float top_p, float min_p)"
       " -> Tensor");
   m.def(
@@ -59,15 +55,26 @@ STABLE_TORCH_LIBRARY(dynaspec, m) {
   m.def("new_tree(int token, int capacity, float root_value) -> (Tensor nodes, Tensor values)");
   m.def(
       "grow_best(Tensor(a!) nodes, Tensor(b!) values, Tensor log_q, Tensor ids, int size, int "
-      "width, float least, bool logarithms, bool whole_beam) -> (Tensor frontier, float mass)");
+      "width, float least, bool logarithms, bool whole_beam) -> (Tensor next_tokens, Tensor "
+      "next_parents, Tensor source, float mass)");
   m.def(
       "grow_drawn(Tensor(a!) nodes, Tensor(b!) values, Tensor log_probs, Tensor log_q, Tensor ids,"
       " Tensor uniforms, int size, float least, float temperature, int top_k, float top_p, float "
-      "min_p, bool shared) -> (Tensor frontier, Tensor q, float mass)");
+      "min_p, bool shared) -> (Tensor next_tokens, Tensor next_parents, Tensor source, Tensor q, "
+      "float mass)");
   m.def(
       "fill_plan(Tensor(a!) nodes, Tensor(b!) values, Tensor plan, Tensor(c!) places, Tensor "
       "tokens,"
-      " Tensor columns) -> (Tensor frontier, Tensor below)");
-  m.def("grown_tree(Tensor nodes, Tensor values) -> Tensor");
+      " Tensor columns) -> (Tensor next_tokens, Tensor next_parents, Tensor source, Tensor counts, "
+      "Tensor below)");
+  m.def(
+      "draw_plan(Tensor(a!) nodes, Tensor(b!) values, Tensor plan, Tensor(c!) places, Tensor "
+      "log_probs, Tensor ids, Tensor uniforms, float temperature, int top_k, float top_p, float "
+      "min_p, bool replacement)"
+      " -> (Tensor next_tokens, Tensor next_parents, Tensor source, Tensor counts, Tensor q, "
+      "Tensor columns, Tensor below, bool sound)");
+  m.def(
+      "grown_tree(Tensor nodes, Tensor values)"
+      " -> (Tensor rows, Tensor paths, int drawn, int distinct)");
   m.def("kv_commit(Tensor(a!)[] caches, Tensor base, Tensor rows) -> ()");
 }

@@ -26,6 +26,7 @@ from torch import Tensor
 from dynaspec_cli.checkpoints.vocab_map import VocabMap
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.kept_rows import KeptRows
+from dynaspec_cli.unread_tree import UnreadTree
 from dynaspec_cli.weights.weight import Weight
 
 if TYPE_CHECKING:
@@ -55,6 +56,11 @@ class DraftTree:
     def num_nodes(self) -> int:
         """Nodes below the root."""
         return int(self.tokens.numel()) - 1
+
+    @property
+    def most_rows(self) -> int:
+        """Rows that a pass over it has, the root included (``UnreadTree``: at most)."""
+        return int(self.tokens.numel())
 
 
 class TargetOutput(Protocol):
@@ -171,9 +177,10 @@ class Target(Protocol[State]):
 
 @dataclass(frozen=True)
 class Decision:
-    """A pass and its walk in one: ``path`` int64 [a] on the host and ``bonus`` as in a verdict
-    (sampling/verify.py), ``used``: uniforms that the walk drew."""
+    """A pass and its walk in one: the ``tree`` that was passed, ``path`` int64 [a] on the host and
+    ``bonus`` as in a verdict (sampling/verify.py), ``used``: uniforms that the walk drew."""
 
+    tree: DraftTree
     output: TargetOutput
     path: Tensor
     bonus: int
@@ -182,15 +189,21 @@ class Decision:
 
 @runtime_checkable
 class DecidingTarget(Protocol):
-    """A target that walks a tree where it verifies it, so that the host waits once."""
+    """A target that walks a tree where it verifies it, so that the host waits once: for a tree that
+    it has not read yet with the tree."""
 
     def decide(
-        self, state: Any, tree: DraftTree, sampling: SamplingConfig, uniforms: Tensor | None
+        self,
+        state: Any,
+        tree: DraftTree | UnreadTree,
+        sampling: SamplingConfig,
+        uniforms: Tensor | None,
     ) -> Decision | None:
         """``Target.verify`` and the walk of sampling/verify.py. ``uniforms`` float64 [m] on the
         host, m > rows of the tree: those that the request's source yields next; None: greedy. None
-        is returned for a tree that has to be walked on the host; else ``Target.commit`` follows
-        with the path. Raises NotFiniteError where logits that the walk looked at hold NaN."""
+        is returned, and an unread tree left unread, where it has to be walked on the host; else
+        ``Target.commit`` follows with the path. Raises NotFiniteError where logits that the walk
+        looked at hold NaN, or a draft's scores."""
         ...
 
 

@@ -17,11 +17,13 @@ new tests). The file is put back whatever happens: run it in a copy of the tree 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 import tokenize
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -137,8 +139,11 @@ def verdicts(out: Path | None, again: bool) -> dict[str, str]:
     return {name: verdict for name, verdict in done.items() if verdict == "killed" or not again}
 
 
-def run(job: Job, done: dict[str, str], out: Path | None, timeout: float) -> tuple[int, int]:
-    """(mutants, survivors) of one file; raises SystemExit where its tests fail without one."""
+def run(
+    job: Job, done: dict[str, str], out: Path | None, timeout: float, until: float
+) -> tuple[int, int]:
+    """(mutants, survivors) of one file; raises SystemExit where its tests fail without one, or
+    once it is later than ``until`` (``time.monotonic``)."""
     text = job.file.read_text(encoding="utf-8")
     chosen = mutants(job.file, text)[:: job.every]
     names = [mutant.name(job.file) for mutant in chosen]
@@ -147,6 +152,8 @@ def run(job: Job, done: dict[str, str], out: Path | None, timeout: float) -> tup
         raise SystemExit(f"{job.file}: the tests fail without a mutation")
     try:
         for mutant in missing:
+            if time.monotonic() > until:
+                raise SystemExit(f"{job.file}: out of time; go on with the same --out")
             job.file.write_text(changed(text, mutant), encoding="utf-8")
             dead = killed(job.tests, job.build, timeout)
             if not dead and job.slower:
@@ -176,6 +183,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="verdicts, one a line; read first")
     parser.add_argument("--again", action="store_true", help="try survivors in --out again")
     parser.add_argument("--timeout", type=float, default=120.0, help="seconds a test run")
+    parser.add_argument("--seconds", type=float, default=math.inf, help="end after so many")
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
     asked = parser.parse_args()
     if asked.plan:
@@ -184,10 +192,11 @@ def main() -> None:
         jobs = [Job(asked.file, asked.tests, build=asked.build, every=asked.every)]
     else:
         parser.error("expected a file with --tests, or --plan")
+    until = time.monotonic() + asked.seconds
     done = verdicts(asked.out, asked.again)
     total = alive = 0
     for job in jobs:
-        count, left = run(job, done, asked.out, asked.timeout)
+        count, left = run(job, done, asked.out, asked.timeout, until)
         print(f"{job.file}: {count} mutants, {left} survived", flush=True)
         total, alive = total + count, alive + left
     print(f"{total} mutants, {alive} survived")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dynaspec_cli.batch.prompts import BatchPrompt
@@ -11,9 +11,9 @@ from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.drafters.options import parse_options
 from dynaspec_cli.engine.api import Engine, never
 from dynaspec_cli.engine.events import SCHEMA, DoneEvent
-from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.main import describe
+from dynaspec_cli.ops.pages import give_back
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def answer(
     try:
         *_, done = engine.generate(
             _encode(engine, prompt, request),
-            request.config,
+            _config(prompt, request),
             speculative=request.drafter != "none",
             should_stop=should_stop,
         )
@@ -73,6 +73,13 @@ def answer(
 def failure(prompt: BatchPrompt, message: str) -> dict[str, Any]:
     """The line of a prompt that has no answer."""
     return {**prompt.name, "schema": SCHEMA, "error": " ".join(message.split())}
+
+
+def _config(prompt: BatchPrompt, request: BatchRequest) -> GenerationConfig:
+    if prompt.temperature is None:
+        return request.config
+    sampling = replace(request.config.sampling, temperature=prompt.temperature)
+    return replace(request.config, sampling=sampling)
 
 
 def _encode(engine: Engine, prompt: BatchPrompt, request: BatchRequest) -> list[int]:

@@ -17,7 +17,7 @@ KEYS = ("id", "prompt", "messages")
 class BatchPrompt:
     """``line``: its number in the file, from 1; ``id`` None where it has none that can be used.
     One of ``text``, ``messages`` and ``tokens`` (ids, with those that begin a text) is there, or
-    ``error``, which says what is wrong with it."""
+    ``error``, which says what is wrong with it. ``temperature``: its own, None: the request's."""
 
     line: int
     id: str | int | None = None
@@ -25,6 +25,7 @@ class BatchPrompt:
     messages: tuple[Mapping[str, str], ...] | None = None
     error: str | None = None
     tokens: tuple[int, ...] | None = None
+    temperature: float | None = None
 
     @property
     def key(self) -> str:

@@ -25,8 +25,14 @@ from dynaspec_cli.protocols import DraftTree, TreePolicy
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.tree.acceptance import EXAMPLE, Acceptance
 
-TREE = TreeConfig("sequoia", size=64, depth=6, width=len(EXAMPLE), acceptance=EXAMPLE)
-"""The tree of a measurement: ten children at the root, fewer where it is seldom reached."""
+
+def measuring_tree(width: int = len(EXAMPLE)) -> TreeConfig:
+    """The tree of a measurement: ``width`` children at the root (1 to 64), fewer where it is seldom
+    reached. Trees of many nodes want acceptance at more positions than the usual ten."""
+    shape = (*EXAMPLE[:width], *EXAMPLE[-1:] * (width - len(EXAMPLE)))
+    whole = max(1.0, sum(shape))
+    acceptance = tuple(a / whole for a in shape)
+    return TreeConfig("sequoia", size=58 + width, depth=6, width=width, acceptance=acceptance)
 
 
 class Watched:
@@ -50,15 +56,16 @@ def measure_acceptance(
     sampling: SamplingConfig,
     max_new_tokens: int,
     max_prompt_tokens: int | None = None,
-    tree: TreeConfig = TREE,
+    tree: TreeConfig | None = None,
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Acceptance:
     """Counts over the first turns of the suites' prompts, ``max_new_tokens`` of each. ``tree``: a
-    fixed one, ``TREE`` with draws of its own. Raises DynaSpecError without a drafter."""
+    fixed one, ``measuring_tree`` with draws of its own. Raises DynaSpecError without a drafter."""
     if engine.drafter is None:
         raise DynaSpecError(
             f"--measure-acceptance: there is no drafter for {engine.target.name}; give --drafter"
         )
+    tree = measuring_tree() if tree is None else tree
     format_ = PromptFormat(EngineCodec(engine), "auto", max_prompt_tokens)
     prompts = [prompt for suite in suites for prompt in suite.prompts]
     tried: Counter[int] = Counter()

@@ -10,8 +10,8 @@ from dynaspec_cli.chat.transcript import STOP, written
 from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.events import DoneEvent, Event, GenerationResult
-from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.pages import give_back
 
 
 class Dialogue:
@@ -67,6 +67,7 @@ class Dialogue:
         and neither where it has no text or fails (DynaSpecError, as ``Engine.generate``)."""
         question = {"role": "user", "content": text}
         ids = self._encode([*self.messages, question])
+        self._check_room(len(ids))
         sampling = replace(self.config.sampling, seed=self.config.sampling.seed + len(self.results))
         for event in self._conversation.generate(
             ids,
@@ -83,6 +84,18 @@ class Dialogue:
                     self.turns += [question, answer]
             yield event
         give_back()
+
+    def _check_room(self, tokens: int) -> None:
+        try:
+            self.engine.limit(tokens, self.config)
+        except DynaSpecError as error:
+            if not self.turns:
+                raise
+            raise DynaSpecError(
+                f"the conversation has {tokens} tokens, {self.engine.target.name} takes "
+                f"{self.engine.target.max_context} in all; /reset begins anew, /undo takes the "
+                "last question back"
+            ) from error
 
     def _encode(self, messages: list[dict[str, str]]) -> list[int]:
         if self.plain:

@@ -131,16 +131,17 @@ def _measure_acceptance(
     sampling: SamplingConfig,
     common: CommonOptions,
 ) -> None:
-    from dynaspec_cli.bench.acceptance import TREE, measure_acceptance
+    from dynaspec_cli.bench.acceptance import measure_acceptance, measuring_tree
     from dynaspec_cli.tree.acceptance import write_table
     from dynaspec_cli.ui.console import print_json
     from dynaspec_cli.ui.measuring import BenchBar
 
     engine = load_engine(common, asked.drafter, asked.drafter_option, tell=True)
     filling = {name: asked.filling[name] for name in ("draw", "draft_temperature")}
-    tree = replace(TREE, **filling)
+    bare = measuring_tree() if asked.tree_width is None else measuring_tree(asked.tree_width)
+    tree = replace(bare, **filling)
     law = tree.draws(sampling), tree.temperature(sampling)
-    usual = law == (TREE.draws(sampling), TREE.temperature(sampling))
+    usual = law == (bare.draws(sampling), bare.temperature(sampling))
     limit = _first(asked.max_prompt_tokens, preset and preset.max_prompt_tokens)
     new_tokens = max(_new_tokens(suite, asked, preset) for suite in suites)
     with BenchBar(enabled=not common.quiet) as bar:

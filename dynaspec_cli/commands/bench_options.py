@@ -155,8 +155,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
         "--measure-acceptance",
         is_flag=True,
         help="Measure the drafter's acceptance by position among siblings at --temperature and "
-        "write it beside the drafter, for --tree sequoia; nothing else is run. With --tree-draw or "
-        "--draft-temperature of your own it is only printed.",
+        "write it beside the drafter, for --tree sequoia; nothing else is run. Up to 10 siblings, "
+        "or --tree-width. With --tree-draw or --draft-temperature of your own it is only printed.",
     ),
     click.option(
         "--assistant",

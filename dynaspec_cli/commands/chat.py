@@ -90,6 +90,8 @@ def _converse(dialogue: Dialogue, lines: Lines, view: ChatView) -> int:
 def _obey(line: Line, dialogue: Dialogue, lines: Lines, view: ChatView) -> None:
     """Do what one line asks for."""
     command, text = line.command, line.text
+    if command == "/edit" and not text and not lines.editable:
+        raise ValueError("/edit: expected TEXT, since there is no terminal to edit it on")
     if command in ("/undo", "/edit", "/retry"):
         question = dialogue.take_back()
         if question is None:
@@ -98,6 +100,8 @@ def _obey(line: Line, dialogue: Dialogue, lines: Lines, view: ChatView) -> None:
             _answer(dialogue, text or question, view)
         elif command == "/edit":
             lines.default = question
+        else:
+            view.note("The last question and its answer are taken back.")
     elif command == "/system":
         dialogue.system = text or None
         view.note("The system message is set." if text else "There is no system message now.")

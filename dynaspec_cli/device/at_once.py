@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from dynaspec_cli.protocols import Committed, DraftTree, TreePolicy
+from dynaspec_cli.unread_tree import UnreadTree
 
 
 class Drafted(NamedTuple):
@@ -19,9 +21,16 @@ class Drafted(NamedTuple):
 class WholeRounds(Protocol):
     """Drafts a request's rounds at once, on the device."""
 
-    def grow(self, policy: TreePolicy, committed: Committed, temperature: float) -> Drafted | None:
-        """The round that drafter, shortlist and policy would draft step by step, their states
-        left as they would leave them; None where they have to."""
+    def grow(
+        self,
+        policy: TreePolicy,
+        committed: Committed,
+        temperature: float,
+        arrived: Callable[[Drafted], DraftTree],
+    ) -> UnreadTree | None:
+        """The round that drafter, shortlist and policy would draft step by step; None where they
+        have to. Once its tree is read their states are as they would leave them, and ``arrived``
+        is told."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,6 +36,8 @@ from dynaspec_cli.protocols import (
 )
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist.base import BlockShortlist, Selection
+from dynaspec_cli.target.static.graphs import graph_pool
+from dynaspec_cli.unread_tree import UnreadTree
 
 MENTIONS = 256
 """Rows of the context that a round takes in; more are taken in before it."""
@@ -64,8 +67,11 @@ class DeviceDrafting:
         capacity = rows.capacity if isinstance(rows, ContextRows) else 0
         held = rows.head.num_rows if capacity else 0
 
+        pool = graph_pool(target.device)
+
         def runner(state: PairCache) -> Runner:
-            return Runner(fixed.memory(state), contexts.empty(held, capacity, target.device))
+            context = contexts.empty(held, capacity, target.device)
+            return Runner(fixed.memory(state), context, pool)
 
         return DeviceDrafting(drafter, fixed, shortlist, rows, target, Pool(runner))
 
@@ -87,7 +93,13 @@ class DeviceDraft:
         if isinstance(parts.rows, ContextRows):
             shortlist_state.context.journal = self._mentions
 
-    def grow(self, policy: TreePolicy, committed: Committed, temperature: float) -> Drafted | None:
+    def grow(
+        self,
+        policy: TreePolicy,
+        committed: Committed,
+        temperature: float,
+        arrived: Callable[[Drafted], DraftTree],
+    ) -> UnreadTree | None:
         """A round with the policy's tree; None where it has to be drafted on the host."""
         parts = self.parts
         routed_ = routed(parts.rows, parts.shortlist, self._shortlist)
@@ -116,13 +128,16 @@ class DeviceDraft:
         runner = self._ready(what.tree_rows + what.pairs)
         inputs = self._inputs(what, runner, committed, uniforms)
         outputs = runner.run(what, inputs)
-        packed = to_host(outputs.packed)
-        selected, packed = packed[: what.selected], packed[what.selected :]
         self._drafter_read(committed.tokens)
-        tree, steps, used = growth.tree(packed, outputs.laws)
-        if ahead is not None:
-            ahead.settle(used)
-        return self._drafted(what, tree, steps, selected)
+
+        def read(report: Tensor) -> DraftTree:
+            selected, packed = report[: what.selected], report[what.selected :]
+            tree, steps, used = growth.tree(packed, outputs.draws)
+            if ahead is not None:
+                ahead.settle(used)
+            return arrived(self._drafted(what, tree, steps, selected))
+
+        return UnreadTree(outputs.rows, outputs.draws, outputs.packed, read)
 
     def _growth(self, policy: TreePolicy, routed_: bool) -> Growth | None:
         key = 2 * id(policy) + routed_
@@ -197,12 +212,3 @@ class DeviceDraft:
             else:
                 selections.append(prefix_on_host(size))
         return Drafted(tree, sizes, selections)
-
-
-def to_host(x: Tensor) -> Tensor:
-    """A copy on the host: what a round waits for."""
-    here = torch.empty(x.shape, dtype=x.dtype, pin_memory=x.is_cuda)
-    here.copy_(x, non_blocking=True)
-    if x.is_cuda:
-        torch.cuda.current_stream(x.device).synchronize()
-    return here

@@ -79,10 +79,12 @@ class GrowingTree(NamedTuple):
 
 class GrownRows(NamedTuple):
     """A finished tree: ``rows`` int64 [5, size + 1] as ``ops.grown_tree`` gives them, -1 behind the
-    last; ``values`` float64 [size + 1], of their paths; ``counters`` int64 [6]: rows in use, draws,
+    last; ``law`` int64 [size + 1]: which frontier row of the round expanded each, -1 for none;
+    ``values`` float64 [size + 1], of their paths; ``counters`` int64 [6]: rows in use, draws,
     nodes that there ever were, whether a score was bad, uniforms used, draft steps taken."""
 
     rows: Tensor
+    law: Tensor
     values: Tensor
     counters: Tensor
     laws: tuple[Law, ...]
@@ -263,4 +265,8 @@ def finish(tree: GrowingTree, rule: GrowRule) -> GrownRows:
     values = compacted(kept, tree.value, size)
     used = tree.drawn * 0 if tree.uniforms is None else tree.uniforms.used
     counters = [kept.sum(), tree.drawn, tree.there.sum() - 1, tree.bad.long(), used, tree.steps]
-    return GrownRows(rows, values, torch.stack(counters), tree.laws)
+    step, row = rows[3], rows[4]
+    law = torch.where(step > 0, 1 + (step - 1) * rule.width + row, 0)
+    # The last level's beam has a step that is never taken.
+    law = law.where((step >= 0) & (step < rule.depth), -1)
+    return GrownRows(rows, law, values, torch.stack(counters), tree.laws)

@@ -131,9 +131,9 @@ class PlannedTree(NamedTuple):
 
 
 class PlannedRows(NamedTuple):
-    """A finished tree. ``rows`` int64 [3, size + 1]: token, parent's row, row of the frontier that
-    expanded it (-1: none, and behind the last); ``draws`` int64 [2, size], level by level, each in
-    its order: column (-1: none) and the row that holds it; ``counters`` int64 [6] as in
+    """A finished tree. ``rows`` int64 [3, size + 1]: token, parent's row, which frontier row of the
+    round expanded it (-1: none, and behind the last); ``draws`` int64 [2, size], level by level,
+    each in its order: column (-1: none) and the row that holds it; ``counters`` int64 [6] as in
     ``grown.GrownRows``."""
 
     rows: Tensor
@@ -234,11 +234,12 @@ def finish(tree: PlannedTree, rule: PlanRule) -> PlannedRows:
     """The root and all nodes in the order of their creation."""
     size = rule.size + 1
     whole = torch.ones_like(tree.root)
-    tokens, parents, expanded, holds, columns = [tree.root], [whole * -1], [whole * 0], [], []
+    tokens, parents, laws, holds, columns = [tree.root], [whole * -1], [whole * 0], [], []
     kept = [whole.bool()]
     start = whole[0] * 0 + 1
     above_row: Tensor | None = None  # of the frontier's rows: their rows in the tree
-    for level in tree.levels:
+    wide = 1
+    for number_of_level, level in enumerate(tree.levels, start=1):
         lead = level.there & (level.first == torch.arange(len(level.order), device=whole.device))
         in_order = lead[level.order]
         number = torch.cumsum(in_order, 0) - 1 + start
@@ -246,7 +247,9 @@ def finish(tree: PlannedTree, rule: PlanRule) -> PlannedRows:
         parent = whole * 0 if above_row is None else above_row
         tokens.append(level.token[level.order])
         parents.append(parent[level.row][level.order])
-        expanded.append(level.expanded[level.order])
+        expanded = level.expanded[level.order]
+        laws.append(torch.where(expanded >= 0, expanded + wide, -1))
+        wide += rule.rows(number_of_level) if number_of_level < rule.depth else 0
         kept.append(in_order)
         there = level.there[level.order]
         columns.append(level.column[level.order].where(there, -1))
@@ -254,7 +257,7 @@ def finish(tree: PlannedTree, rule: PlanRule) -> PlannedRows:
         start = start + in_order.sum()
         above_row = compacted((level.expanded >= 0)[level.order], node[level.order], size, 0)
     keep = torch.cat(kept)
-    rows = torch.stack([compacted(keep, torch.cat(f), size) for f in (tokens, parents, expanded)])
+    rows = torch.stack([compacted(keep, torch.cat(f), size) for f in (tokens, parents, laws)])
     draws = torch.stack([torch.cat(columns), torch.cat(holds)])
     used = start * 0 if tree.uniforms is None else tree.uniforms.used
     counters = [start, (draws[0] >= 0).sum(), start - 1, tree.bad.long(), used, tree.steps]

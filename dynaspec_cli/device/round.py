@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dynaspec_cli.device.candidates import Candidates, Frontier, Law
+from dynaspec_cli.device.candidates import Candidates, Frontier
 from dynaspec_cli.device.context import Context, add
 from dynaspec_cli.device.drafter import FixedDrafter, Memory, Pass
 from dynaspec_cli.device.draw import Uniforms
@@ -23,6 +23,7 @@ from dynaspec_cli.device.head import score
 from dynaspec_cli.device.selection import Selection
 from dynaspec_cli.device.shortlist import PrefixRows, Rows
 from dynaspec_cli.protocols import Target
+from dynaspec_cli.unread_tree import UnreadDraws
 
 COUNT, LENGTH, LAST = range(3)
 NUMBERS = 3
@@ -44,10 +45,11 @@ class Inputs(NamedTuple):
 class Outputs(NamedTuple):
     """``packed`` int64 goes to the host: for each draft step the number of rows that were scored,
     then, where ``Round.reports``, the rows themselves, one step after the other, and behind them
-    the tree (``Growth.finish``). ``laws`` stay; ``context`` is the next round's."""
+    the tree (``Finished.packed``). ``rows`` and ``draws`` stay; ``context`` is the next round's."""
 
     packed: Tensor
-    laws: tuple[Law, ...]
+    rows: Tensor
+    draws: UnreadDraws | None
     context: Context
 
 
@@ -106,8 +108,8 @@ class Round:
             if following is None:
                 break
             frontier = following
-        packed, laws = self.growth.finish(state)
-        return Outputs(torch.cat([self._selected(chosen), packed]), laws, context)
+        packed, rows_, draws = self.growth.finish(state)
+        return Outputs(torch.cat([self._selected(chosen), packed]), rows_, draws, context)
 
     def _read(self, inputs: Inputs, memory: Memory) -> tuple[Tensor, Tensor]:
         """The pass over the committed pairs; padding goes to the cache's last row."""

@@ -112,12 +112,14 @@ class Needs:
         return found | {"gguf_bytes": size, "cache_bytes_needed": needed, "note": "; ".join(notes)}
 
     def _drafter_bytes(self, path: Path) -> int:
-        """A language model has a cache of its own and takes the target's dtype, or its
-        file's blocks; of other drafters the weights are counted as they lie in their files."""
+        """A language model has a cache of its own, takes the target's dtype, or its file's blocks,
+        and while it loads its tokenizer stands beside the target's; of other drafters the weights
+        are counted as they lie in their files."""
         sizes = language_model_sizes(path)
         if sizes is not None:
             item = memory.ITEM_BYTES[self.dtype]
             rows = self.context + MOST_NODES + 1
             packed = self.gathers and EXTENSION.module is not None
-            return sizes.weight_bytes(item, packed) + sizes.kv_width * rows * item
+            tokenizer = sizes.vocab_size * memory.TOKEN_BYTES
+            return sizes.weight_bytes(item, packed) + sizes.kv_width * rows * item + tokenizer
         return sum(part.stat().st_size for part in weight_files(path, required=False))

@@ -22,6 +22,7 @@ from dynaspec_cli.drafters.head import own_head
 from dynaspec_cli.drafters.kind import DrafterKind, HeadFacts
 from dynaspec_cli.drafters.same_tokenizer import check_same_tokenizer
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.pages import give_back
 from dynaspec_cli.protocols import Committed, DraftRows, DraftTree, Frontier, Target, TargetOutput
 from dynaspec_cli.target.head import LMHead
 from dynaspec_cli.target.load import load_source
@@ -175,6 +176,8 @@ def load_language_model(
         )
     model, own_tokenizer = load_source(source, "auto", target.dtype, target.device)
     check_same_tokenizer(own_tokenizer, tokenizer, name, target.name)
+    del own_tokenizer
+    give_back()
     drafter = LanguageModelDrafter(model, target)
     drafter.name = name
     drafter.folder = source.gguf if isinstance(source.gguf, Path) else source.folder

@@ -40,7 +40,7 @@ from dynaspec_cli.target.recommended import unmet_notice
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer
 from dynaspec_cli.tree.acceptance import EXAMPLE, nearest, read_table
-from dynaspec_cli.tree.registry import create_tree
+from dynaspec_cli.tree.registry import create_tree, unread
 from dynaspec_cli.tuning.costs import CostTable
 from dynaspec_cli.tuning.prior import path_values
 
@@ -272,6 +272,7 @@ class Engine:
         for note in self.drafter.describe().get("drafter_notes", ()):
             yield f"drafter {self.drafter.name}: {note}"
         tree = config.tree
+        yield from unread(tree, config.sampling)
         asked = tree.policy == "sequoia" and tree.acceptance is None
         if asked and self.acceptance(config.sampling.temperature) is None:
             yield (
@@ -321,10 +322,12 @@ class Engine:
             return fixed
         costs = self._costs(config.shortlist, fixed)
         if isinstance(self.drafter, LookupDrafter):
-            # Its trees are no larger than what a match promises; only the price of a row is set.
-            return replace(fixed, drafter=LookupDrafter(max(costs.row_price, LEAST_PRICE)))
+            # Its trees are no larger than what a match promises; the price of a row is set.
+            lookup = LookupDrafter(max(costs.row_price, LEAST_PRICE))
+            best_first = tree.policy == "dyspec" and tree.threshold is None
+            return replace(fixed, drafter=lookup, costs=costs if best_first else None)
         prior = path_values(acceptance or EXAMPLE, size, tree.depth)
-        return replace(fixed, costs=costs, resized=resized, prior=tuple(prior))
+        return replace(fixed, costs=costs, resized=resized, prior=tuple(prior), depth=tree.depth)
 
     def _drafts_at_once(self, shortlist: Shortlist | None) -> DraftsAtOnce | None:
         """On a GPU a whole round is drafted there, where drafter and shortlist have a form for
@@ -351,6 +354,16 @@ class Engine:
         if config not in self._tables:
             self._tables[config] = costs_of(self.target, parts)
         return self._tables[config]
+
+    def check_length(self, text: str) -> None:
+        """Refuse a prompt that cannot fit before it is tokenized, which takes seconds where it has
+        megabytes. Raises DynaSpecError."""
+        context = self.target.max_context
+        if len(text) > context and (least := self.tokenizer.least_tokens(text)) >= context:
+            raise DynaSpecError(
+                f"the prompt has {least} tokens or more, {self.target.name} takes {context} in "
+                "all; shorten the prompt"
+            )
 
     def limit(self, prompt_tokens: int, config: GenerationConfig) -> int:
         """New tokens that fit: --max-new-tokens, cut at the model's context."""

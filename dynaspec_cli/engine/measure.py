@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.engine.clock import PhaseClock
 from dynaspec_cli.engine.draft import Draft, Speculation
 from dynaspec_cli.engine.events import StepStats
+from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Committed, DraftTree, Target
 from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
 from dynaspec_cli.tree.registry import create_tree
 from dynaspec_cli.tuning.costs import ROWS, CostTable
 from dynaspec_cli.tuning.machine import cpu_name
+from dynaspec_cli.unread_tree import UnreadTree
 
 PROMPT_TOKENS = 64
 FEWEST_TURNS, MOST_TURNS = 3, 8
@@ -31,6 +34,7 @@ FEWEST_TURNS, MOST_TURNS = 3, 8
 else runs can only slow it down; turns go on while one of the last two still found a size faster."""
 GAIN = 0.97
 """Of the fastest so far, what is faster."""
+READINGS = 3
 STEPS = 4
 """Draft steps of a measured round."""
 SLOW_MS = 150.0
@@ -82,7 +86,7 @@ def _place(target: Target, parts: Speculation) -> Path:
 
 def _key(target: Target, parts: Speculation) -> str:
     made_of: tuple[Any, ...] = (
-        2,
+        3,
         cpu_name() if target.device.type == "cpu" else torch.cuda.get_device_name(target.device),
         torch.get_num_threads(),
         target.kernels,
@@ -101,8 +105,10 @@ def measure(target: Target, parts: Speculation) -> CostTable:
     """Times passes of the target over trees of each size, and a chain of draft steps."""
     vocab = target.vocab_size
     prompt = torch.arange(PROMPT_TOKENS) * 7919 % vocab
-    state = target.begin(PROMPT_TOKENS + 1, parts.drafter.taps)
-    prefill = target.prefill(state, prompt)
+    cache: PrefixCache[Any, Any] = PrefixCache(target)
+    for _ in cache.read(prompt, PROMPT_TOKENS + 1, parts.drafter.taps):
+        pass
+    state, prefill = cache.state, cache.output
     trees = {
         rows: DraftTree(torch.arange(rows) % vocab, torch.tensor([-1, *[0] * (rows - 1)]))
         for rows in ROWS
@@ -125,23 +131,36 @@ def measure(target: Target, parts: Speculation) -> CostTable:
 
     chain = create_tree(TreeConfig("chain", STEPS, STEPS, 1), SamplingConfig())
     fixed = replace(parts, policy=chain, lookup=None, size=STEPS, costs=None, resized=None)
-    draft = Draft(fixed, prompt, prefill, PROMPT_TOKENS + 8 * turn + STEPS)
+    draft = Draft(fixed, prompt, prefill, PROMPT_TOKENS + 8 * turn + STEPS, cache)
     clock = PhaseClock(target.device)
     last, token = torch.tensor([PROMPT_TOKENS - 1]), prompt[:1]
     drafts = []
     for _ in range(turn + 1):
         begun = time.perf_counter()
-        draft.grow(Committed(prefill, last, token), clock)
+        grown = draft.grow(Committed(prefill, last, token), clock)
+        if isinstance(grown, UnreadTree):
+            grown.landed()
         if draft.depth:
             drafts.append(1e3 * (time.perf_counter() - begun) / draft.depth)
     return CostTable(
         tuple(rows),
         tuple(fastest[n] for n in rows),
         min(drafts[1:], default=0.0),
+        _read_ms(target, parts, Committed(prefill, torch.arange(PROMPT_TOKENS - 1), prompt[1:])),
     )
 
 
-def _timed(target: Target, call: Callable[[], None]) -> float:
+def _read_ms(target: Target, parts: Speculation, text: Committed) -> float:
+    """Of a settled token that the drafter reads with many others."""
+    fastest, tokens = math.inf, text.tokens
+    for _ in range(READINGS):
+        state = parts.drafter.begin(tokens, tokens.numel() + 1)
+        read = partial(parts.drafter.extend, state, text)
+        fastest = min(fastest, _timed(target, read))
+    return fastest / tokens.numel()
+
+
+def _timed(target: Target, call: Callable[[], object]) -> float:
     """Milliseconds of a call, the device's work included."""
     begun = time.perf_counter()
     call()

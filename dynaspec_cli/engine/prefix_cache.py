@@ -91,15 +91,26 @@ class PrefixCache(Generic[TargetState, DrafterState]):
         self._rows.append(output.keep(rows))
         self.tokens += tokens.tolist()
 
+    def kept(self, start: int) -> KeptRows:
+        """What is kept of the rows of the tokens from ``start`` on."""
+        count = len(self.tokens) - start
+        pieces, there = [], 0
+        for piece in reversed(self._rows):
+            if there >= count:
+                break
+            pieces.append(piece)
+            there += len(piece)
+        joined = KeptRows.joined(pieces[::-1])
+        return joined if there == count else joined.keep(torch.arange(there - count, there))
+
     @property
     def drafter(self) -> tuple[DrafterState | None, int]:
         """The drafter's state of an earlier request, and with how many of the tokens what it has
         read agrees."""
         return self._drafter, self._drafter_shares
 
-    @drafter.setter
-    def drafter(self, state: DrafterState) -> None:
-        """``state`` follows this request from now on."""
+    def follow(self, state: DrafterState) -> None:
+        """The drafter's ``state`` reads this request from its beginning on."""
         self._drafter, self._drafter_shares = state, sys.maxsize
 
     def drop_drafter(self) -> None:

@@ -56,15 +56,14 @@ def decode(
     clock = PhaseClock(target.device, synchronize)
     draft: Draft | None = None
     if speculation is not None:
-        draft = Draft(speculation, prompt, output, max_length, *cache.drafter)
-        cache.drafter = draft.drafter
+        draft = Draft(speculation, prompt, output, max_length, cache)
     committed = Committed(output, torch.tensor([last]), torch.tensor([token]))
     yield Emission([token], None)
     clock.lap()
     while True:
-        tree = root_only(token) if draft is None else draft.grow(committed, clock)
+        drafted = root_only(token) if draft is None else draft.grow(committed, clock)
         with clock("verify"):
-            output, verdict = pass_and_verify(target, state, tree, sampling, source)
+            tree, output, verdict = pass_and_verify(target, state, drafted, sampling, source)
         with clock("commit"):
             target.commit(state, verdict.path)
             cache.append(tree.tokens[verdict.path], output, verdict.path)

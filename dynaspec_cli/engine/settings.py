@@ -77,7 +77,8 @@ def drafting_settings(
 def _cost_settings(table: CostTable) -> dict[str, float]:
     """Milliseconds of passes by rows, and of a draft step."""
     passes = zip(table.rows, table.pass_ms, strict=True)
-    return {f"rows_{n}": round(ms, 3) for n, ms in passes} | {"draft_step": table.draft_ms}
+    drafts = {"draft_step": round(table.draft_ms, 3), "read_token": round(table.read_ms, 4)}
+    return {f"rows_{n}": round(ms, 3) for n, ms in passes} | drafts
 
 
 def _shortlist_settings(config: GenerationConfig, speculation: Speculation) -> dict[str, Any]:

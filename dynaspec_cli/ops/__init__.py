@@ -8,7 +8,6 @@ from __future__ import annotations
 from dynaspec_cli.ops import fakes
 from dynaspec_cli.ops.decoder import decoder_layer
 from dynaspec_cli.ops.draw import (
-    draw_children,
     draw_index,
     draw_rows,
     filtered_softmax,
@@ -43,7 +42,6 @@ __all__ = [
     "dense_layer",
     "draft_head",
     "drafter_input",
-    "draw_children",
     "draw_index",
     "draw_rows",
     "embed_rows",

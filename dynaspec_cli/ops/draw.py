@@ -16,7 +16,6 @@ from dynaspec_cli.ops.reference_draw import CERTAIN
 
 __all__ = [
     "CERTAIN",
-    "draw_children",
     "draw_index",
     "draw_rows",
     "filtered_softmax",
@@ -60,27 +59,6 @@ def filtered_softmax(
     return reference.filtered_softmax(logits, temperature, top_k, top_p, min_p)
 
 
-def draw_children(
-    log_probs: Tensor,
-    best: Tensor,
-    ids: Tensor,
-    uniforms: Tensor,
-    counts: Sequence[int],
-    least: Sequence[float],
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    replacement: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """(q, columns, tokens, chances, mass) of a draft step's draws."""
-    filters = (temperature, top_k, top_p, min_p)
-    args = (ids, uniforms, counts, least, *filters, replacement)
-    if log_probs.dtype == torch.float32 and _here(log_probs):
-        return _ops.draw_children(log_probs.contiguous(), best.contiguous(), *args)
-    return reference.draw_children(log_probs, best, *args)
-
-
 def sibling_chances(
     p: Tensor,
     tokens: Sequence[int],
@@ -106,15 +84,6 @@ def _fake_rows(weights: Tensor, uniforms: Tensor, *_: object) -> Tensor:
     return torch.empty_like(uniforms, dtype=torch.int64)
 
 
-def _fake_children(
-    log_probs: Tensor, best: Tensor, ids: Tensor, uniforms: Tensor, *_: object
-) -> tuple[Tensor, ...]:
-    whole = torch.empty_like(uniforms, dtype=torch.int64)
-    mass = uniforms.new_empty((uniforms.shape[0],))
-    real = torch.empty_like(uniforms)
-    return torch.empty_like(log_probs), whole, torch.empty_like(whole), real, mass
-
-
 def _fake_chances(p: Tensor, tokens: Sequence[int], *_: object) -> tuple[Tensor, Tensor]:
     return p.new_empty((len(tokens) + 1,), dtype=torch.float64), torch.empty_like(p)
 
@@ -122,7 +91,6 @@ def _fake_chances(p: Tensor, tokens: Sequence[int], *_: object) -> tuple[Tensor,
 _FAKES: dict[str, Callable[..., object]] = {
     "filtered_softmax": _fake_softmax,
     "draw_rows": _fake_rows,
-    "draw_children": _fake_children,
     "sibling_chances": _fake_chances,
 }
 if EXTENSION.module is not None:

@@ -32,8 +32,9 @@ def grow_best(
     least: float,
     logarithms: bool,
     whole_beam: bool = False,
-) -> tuple[Tensor, float]:
-    """(next frontier [3, w'], probability of the best new nodes); in place."""
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """(the next frontier's tokens, parents and source [w'], as in ``protocols.Frontier``;
+    probability of the best new nodes); in place."""
     args = (nodes, values, log_q, ids, size, width, least, logarithms, whole_beam)
     return _ops.grow_best(*args) if compiled(nodes) else reference.grow_best(*args)
 
@@ -52,8 +53,8 @@ def grow_drawn(
     top_p: float,
     min_p: float,
     shared: bool,
-) -> tuple[Tensor, Tensor, float]:
-    """(next frontier [3, w'], q [w, S], probability of the best new nodes); in place."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
+    """(the frontier as ``grow_best``; q [w, S]; probability of the best new nodes); in place."""
     rest = (size, least, temperature, top_k, top_p, min_p, shared)
     if log_probs.dtype == torch.float32 and compiled(nodes):
         scores = (log_probs.contiguous(), log_q.contiguous(), ids.contiguous())
@@ -68,38 +69,51 @@ def fill_plan(
     places: Tensor,
     tokens: Tensor,
     columns: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """(next frontier [4, w'] with the places below each node, node of each token [w, k]); in
-    place."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(the frontier as ``grow_best``; places below each of its nodes [w']; node of each token [w,
+    k]); in place."""
     args = (nodes, values, plan, places, tokens.contiguous(), columns.contiguous())
     return _ops.fill_plan(*args) if compiled(nodes) else reference.fill_plan(*args)
 
 
-def grown_tree(nodes: Tensor, values: Tensor) -> Tensor:
-    """Int64 [5, n + 1]: token, parent's row, column, draft step and row therein."""
-    return (
-        _ops.grown_tree(nodes, values) if compiled(nodes) else reference.grown_tree(nodes, values)
-    )
+def draw_plan(
+    nodes: Tensor,
+    values: Tensor,
+    plan: Tensor,
+    places: Tensor,
+    log_probs: Tensor,
+    ids: Tensor,
+    uniforms: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    replacement: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool]:
+    """(the frontier and the places as ``fill_plan``; q [w, S]; columns [w, k]; node of each draw
+    [w, k]; is every score finite); in place."""
+    rest = (temperature, top_k, top_p, min_p, replacement)
+    if log_probs.dtype == torch.float32 and compiled(nodes):
+        scores = (log_probs.contiguous(), ids.contiguous())
+        return _ops.draw_plan(nodes, values, plan, places, *scores, uniforms, *rest)
+    return reference.draw_plan(nodes, values, plan, places, log_probs, ids, uniforms, *rest)
 
 
-def drawn_so_far(nodes: Tensor) -> tuple[int, int]:
-    """(draws, nodes below the root) that a tree has had, discarded ones too."""
-    counters = nodes[reference.COUNTERS]
-    return int(counters[reference.DRAWN]), int(counters[reference.COUNT]) - 1
-
-
-def _fake_tree(nodes: Tensor, values: Tensor) -> Tensor:
-    return nodes.new_empty((5, torch.library.get_ctx().new_dynamic_size()))
+def grown_tree(nodes: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """(int64 [5, n + 1]: token, parent's row, column, draft step and row therein; float64 [n]: what
+    the paths are worth, best first; draws; nodes below the root, discarded ones too)."""
+    run = _ops.grown_tree if compiled(nodes) else reference.grown_tree
+    return run(nodes, values)
 
 
 def _fake_fill(
     nodes: Tensor, values: Tensor, plan: Tensor, places: Tensor, tokens: Tensor, *_: object
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, ...]:
     wide = torch.library.get_ctx().new_dynamic_size()
-    return nodes.new_empty((4, wide)), torch.empty_like(tokens)
+    return *(nodes.new_empty((wide,)) for _ in range(4)), torch.empty_like(tokens)
 
 
-_FAKES: dict[str, Callable[..., object]] = {"grown_tree": _fake_tree, "fill_plan": _fake_fill}
+_FAKES: dict[str, Callable[..., object]] = {"fill_plan": _fake_fill}
 if EXTENSION.module is not None:
     for _name, _function in _FAKES.items():
         torch.library.register_fake(f"dynaspec::{_name}", _function)

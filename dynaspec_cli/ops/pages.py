@@ -66,6 +66,10 @@ def on_huge_pages(weights: Sequence[Tensor], room: HugePages | None = None) -> l
 
 
 def give_back() -> None:
-    """Hand memory that was freed back to the system, where the C library keeps it (glibc)."""
+    """Hand memory that was freed, in any thread's part of the heap, back to the system, where the C
+    library keeps it (glibc): after what a load leaves, and between requests. Rows of logits are
+    megabytes each, of ever other numbers of rows, so that what a request leaves is seldom what the
+    next one needs: with a vocabulary of 262,144 a process grows to twice its size within a hundred
+    requests, none of it in use. Takes milliseconds."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -74,8 +74,8 @@ class _Tree:
 
     def expand(
         self, size: int, width: int, least: float, logarithms: bool, whole_beam: bool
-    ) -> tuple[Tensor, float]:
-        """(next frontier, probability of the ``width`` best new nodes)."""
+    ) -> tuple[Tensor, Tensor, Tensor, float]:
+        """(the next frontier; probability of the ``width`` best new nodes)."""
         fresh = range(self.first, self.count)
         beam = sorted(fresh, key=lambda node: (-self.value[node], node))[:width]
         mass = math.fsum(math.exp(self.value[i]) if logarithms else self.value[i] for i in beam)
@@ -87,10 +87,11 @@ class _Tree:
             beam = beam if worth and worth[0] else []
         else:
             beam = [node for node, good in zip(beam, worth, strict=True) if good]
-        return self.step(beam), mass
+        return *self.step(beam), mass
 
-    def step(self, nodes: list[int]) -> Tensor:
-        """Make ``nodes`` the frontier; int64 [3, w']."""
+    def step(self, nodes: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Make ``nodes`` the frontier: int64 [w'] each, tokens, the parents' cache rows and their
+        rows in the last frontier."""
         parents = [self.fields[PARENT][node] for node in nodes]
         rows = [self.fields[TOKEN], self.fields[CACHE_ROW], self.fields[ROW]]
         frontier = torch.tensor(
@@ -105,7 +106,12 @@ class _Tree:
             self.fields[CACHE_ROW][node] = self.stepped
             self.stepped += 1
         self.frontier = nodes
-        return frontier
+        return frontier[0], frontier[1], frontier[2]
+
+
+def _no_frontier() -> tuple[Tensor, Tensor, Tensor]:
+    none = torch.empty(0, dtype=torch.int64)
+    return none, none, none
 
 
 def new_tree(token: int, capacity: int, root_value: float) -> tuple[Tensor, Tensor]:
@@ -129,7 +135,7 @@ def grow_best(
     least: float,
     logarithms: bool,
     whole_beam: bool,
-) -> tuple[Tensor, float]:
+) -> tuple[Tensor, Tensor, Tensor, float]:
     """Take the best tokens of the frontier's nodes: log_q [w, k], ids int64 [w, k], best first, -1
     is padding. At most ``size`` nodes are verified, ``width`` children of a node proposed and
     ``width`` nodes expanded.
@@ -137,8 +143,9 @@ def grow_best(
     A child is added for as long as its value exceeds the bound that the best ``size`` set and, for
     probabilities (not ``logarithms``), the place it takes (its parent's value times what its elder
     siblings leave) is worth ``least``. ``whole_beam``: candidates that cannot be verified are kept
-    and expanded. Returns (int64 [3, w']: tokens, the parents' cache rows and rows in the last
-    frontier; probability of the ``width`` best new nodes, NaN where a score is). In place.
+    and expanded. Returns (int64 [w'] each: the next frontier's tokens, their parents' cache rows
+    and rows in the last frontier; probability of the ``width`` best new nodes, NaN where a score
+    is). In place.
     """
     tree = _Tree(nodes, values)
     floor = -math.inf if whole_beam else tree.bound(size)
@@ -149,7 +156,7 @@ def grow_best(
             if token < 0:
                 break
             if math.isnan(log_d):
-                return torch.empty(3, 0, dtype=torch.int64), math.nan
+                return *_no_frontier(), math.nan
             d = math.exp(min(log_d, 0.0))
             value = above + min(log_d, 0.0) if logarithms else above * d
             if value <= floor or (not logarithms and above * left < least):
@@ -176,7 +183,7 @@ def grow_drawn(
     top_p: float,
     min_p: float,
     shared: bool,
-) -> tuple[Tensor, Tensor, float]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, float]:
     """Draw children of the frontier's nodes without replacement (``draw_children``; uniforms
     float64 [w, width]). A *slot*, the k-th draw below a node, is filled for as long as its value
     exceeds the bound that the best ``size`` set and is at least ``least``, and the most valuable
@@ -205,7 +212,7 @@ def grow_drawn(
         False,
     )
     if bool(mass.isnan().any()):
-        return torch.empty(3, 0, dtype=torch.int64), q, math.nan
+        return *_no_frontier(), q, math.nan
     for i, parent in enumerate(tree.frontier):
         left, is_open = 1.0, True
         for column, token, chance in zip(
@@ -221,12 +228,12 @@ def grow_drawn(
                 left = max(left - d, 0.0)
     tree.offer(size, bool(tree.shared))
     if tree.shared and len(tree.verified()) >= size:
-        frontier, total = torch.empty(3, 0, dtype=torch.int64), 0.0
-        tree.frontier = tree.frontier[:]
+        frontier, total = _no_frontier(), 0.0
     else:
-        frontier, total = tree.expand(size, width, least, False, False)
+        *rows, total = tree.expand(size, width, least, False, False)
+        frontier = (rows[0], rows[1], rows[2])
     tree.store()
-    return frontier, q, total
+    return *frontier, q, total
 
 
 def fill_plan(
@@ -236,7 +243,7 @@ def fill_plan(
     places: Tensor,
     tokens: Tensor,
     columns: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Fill the places of a fixed plan below the frontier's nodes. ``plan`` int64 [2, P]: the first
     place below each place and how many; place 0 is the root's. ``places`` int64 [3, P], in place:
     the first and the last place that each node fills, and the place after each (-1: none).
@@ -245,8 +252,8 @@ def fill_plan(
     last place; of equal ``columns`` [w, k] in a row only the first gives a node, which fills the
     places of all and has the children of all. Every new node with places below it is expanded.
 
-    Returns (int64 [4, w']: the frontier as ``grow_best`` and the places below each of its nodes;
-    int64 [w, k]: the node of each token, -1 behind the last).
+    Returns (the frontier as ``grow_best``; int64 [w']: the places below each of its nodes; int64
+    [w, k]: the node of each token, -1 behind the last).
     """
     tree = _Tree(nodes, values)
     first, count = plan.tolist()
@@ -285,17 +292,69 @@ def fill_plan(
     frontier = tree.step([node for node in fresh if wide[node]])
     tree.store()
     places.copy_(torch.tensor([head, tail, after]))
-    counts = torch.tensor([[wide[node] for node in tree.frontier]], dtype=torch.int64)
-    return torch.cat([frontier, counts]), below
+    counts = torch.tensor([wide[node] for node in tree.frontier], dtype=torch.int64)
+    return *frontier, counts, below
 
 
-def grown_tree(nodes: Tensor, values: Tensor) -> Tensor:
-    """Int64 [5, n + 1], the root first, parents before their children: token, parent's row (-1),
-    column, draft step that expanded it (-1: none), row therein."""
+def draw_plan(
+    nodes: Tensor,
+    values: Tensor,
+    plan: Tensor,
+    places: Tensor,
+    log_probs: Tensor,
+    ids: Tensor,
+    uniforms: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    replacement: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool]:
+    """``fill_plan`` with tokens that are drawn (``draw_children``; uniforms float64 [w, k]): as
+    many below a node as it has places, k at most.
+
+    Returns (the frontier and the places as ``fill_plan``; q float32 [w, S]; int64 [w, k]: the
+    columns of the draws; int64 [w, k]: the node of each, -1 behind the last; False where a score is
+    NaN or infinite, and then nothing is filled).
+    """
+    count, (head, _, after) = plan[1].tolist(), places.tolist()
+    wide = int(nodes[COUNTERS, WIDE])
+    draws = []
+    for node in nodes[FRONTIER, :wide].tolist():
+        free, place = 0, head[node]
+        while place >= 0:
+            free, place = free + count[place], after[place]
+        draws.append(min(free, uniforms.shape[1]))
+    q, columns, tokens, _, mass = draw_children(
+        log_probs,
+        log_probs.amax(1),
+        ids,
+        uniforms,
+        draws,
+        [0.0] * wide,
+        temperature,
+        top_k,
+        top_p,
+        min_p,
+        replacement,
+    )
+    if bool(mass.isnan().any()):
+        none = _no_frontier()
+        return *none, none[0], q, columns, torch.full_like(columns, -1), False
+    *ahead, below = fill_plan(nodes, values, plan, places, tokens, columns)
+    return ahead[0], ahead[1], ahead[2], ahead[3], q, columns, below, True
+
+
+def grown_tree(nodes: Tensor, values: Tensor) -> tuple[Tensor, Tensor, int, int]:
+    """(int64 [5, n + 1], the root first, parents before their children: token, parent's row (-1),
+    column, draft step that expanded it (-1: none), row therein; float64 [n]: what the paths down to
+    them are worth, best first; draws so far; nodes below the root so far, discarded ones too)."""
     fields, priorities = nodes.tolist(), values[1].tolist()
     count = fields[COUNTERS][COUNT]
     kept = [0, *(node for node in range(1, count) if priorities[node] > -math.inf)]
     place = {node: row for row, node in enumerate(kept)}
     rows = [[fields[field][node] for node in kept] for field in (TOKEN, COLUMN, STEP, ROW)]
     parents = [-1, *(place[fields[PARENT][node]] for node in kept[1:])]
-    return torch.tensor([rows[0], parents, *rows[1:]], dtype=torch.int64)
+    paths = values[0, kept[1:]].sort(descending=True).values
+    tree = torch.tensor([rows[0], parents, *rows[1:]], dtype=torch.int64)
+    return tree, paths, fields[COUNTERS][DRAWN], count - 1

@@ -38,8 +38,8 @@ def greedy_walk(tokens: Tensor, parents: Tensor, choices: Tensor) -> Tensor:
 
 def kv_commit(caches: list[Tensor], base: Tensor, rows: Tensor) -> None:
     """Keep the accepted tree rows: cache row ``base + rows[i]`` moves to ``base + i`` in every
-    cache [T, ...], in place. base int64 [1]; rows int64 [a], strictly ascending, from 0; on a
-    device they may end with -1, which move nothing."""
+    cache [T, ...], in place. base int64 [1]; rows int64 [a], strictly ascending, from 0, and then
+    -1, which move nothing."""
     place = torch.arange(rows.numel(), device=rows.device)
     there = base + torch.where(rows < 0, place, rows)
     for cache in caches:

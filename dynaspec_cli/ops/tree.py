@@ -44,13 +44,20 @@ def greedy_walk(tokens: Tensor, parents: Tensor, choices: Tensor) -> Tensor:
 
 def kv_commit(caches: list[Tensor], base: Tensor, rows: Tensor) -> None:
     """Move rows ``base + rows[i]`` to ``base + i`` in place, in every cache [T, ...]; ``base``
-    int64 [1] on their device."""
+    int64 [1] on their device. ``rows`` may end with -1, which move nothing."""
+    if rows.device.type == "cpu":
+        rows = _unpadded(rows)
     if _compiled("kv_commit", rows if not caches else caches[0]):
         _ops.kv_commit(caches, base, rows)
         return
     if rows.device.type == "cpu":
         checks.check_commit(caches, base, rows)
     reference.kv_commit(caches, base, rows)
+
+
+def _unpadded(rows: Tensor) -> Tensor:
+    there = (rows != -1).nonzero()
+    return rows[: int(there[-1]) + 1] if there.numel() else rows[:0]
 
 
 def _fake_mask(parents: Tensor) -> tuple[Tensor, Tensor]:

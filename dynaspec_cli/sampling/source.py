@@ -39,7 +39,7 @@ class RandomSource(Protocol):
     def uniforms(
         self, law: Callable[[], Tensor], counts: Sequence[int], replacement: bool
     ) -> Tensor:
-        """Float64 [w, max(counts)] in [0, 1): what ``ops.draw_children`` turns into up to counts[i]
+        """Float64 [w, max(counts)] in [0, 1): what the draws turn into up to counts[i]
         draws from row i of ``law()`` [w, S], with or without replacement."""
         ...
 

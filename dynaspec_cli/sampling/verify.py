@@ -36,6 +36,7 @@ from dynaspec_cli.protocols import DecidingTarget, DraftTree, Target, TargetOutp
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.reading import RowReader, read_at_once
 from dynaspec_cli.sampling.source import GeneratorSource, RandomSource
+from dynaspec_cli.unread_tree import UnreadTree
 
 LOGIT_ROWS = 32
 """Rows whose logits are held together at most: a tree of 1,024 rows at once would take 1 GiB."""
@@ -112,24 +113,39 @@ def row_probabilities(
     return of_row
 
 
+class Verified(NamedTuple):
+    """A ``tree`` on the host, the target's ``output`` for its rows, and what is kept of them."""
+
+    tree: DraftTree
+    output: TargetOutput
+    verdict: Verdict
+
+
 def pass_and_verify(
-    target: Target, state: Any, tree: DraftTree, config: SamplingConfig, source: RandomSource
-) -> tuple[TargetOutput, Verdict]:
+    target: Target,
+    state: Any,
+    tree: DraftTree | UnreadTree,
+    config: SamplingConfig,
+    source: RandomSource,
+) -> Verified:
     """A target pass over a tree and its verification, where the target does both if it can: the
-    same uniforms are drawn in the same order."""
+    same uniforms are drawn in the same order. A tree that nobody has read is read after that, or
+    before where the target cannot."""
     if isinstance(target, DecidingTarget) and (
         config.greedy or isinstance(source, GeneratorSource)
     ):
         ahead = None
         if not config.greedy and isinstance(source, GeneratorSource):
-            ahead = source.ahead(tree.num_nodes + 2)
+            ahead = source.ahead(tree.most_rows + 1)
         decision = target.decide(state, tree, config, ahead)
         if decision is not None:
             if isinstance(source, GeneratorSource):
                 source.skip(decision.used)
-            return decision.output, Verdict(decision.path, decision.bonus)
+            return Verified(decision.tree, decision.output, Verdict(decision.path, decision.bonus))
+    if isinstance(tree, UnreadTree):
+        tree = tree.landed()
     output = target.verify(state, tree)
-    return output, verify(tree, output, config, source)
+    return Verified(tree, output, verify(tree, output, config, source))
 
 
 def verify(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,7 +23,7 @@ from dynaspec_cli.engine.events import DoneEvent, TokensEvent
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.server.asked import Asked, parse
 from dynaspec_cli.server.body import read_object
-from dynaspec_cli.server.errors import ApiError
+from dynaspec_cli.server.errors import ApiError, bad
 from dynaspec_cli.server.guard import Guard
 from dynaspec_cli.server.jobs import Job, Jobs
 from dynaspec_cli.server.metrics import Metrics
@@ -113,43 +113,50 @@ class Service:
 
     def _encode(self, asked: Asked) -> list[int]:
         """Prompt ids, few enough to leave room for an answer. Raises ApiError."""
-        tokenizer, prompt = self.engine.tokenizer, asked.prompt
-        try:
-            if asked.chat:
-                if tokenizer.chat_template is None:
-                    raise ApiError(
-                        400,
-                        f"{self.options.model} has no chat template (it is a base model); use "
-                        "/v1/completions",
-                        param="messages",
-                        code="no_chat_template",
-                    )
-                variables = {**self.options.chat_arguments, **asked.chat_arguments}
-                ids = tokenizer.chat(prompt, **variables)  # type: ignore[arg-type]
-            else:
-                ids = self.engine.encode(prompt) if isinstance(prompt, str) else list(prompt)  # type: ignore[arg-type]
-        except DynaSpecError as error:
-            message = re.sub(r"^--chat(-arg)?:? ", "", str(error))
-            where = "messages" if asked.chat else "prompt"
-            raise ApiError(400, message, param=where, code="invalid_value") from None
-        vocabulary = self.engine.target.vocab_size
-        if any(not 0 <= token < vocabulary for token in ids):
-            raise ApiError(
-                400,
-                f"prompt: expected token ids from 0 to {vocabulary - 1}",
-                param="prompt",
-                code="invalid_value",
-            )
-        try:
-            self.engine.limit(len(ids), asked.config)
-        except DynaSpecError as error:
-            raise ApiError(
-                400,
-                str(error),
-                param="messages" if asked.chat else "prompt",
-                code="context_length_exceeded",
-            ) from None
+        engine, prompt = self.engine, asked.prompt
+        where = "messages" if asked.chat else "prompt"
+        if asked.chat:
+            text = self._written(asked)
+            with _about(where, "context_length_exceeded"):
+                engine.check_length(text)
+            ids = engine.tokenizer.encode(text, special=False)
+        elif isinstance(prompt, str):
+            with _about(where, "context_length_exceeded"):
+                engine.check_length(prompt)
+            with _about(where):
+                ids = engine.encode(prompt)
+        else:
+            ids = list(prompt)  # type: ignore[arg-type]
+            vocabulary = engine.target.vocab_size
+            if any(not 0 <= token < vocabulary for token in ids):
+                raise bad(where, f"expected token ids from 0 to {vocabulary - 1}")
+        with _about(where, "context_length_exceeded"):
+            engine.limit(len(ids), asked.config)
         return ids
+
+    def _written(self, asked: Asked) -> str:
+        """The messages by the chat template. Raises ApiError."""
+        tokenizer = self.engine.tokenizer
+        if tokenizer.chat_template is None:
+            raise bad(
+                "messages",
+                f"{self.options.model} has no chat template (it is a base model); use "
+                "/v1/completions",
+                "no_chat_template",
+            )
+        variables = {**self.options.chat_arguments, **asked.chat_arguments}
+        with _about("messages"):
+            return tokenizer.written(asked.prompt, **variables)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _about(field: str, code: str = "invalid_value") -> Iterator[None]:
+    """What the engine says within is said of a request's field."""
+    try:
+        yield
+    except DynaSpecError as error:
+        message = re.sub(r"^--chat(-arg)?:? ", "", str(error))
+        raise ApiError(400, message, param=field, code=code) from None
 
 
 async def _chunks(job: Job, reply: Reply, usage: bool) -> AsyncIterator[bytes]:

@@ -17,8 +17,8 @@ from typing import Any
 from dynaspec_cli.config import GenerationConfig
 from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.events import DoneEvent, Event
-from dynaspec_cli.engine.heap import give_back
 from dynaspec_cli.errors import DynaSpecError
+from dynaspec_cli.ops.pages import give_back
 from dynaspec_cli.server.errors import ApiError
 from dynaspec_cli.server.metrics import Metrics
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.target.chat import ChatTemplate
+from dynaspec_cli.target.least_tokens import LeastTokens
 from dynaspec_cli.target.tokenizer_cache import keep, kept_place, read_kept
 
 FAST_MARK = "dynaspec_tokenizer.json"
@@ -37,6 +38,7 @@ class TextTokenizer:
         backend.no_padding()
         self._backend = backend
         self._template = template
+        self._least: LeastTokens | None = None
         self.eos_ids = tuple(sorted(set(eos_ids)))
         self.bos_id = bos_id
         added = backend.get_added_tokens_decoder()
@@ -53,6 +55,12 @@ class TextTokenizer:
         one."""
         return list(self._backend.encode(text, add_special_tokens=special).ids)
 
+    def least_tokens(self, text: str) -> int:
+        """A lower bound on ``len(encode(text))``, far cheaper; 0 where none is known."""
+        if self._least is None:
+            self._least = LeastTokens(self._backend)
+        return self._least.of(text)
+
     def decode(self, ids: Sequence[int], skip_special: bool = True) -> str:
         """Text of ``ids``; bytes that are no UTF-8 become U+FFFD."""
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
@@ -65,13 +73,17 @@ class TextTokenizer:
     def chat(self, messages: Sequence[Mapping[str, Any]], /, **arguments: Any) -> list[int]:
         """Ids of a conversation ([{"role", "content"}, ...]) by the model's chat template, open for
         the answer; ``arguments`` are further variables of the template."""
+        # Templates write BOS themselves, so that encoding must not add a second one.
+        return self.encode(self.written(messages, **arguments), special=False)
+
+    def written(self, messages: Sequence[Mapping[str, Any]], /, **arguments: Any) -> str:
+        """The text that ``chat`` encodes."""
         if self._template is None:
             raise DynaSpecError(
                 "--chat: this model has no chat template (it is a base model); leave --chat out, "
                 "or choose an instruction-tuned --model"
             )
-        # Templates write BOS themselves, so that encoding must not add a second one.
-        return self.encode(self._template.render(messages, **arguments), special=False)
+        return self._template.render(messages, **arguments)
 
 
 def load_tokenizer(folder: Path) -> TextTokenizer:

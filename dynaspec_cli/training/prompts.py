@@ -14,6 +14,9 @@ from torch import Tensor
 NEW_TOKENS = 128
 """Tokens that the target adds to a prompt."""
 
+TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0)
+"""Of generated sequences, in turn: most decoding is greedy, but not all."""
+
 EXACT_LENGTH = 96
 """Longer prompts lose up to a sixth of their end, so that enough of them are equally long."""
 

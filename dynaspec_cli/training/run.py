@@ -22,7 +22,7 @@ from dynaspec_cli.target.events import LoadProgress, ProgressCallback, ignore_pr
 from dynaspec_cli.target.load import choose_device, choose_dtype, load_transformers, model_folder
 from dynaspec_cli.target.resolve import resolve_model
 from dynaspec_cli.target.tokenizer import TextTokenizer, load_tokenizer
-from dynaspec_cli.training.answers import Writers, with_answers
+from dynaspec_cli.training.answers import Answers, Writers
 from dynaspec_cli.training.evaluate import HeldOut, HeldOutScore, held_out_score
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.training.prompts import PromptBatch, growing, prompt_batches
@@ -146,6 +146,8 @@ class TrainingRun:
                 yield state
         finally:
             self.trainer.save()
+            if self.trainer.maker.answers is not None:
+                self.trainer.maker.answers.close()
 
     def score(self) -> HeldOutScore | None:
         """Of the drafter as it is now; None where nothing was held out."""
@@ -193,6 +195,7 @@ def _prepare(
     corpus = asked = _encode(config.corpus, tokenizer)
     teacher = Teacher(target)
     batches: list[PromptBatch] = []
+    answers: Answers | None = None
     if config.prompts:
         asked = _encode(config.prompts, tokenizer, whole=True)
         longest = min(MAX_PROMPTED_TOKENS, teacher.max_length)
@@ -204,8 +207,10 @@ def _prepare(
             config.shards.seed,
         )
         batches = growing(batches, config.shards.first)
+        made_by = f"{target.head_hash()}:{kind}:{config.shards.seed}"
+        answers = Answers(batches, config.out, tokenizer.eos_ids, made_by)
         if config.workers is not None or config.ray is not None:
-            batches = with_answers(batches, _writers(config, kind), config.out, progress)
+            batches, answers = answers.write(_writers(config, kind), progress), None
     maker = ShardMaker(
         teacher,
         corpus.texts,
@@ -214,6 +219,7 @@ def _prepare(
         config.out / "shards",
         batches,
         tokenizer.eos_ids,
+        answers,
     )
     maker.claim()
     progress(LoadProgress("the target reads or writes the first text"))

@@ -22,11 +22,9 @@ from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.target.cache_dir import write_text
-from dynaspec_cli.training.prompts import NEW_TOKENS, PromptBatch
+from dynaspec_cli.training.answers import Answers
+from dynaspec_cli.training.prompts import NEW_TOKENS, TEMPERATURES, PromptBatch
 from dynaspec_cli.training.teacher import Teacher
-
-TEMPERATURES = (0.0, 0.0, 0.0, 0.7, 1.0)
-"""Of generated sequences, in turn: most decoding is greedy, but not all."""
 
 FIRST_TOKENS = 1536
 """Of the first shard of a new run: a target reads or writes it within seconds."""
@@ -108,7 +106,8 @@ def _stored(path: Path, choose: Callable[[int, int], list[int]]) -> Shard:
 
 class ShardMaker:
     """``texts``: token ids of each text (BOS first where the model wants one), ``groups``: a small
-    integer for each; ``ends``: the tokens that end a text."""
+    integer for each; ``ends``: the tokens that end a text. ``answers`` to the ``prompts`` that the
+    teacher writes are kept there."""
 
     def __init__(
         self,
@@ -119,11 +118,13 @@ class ShardMaker:
         folder: Path,
         prompts: Sequence[PromptBatch] = (),
         ends: Sequence[int] = (),
+        answers: Answers | None = None,
     ) -> None:
         if not texts:
             raise DynaSpecError("train-drafter: the corpus holds no text to train on")
         self.teacher, self.config, self.folder = teacher, config, folder
         self.texts, self.groups, self.prompts, self.ends = texts, groups, prompts, tuple(ends)
+        self.answers = answers
         self.counts = torch.bincount(torch.cat(list(texts)).long(), minlength=teacher.head.shape[0])
         wanted = min(config.columns, int((self.counts > 0).sum()))
         # A corpus holds no end of text, and a writer that cannot end writes past its answers.
@@ -142,11 +143,14 @@ class ShardMaker:
         teacher = self.teacher
         made_by = f"{self.config}:{teacher.target.head_hash()}:{teacher.head.dtype}:{self.ends}"
         digest = hashlib.sha256(made_by.encode())
-        answers = (batch.answers for batch in self.prompts if batch.answers is not None)
-        for ids in (*self.texts, *(batch.tokens for batch in self.prompts), *answers):
+        for ids in (*self.texts, *(batch.tokens for batch in self.prompts)):
             digest.update(ids.numpy().tobytes())
-        stamp = self.folder / STAMP
-        if stamp.is_file() and stamp.read_text(encoding="utf-8") != digest.hexdigest():
+        earlier = digest.copy()  # once told who wrote the answers, which does not matter
+        for batch in self.prompts:
+            if batch.answers is not None:
+                earlier.update(batch.answers.numpy().tobytes())
+        stamp, known = self.folder / STAMP, {digest.hexdigest(), earlier.hexdigest()}
+        if stamp.is_file() and stamp.read_text(encoding="utf-8") not in known:
             raise DynaSpecError(
                 f"--out: {self.folder} holds text of another model, --dtype, corpus, prompts or "
                 "seed; give the same as before, or another --out"
@@ -176,6 +180,9 @@ class ShardMaker:
         }
         save_file(tensors, part, metadata={"prompt": str(shard.prompt)})
         part.replace(path)
+        if self.answers is not None and self.answers.of(index) is None:
+            # Only now that it is on disk: had it to be made again, then by the same way.
+            self.answers.keep(index, shard.tokens[:, shard.prompt :])
         return _stored(path, choose)
 
     def tokens_of(self, index: int) -> int:
@@ -201,12 +208,13 @@ class ShardMaker:
 
     def make(self, index: int) -> Shard:
         if self.prompts:
-            epoch, place = divmod(index, len(self.prompts))
+            turn, place = divmod(index, len(self.prompts))
             batch = self.prompts[place]
-            if batch.answers is not None:
-                tokens = torch.cat([batch.tokens, batch.answers], 1)
-                return Shard(tokens, self._features(tokens), batch.tokens.shape[1], batch.groups)
-            return self._continued(index, batch.tokens, NEW_TOKENS, batch.groups, epoch)
+            found = batch if self.answers is None else self.answers.of(index)
+            if found is None or found.answers is None:
+                return self._continued(index, batch.tokens, NEW_TOKENS, batch.groups, turn)
+            tokens = torch.cat([found.tokens, found.answers], 1)
+            return Shard(tokens, self._features(tokens), tokens.shape[1] - NEW_TOKENS, found.groups)
         return self._read(index) if index % 2 == 0 else self._write(index)
 
     def _generator(self, index: int) -> torch.Generator:

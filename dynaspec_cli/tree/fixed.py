@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dynaspec_cli.ops.grow import drawn_so_far, fill_plan, grown_tree, new_tree
+from dynaspec_cli.errors import NotFiniteError
+from dynaspec_cli.ops.grow import draw_plan, fill_plan, grown_tree, new_tree
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.sampling.verify import Draw, NodeDraft, SampledDrafts
 from dynaspec_cli.tree.grown import GrownTree
@@ -70,28 +71,29 @@ class FixedTree:
 
     def grow(self, state: PlannedTree, candidates: DraftHeadOutput) -> Frontier | None:
         state.check(candidates)
+        filling = (state.nodes, state.values, self._ranges, state.places)
         if self.drawing is None:
-            tokens = columns = candidates.ids.cpu()
+            ids = candidates.ids.cpu()
+            tokens, parents, source, counts, _ = fill_plan(*filling, ids, ids)
         else:
-            drawn = self.drawing.draw(candidates, state.counts, self.replacement)
-            tokens, columns = drawn.tokens, drawn.columns
-            state.laws.append((drawn.ids, drawn.q))
-        frontier, below = fill_plan(
-            state.nodes, state.values, self._ranges, state.places, tokens, columns
-        )
-        state.draws.append((columns, below))
-        state.counts = frontier[3].tolist()
-        return state.advance(frontier[:3], candidates.ids.device)
+            law, filters = self.drawing.law(candidates), self.drawing.filters
+            uniforms = law.uniforms(self.drawing.source, state.counts, self.replacement)
+            tokens, parents, source, counts, q, columns, below, sound = draw_plan(
+                *filling, law.log_probs, law.ids, uniforms, *filters, self.replacement
+            )
+            if not sound:
+                raise NotFiniteError.of_drafter()
+            state.laws.append((law.ids, q))
+            state.draws.append((columns, below))
+        state.counts = counts.tolist()
+        return state.advance(tokens, parents, source, candidates.ids.device)
 
     def finish(self, state: PlannedTree) -> DraftTree:
-        rows = grown_tree(state.nodes, state.values)
+        rows, _, drawn, distinct = grown_tree(state.nodes, state.values)
         if self.drawing is None:
             return DraftTree(rows[0], rows[1])
         drafts = SampledDrafts(
-            PlannedDrafts(rows, state),
-            self.replacement,
-            *drawn_so_far(state.nodes),
-            traversal=self.drawing.traversal,
+            PlannedDrafts(rows, state), self.replacement, drawn, distinct, self.drawing.traversal
         )
         return DraftTree(rows[0], rows[1], drafts)
 

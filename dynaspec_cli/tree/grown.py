@@ -24,7 +24,7 @@ from torch import Tensor
 
 from dynaspec_cli.config import TreeConfig
 from dynaspec_cli.errors import DynaSpecError, NotFiniteError
-from dynaspec_cli.ops.grow import drawn_so_far, grow_best, grow_drawn, grown_tree, new_tree
+from dynaspec_cli.ops.grow import grow_best, grow_drawn, grown_tree, new_tree
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, Frontier
 from dynaspec_cli.sampling.verify import Draw, NodeDraft, SampledDrafts
 from dynaspec_cli.tree.sampled import Drawing
@@ -50,13 +50,16 @@ class GrownTree:
                 f"{candidates.log_q.shape[0]} rows"
             )
 
-    def advance(self, frontier: Tensor, device: torch.device) -> Frontier | None:
-        """int64 [3, w] of the host as a frontier; None where it is empty."""
-        self.wide = frontier.shape[1]
+    def advance(
+        self, tokens: Tensor, parents: Tensor, source: Tensor, device: torch.device
+    ) -> Frontier | None:
+        """The host's as a frontier; None where it is empty."""
+        self.wide = tokens.shape[0]
         if not self.wide:
             return None
-        tokens, parents, source = frontier.to(device).unbind(0)
-        return Frontier(tokens, parents, source)
+        if device.type == "cpu":
+            return Frontier(tokens, parents, source)
+        return Frontier(*torch.stack((tokens, parents, source)).to(device))
 
 
 class Grown:
@@ -76,12 +79,9 @@ class Grown:
         levels = self.width + (self.depth - 1) * self.width * self.width
         return GrownTree(*new_tree(root, 1 + levels, 0.0 if self.logarithms else 1.0))
 
-    def estimates(self, state: GrownTree) -> tuple[float, ...]:
-        """``DraftTree.values`` of the nodes that are kept."""
-        values = state.values[:, 1 : drawn_so_far(state.nodes)[1] + 1]  # beyond is no node
-        paths = values[0][values[1] > -math.inf]
-        paths = paths.exp() if self.logarithms else paths
-        return tuple(paths.sort(descending=True).values.tolist())
+    def estimates(self, paths: Tensor) -> tuple[float, ...]:
+        """``DraftTree.values`` of what paths are worth, best first."""
+        return tuple((paths.exp() if self.logarithms else paths).tolist())
 
     def ends(self, level: int, beam_mass: float) -> bool:
         """Is drafting over after so many steps, with a beam of that probability?"""
@@ -95,7 +95,7 @@ class GrownBest(Grown):
     def grow(self, state: GrownTree, candidates: DraftHeadOutput) -> Frontier | None:
         state.check(candidates)
         log_q, ids = candidates.log_q.cpu(), candidates.ids.cpu()
-        frontier, mass = grow_best(
+        tokens, parents, source, mass = grow_best(
             state.nodes,
             state.values,
             log_q,
@@ -110,11 +110,13 @@ class GrownBest(Grown):
             raise NotFiniteError.of_drafter()
         state.level += 1
         over = self.ends(state.level, mass)
-        return None if over else state.advance(frontier, candidates.ids.device)
+        if over:
+            return None
+        return state.advance(tokens, parents, source, candidates.ids.device)
 
     def finish(self, state: GrownTree) -> DraftTree:
-        rows = grown_tree(state.nodes, state.values)
-        return DraftTree(rows[0], rows[1], values=self.estimates(state))
+        rows, paths, _, _ = grown_tree(state.nodes, state.values)
+        return DraftTree(rows[0], rows[1], values=self.estimates(paths))
 
 
 class GrownDrawn(Grown):
@@ -133,8 +135,7 @@ class GrownDrawn(Grown):
         state.check(candidates)
         state.shared |= candidates.shared
         law = self.drawing.law(candidates)
-        c = self.drawing.config
-        frontier, q, mass = grow_drawn(
+        tokens, parents, source, q, mass = grow_drawn(
             state.nodes,
             state.values,
             law.log_probs,
@@ -143,10 +144,7 @@ class GrownDrawn(Grown):
             law.uniforms(self.drawing.source, [self.width] * state.wide, False),
             self.size,
             self.least,
-            c.temperature,
-            c.top_k,
-            c.top_p,
-            c.min_p,
+            *self.drawing.filters,
             state.shared,
         )
         if math.isnan(mass):
@@ -154,17 +152,15 @@ class GrownDrawn(Grown):
         state.laws.append((law.ids, q))
         state.level += 1
         over = self.ends(state.level, mass)
-        return None if over else state.advance(frontier, candidates.ids.device)
+        if over:
+            return None
+        return state.advance(tokens, parents, source, candidates.ids.device)
 
     def finish(self, state: GrownTree) -> DraftTree:
-        rows = grown_tree(state.nodes, state.values)
-        drafts = SampledDrafts(
-            GrownDrafts(rows, state.laws),
-            False,
-            *drawn_so_far(state.nodes),
-            traversal=self.drawing.traversal,
-        )
-        return DraftTree(rows[0], rows[1], drafts, self.estimates(state))
+        rows, paths, drawn, distinct = grown_tree(state.nodes, state.values)
+        nodes = GrownDrafts(rows, state.laws)
+        drafts = SampledDrafts(nodes, False, drawn, distinct, self.drawing.traversal)
+        return DraftTree(rows[0], rows[1], drafts, self.estimates(paths))
 
 
 class GrownDrafts(Mapping[int, NodeDraft]):

@@ -6,7 +6,7 @@ package gives by an entry point of the group "dynaspec.trees".
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -23,30 +23,49 @@ def _own(module: str, description: str) -> Entry:
     return Entry(description, f"dynaspec_cli.tree.{module}:create")
 
 
-TREES: Registry[TreeFactory] = Registry(
-    "tree",
-    "--tree",
-    "dynaspec.trees",
-    {
-        "chain": _own("chain", "one branch of --tree-depth tokens"),
-        "specinfer": _own("specinfer", "a fixed number of children at each level (SpecInfer)"),
-        "sequoia": _own(
-            "sequoia", "the fixed shape that is optimal for an acceptance by position (Sequoia)"
-        ),
-        "eagle2": _own(
-            "eagle2", "expand the most probable nodes, verify the best --tree-size (EAGLE-2)"
-        ),
-        "ddd": _own(
-            "ddd", "eagle2 for as long as its beam stays probable (Dynamic Depth Decoding)"
-        ),
-        "dyspec": _own(
-            "dyspec", "grow where verification is expected to arrive, above a threshold (DySpec)"
-        ),
-        "auto": _own(
-            "auto", "eagle2 with the depth and size that give most tokens per second (greedy only)"
-        ),
-    },
-)
+_OWN = {
+    "chain": _own("chain", "one branch of --tree-depth tokens"),
+    "specinfer": _own("specinfer", "a fixed number of children at each level (SpecInfer)"),
+    "sequoia": _own(
+        "sequoia", "the fixed shape that is optimal for an acceptance by position (Sequoia)"
+    ),
+    "eagle2": _own(
+        "eagle2", "expand the most probable nodes, verify the best --tree-size (EAGLE-2)"
+    ),
+    "ddd": _own("ddd", "eagle2 for as long as its beam stays probable (Dynamic Depth Decoding)"),
+    "dyspec": _own(
+        "dyspec", "grow where verification is expected to arrive, above a threshold (DySpec)"
+    ),
+    "auto": _own(
+        "auto", "eagle2 with the depth and size that give most tokens per second (greedy only)"
+    ),
+}
+
+TREES: Registry[TreeFactory] = Registry("tree", "--tree", "dynaspec.trees", _OWN)
+
+
+_READ_BY = {
+    "acceptance": ("sequoia",),
+    "expansion": ("specinfer",),
+    "ddd_steps": ("ddd",),
+    "threshold": ("dyspec", "ddd"),
+}
+"""Settings of ``TreeConfig`` that only some of these policies read."""
+
+
+def unread(config: TreeConfig, sampling: SamplingConfig) -> Iterator[str]:
+    """What was asked for and has no effect, a sentence each. Another package's tree may read
+    anything."""
+    if config.policy in _OWN:
+        for field, readers in _READ_BY.items():
+            if getattr(config, field) is not None and config.policy not in readers:
+                option = "--" + ("" if field.startswith("ddd") else "tree-") + field
+                yield (
+                    f"{option.replace('_', '-')} changes nothing with --tree {config.policy}: only "
+                    f"{' and '.join(readers)} read{'s' * (len(readers) == 1)} it"
+                )
+    if config.verification == "traversal" and not config.draws(sampling):
+        yield "--tree-verification traversal changes nothing: no children are drawn"
 
 
 def create_tree(

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from dynaspec_cli.config import SamplingConfig
-from dynaspec_cli.errors import DynaSpecError, NotFiniteError
-from dynaspec_cli.ops.draw import draw_children
+from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftHeadOutput
 from dynaspec_cli.sampling.processors import probabilities
 from dynaspec_cli.sampling.source import RandomSource
 
 
-@dataclass(frozen=True)
-class Law:
+class Law(NamedTuple):
     """A level's scores, on the host, where a seed gives the same numbers on every device:
     ``log_probs`` [w, S] over ``ids`` int64 [S], ``log_q`` [w, k] with the shortlist's mass."""
 
@@ -45,6 +41,7 @@ class Drawing:
         self, config: SamplingConfig, source: RandomSource, traversal: bool = False
     ) -> None:
         self.config, self.source, self.traversal = config, source, traversal
+        self.filters = (config.temperature, config.top_k, config.top_p, config.min_p)
 
     def law(self, candidates: DraftHeadOutput) -> Law:
         """Raises DynaSpecError where the candidates hold only the best tokens."""
@@ -53,35 +50,7 @@ class Drawing:
                 "this tree policy samples its children and needs the shortlist's whole "
                 "distribution; the candidates hold only the best"
             )
-        scores = (candidates.log_probs.cpu(), candidates.log_q.cpu(), candidates.all_ids.cpu())
-        return Law(*scores, self.config)
-
-    def draw(self, candidates: DraftHeadOutput, counts: Sequence[int], replacement: bool) -> Drawn:
-        """``counts[i]`` draws for frontier row i, fewer where the support of q is smaller."""
-        law, c = self.law(candidates), self.config
-        q, columns, tokens, _, mass = draw_children(
-            law.log_probs,
-            law.log_q[:, 0],
-            law.ids,
-            law.uniforms(self.source, counts, replacement),
-            counts,
-            [0.0] * len(counts),
-            c.temperature,
-            c.top_k,
-            c.top_p,
-            c.min_p,
-            replacement,
-        )
-        if any(map(math.isnan, mass.tolist())):
-            raise NotFiniteError.of_drafter()
-        return Drawn(law.ids, q, columns, tokens)
-
-
-class Drawn(NamedTuple):
-    """Draws of one frontier: ``ids`` int64 [S]; ``q`` [w, S]; ``columns`` and ``tokens`` int64 [w,
-    k] of each row's draws in their order, -1 behind the last."""
-
-    ids: Tensor
-    q: Tensor
-    columns: Tensor
-    tokens: Tensor
+        log_probs, log_q, ids = candidates.log_probs, candidates.log_q, candidates.all_ids
+        if not log_probs.is_cpu:
+            log_probs, log_q, ids = log_probs.cpu(), log_q.cpu(), ids.cpu()
+        return Law(log_probs, log_q, ids, self.config)

@@ -15,6 +15,7 @@ import itertools
 import math
 from collections import deque
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -36,13 +37,14 @@ class Sequoia(FixedTree):
         self, config: TreeConfig, acceptance: Sequence[float], drawing: Drawing | None
     ) -> None:
         plan, self.expected_tokens = optimal_plan(
-            acceptance[: config.width], config.nodes, config.depth
+            tuple(acceptance[: config.width]), config.nodes, config.depth
         )
         self.settings = {"tree_acceptance": list(acceptance[: config.width])}
         super().__init__(plan, drawing, replacement=False)
 
 
-def optimal_plan(acceptance: Sequence[float], size: int, depth: int) -> tuple[Plan, float]:
+@lru_cache(maxsize=8)  # a policy is made anew for every request
+def optimal_plan(acceptance: tuple[float, ...], size: int, depth: int) -> tuple[Plan, float]:
     """(plan, its expected tokens) of the best tree with at most ``size`` nodes below the root on
     ``depth`` levels, each with up to len(acceptance) children. At least one node, even where
     nothing is ever accepted."""

@@ -1,4 +1,5 @@
-"""The table of costs: a pass of the target by rows, and a draft step, in milliseconds."""
+"""The table of costs: a pass of the target by rows, a draft step, and what the drafter reads, in
+milliseconds."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 
 from dynaspec_cli.errors import DynaSpecError
@@ -19,17 +21,19 @@ arithmetic, and goes on as the last two say."""
 @dataclass(frozen=True)
 class CostTable:
     """``rows`` ascending from 1; ``pass_ms`` of the target over so many rows, its head included;
-    ``draft_ms`` of one draft step, 0 for a drafter that runs no model. Raises DynaSpecError for
-    numbers that no measurement gives."""
+    ``draft_ms`` of one draft step, 0 for a drafter that runs no model; ``read_ms`` of a settled
+    token that the drafter reads, many of them in one pass. Raises DynaSpecError for numbers that
+    no measurement gives."""
 
     rows: tuple[int, ...]
     pass_ms: tuple[float, ...]
     draft_ms: float
+    read_ms: float = 0.0
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in pairwise(self.rows)) and self.rows[:1] == (1,)
         positive = all(math.isfinite(ms) and ms > 0 for ms in self.pass_ms)
-        drafts = math.isfinite(self.draft_ms) and self.draft_ms >= 0
+        drafts = all(math.isfinite(ms) and ms >= 0 for ms in (self.draft_ms, self.read_ms))
         if not (ascending and positive and drafts and len(self.rows) == len(self.pass_ms)):
             raise DynaSpecError(
                 f"cost table: expected rows ascending from 1 with positive milliseconds, got {self}"
@@ -38,6 +42,16 @@ class CostTable:
     def verify_ms(self, rows: int) -> float:
         """A pass over ``rows`` rows: interpolated, and beyond the table as its last two say. Never
         less than fewer rows cost, whatever noise says."""
+        if rows not in self._passes:
+            self._passes[rows] = self._interpolated(rows)
+        return self._passes[rows]
+
+    @cached_property
+    def _passes(self) -> dict[int, float]:
+        """By rows, those that were asked for: every round asks for many."""
+        return {}
+
+    def _interpolated(self, rows: int) -> float:
         least = 0.0
         for (a, ms_a), (b, ms_b) in pairwise(zip(self.rows, self.pass_ms, strict=True)):
             least = max(least, ms_a)
@@ -58,9 +72,10 @@ class CostTable:
         rows = max(self.rows[1], max(n for n in self.rows if n <= SMALL_ROWS))
         return (self.verify_ms(rows) / self.verify_ms(1) - 1.0) / (rows - 1)
 
-    def round_ms(self, nodes: int, steps: float) -> float:
-        """A round that drafts ``steps`` steps and verifies ``nodes`` nodes."""
-        return self.verify_ms(nodes + 1) + self.draft_ms * steps
+    def round_ms(self, nodes: int, steps: float, read: int = 1) -> float:
+        """A round whose drafter reads ``read`` settled tokens, drafts ``steps`` steps (the first of
+        which reads one token) and verifies ``nodes`` nodes."""
+        return self.verify_ms(nodes + 1) + self.draft_ms * steps + self.read_ms * (read - 1)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -71,7 +86,8 @@ class CostTable:
         try:
             data = json.loads(text)
             rows, ms = data["rows"], data["pass_ms"]
-            return cls(tuple(map(int, rows)), tuple(map(float, ms)), float(data["draft_ms"]))
+            drafts = float(data["draft_ms"]), float(data["read_ms"])
+            return cls(tuple(map(int, rows)), tuple(map(float, ms)), *drafts)
         except (KeyError, TypeError) as error:
             raise DynaSpecError(f"cost table: {error!r} in {text[:60]!r}") from error
 

@@ -14,9 +14,11 @@ PROMPT = ">>> "
 
 
 class Lines(Protocol):
-    """Iterating yields what was typed. ``default``: what the next line begins with."""
+    """Iterating yields what was typed. ``default``: what the next line begins with, where lines
+    are ``editable``."""
 
     default: str
+    editable: bool
 
     def __iter__(self) -> Iterator[str]: ...
 
@@ -25,6 +27,7 @@ class PipedLines:
     """A line of standard input each. Raises DynaSpecError for one that is no UTF-8."""
 
     default = ""
+    editable = False
 
     def __iter__(self) -> Iterator[str]:
         for number, raw in enumerate(sys.stdin.buffer if sys.stdin else (), 1):
@@ -42,6 +45,8 @@ class EditedLines:
     """prompt_toolkit: history by the arrow keys, Alt-Enter breaks a line, Ctrl-C clears it, Ctrl-D
     ends. ``history`` None: kept in memory only. The prompt goes to where the eyes are, which is
     stderr if the answers go to a file."""
+
+    editable = True
 
     def __init__(self, history: Path | None) -> None:
         from prompt_toolkit import PromptSession

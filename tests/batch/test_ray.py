@@ -99,12 +99,14 @@ def test_addresses_that_lead_nowhere(request_):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "temperature"), [*((kind, 0.8) for kind in KINDS), ("trained", 0.0)]
+)
 def test_an_actors_lines_are_the_engines(
-    kind, chat_model_dir, tiny_drafter_dir, tmp_path, monkeypatch
+    kind, temperature, chat_model_dir, tiny_drafter_dir, tmp_path, monkeypatch
 ):
     monkeypatch.setenv("PYTHONPATH", PACKAGE)
-    request = request_of(kind, chat_model_dir, tiny_drafter_dir, tmp_path)
+    request = request_of(kind, chat_model_dir, tiny_drafter_dir, tmp_path, temperature)
     engine = request.load()
     own = {prompt.id: lasting(answer(engine, prompt, request)) for prompt in PROMPTS}
     lines = on_ray.run(on_ray.LOCAL, 1, PROMPTS, request, never)

@@ -136,6 +136,18 @@ def test_errors_of_lines_let_the_conversation_go_on(chat, engine, tmp_path):
         assert words in error
 
 
+def test_what_a_conversation_cannot_do_is_said(chat, engine):
+    """Without a terminal to edit on; beyond the context. What was said stays."""
+    found = chat(["One", "/edit", "word " * 400, "Two", "/undo"], "--json")
+    assert found.returncode == 1
+    said = found.stderr
+    assert "Error: /edit: expected TEXT, since there is no terminal to edit it on" in said
+    assert "in all; /reset begins anew, /undo takes the last question back" in said
+    assert "The last question and its answer are taken back." in said
+    messages, _ = spoken(engine, ["One"])
+    assert json.loads(found.stdout)["messages"] == messages
+
+
 def test_a_base_model_continues_a_transcript(program, tiny_model_dir):
     options = ("--model", tiny_model_dir, "--dtype", "float32", "--max-new-tokens", "8")
     found = program("chat", *options, "--json", stdin="Hello\n/system Be brief.\nAnd you?\n")

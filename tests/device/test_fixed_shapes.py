@@ -49,8 +49,9 @@ def round_of(made: Growth) -> Callable[..., list[Tensor]]:
             log_q, ids = log_probs.topk(made.width)
             candidates = Candidates(log_q, ids, log_probs, torch.arange(SIZE))
             state, _ = made.grow(state, level, candidates)
-        packed, laws = made.finish(state)
-        return [packed, *(q for _, q in laws)]
+        packed, rows, draws = made.finish(state)
+        drawn = [] if draws is None else [draws.row, draws.column, draws.law, draws.ids, draws.q]
+        return [packed, rows, *drawn]
 
     return run
 

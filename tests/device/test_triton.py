@@ -4,6 +4,7 @@ PyTorch's CUDA builds, and TRITON_INTERPRET=1 (make triton-check)."""
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,13 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 
 from triton.runtime import interpreter
 
+from dynaspec_cli.config import SamplingConfig
+from dynaspec_cli.device import kernels
 from dynaspec_cli.device.kernels import triton_attention, triton_head
+from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.target.static import sizes
+
+from .parts import PROMPT, a_target
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -126,10 +133,40 @@ def test_tree_attention(
     keys, values = (torch.randn(total, kv_heads, size, generator=g).to(dtype) for _ in "kv")
     keys[length + t :], values[length + t :] = 1e4, 1e4
     q = torch.randn(n, heads, size, generator=g)
-    args = (q, keys, values, torch.tensor([length]), depth, ancestors, 0.3, window, softcap)
+    splits = 4 if window else 16
+    args = (q, keys, values, torch.tensor([length]), depth, ancestors, 0.3, window, softcap, splits)
     got, want = triton_attention.tree_attention(*args), reference.tree_attention(*args)
     # Numerators are rounded to the cache's dtype below the maximum so far, not below the last one:
     # each of them, and their sum, moves by half a unit in the last place at most.
     last_place = 2e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
     largest = float(values[: length + t].float().abs().max())
     torch.testing.assert_close(got, want, atol=1e-5 + last_place * largest, rtol=0)
+
+
+@pytest.mark.parametrize("nodes", [0, 40])
+def test_a_static_pass_whose_attention_splits_keys(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, nodes: int
+) -> None:
+    """In the pass of a target, where it follows padding, scratch rows and other passes."""
+    target = a_target(tiny_model_dir, torch.device("cpu"), torch.float32, "static")
+    parents = torch.tensor([-1] + [(i - 1) // 3 for i in range(1, nodes + 1)])
+    tree = DraftTree(torch.arange(nodes + 1) + 2, parents)
+    calls, found = [], []
+    on_gpu = triton_attention.tree_attention
+    monkeypatch.setattr(
+        triton_attention, "tree_attention", lambda *args: calls.append(args[-1]) or on_gpu(*args)
+    )
+    monkeypatch.setattr(sizes, "KEYS_A_SPLIT", 32)
+    for split in (False, True):
+        monkeypatch.setattr(sizes, "SPLIT_FROM", 0 if split else sizes.MOST_ROWS * 1000)
+        monkeypatch.setattr(kernels, "_on_gpu", lambda x, split=split: split)
+        state = target.begin(100)
+        target.prefill(state, PROMPT)
+        for _ in range(2):
+            decision = target.decide(state, tree, SamplingConfig(), None)
+            target.commit(state, decision.path)
+        found.append((decision.path.tolist(), decision.bonus, decision.output.features))
+    assert len(calls) == 6  # of two layers: the prompt and two trees
+    assert min(calls) >= 8
+    assert found[0][:2] == found[1][:2]
+    torch.testing.assert_close(found[0][2], found[1][2], atol=1e-4, rtol=1e-4)

@@ -11,7 +11,7 @@ from torch import Tensor
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.device.candidates import Candidates
 from dynaspec_cli.device.draw import Uniforms
-from dynaspec_cli.device.growth import Growth, growth_of
+from dynaspec_cli.device.growth import Finished, Growth, growth_of
 from dynaspec_cli.device.uniforms import DrawnAhead
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
 from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
@@ -96,6 +96,14 @@ def device_tree(
     world: World, policy: TreePolicy, root: int, source: GeneratorSource
 ) -> tuple[DraftTree, int]:
     """(tree, draft steps) of its counterpart in fixed shapes."""
+    tree, steps, _ = device_round(world, policy, root, source)
+    return tree, steps
+
+
+def device_round(
+    world: World, policy: TreePolicy, root: int, source: GeneratorSource
+) -> tuple[DraftTree, int, Finished]:
+    """The same, with what stays on the device."""
     growth = growth_of(policy, world.shared)
     assert growth is not None
     ahead = DrawnAhead(source, growth.most_uniforms())
@@ -108,9 +116,10 @@ def device_tree(
             break
         rows = zip(*(field.tolist() for field in frontier), strict=True)
         paths = [_below(paths[source], token) if live else None for token, source, live in rows]
-    tree, steps, used = growth.tree(*growth.finish(state))
+    done = growth.finish(state)
+    tree, steps, used = growth.tree(done.packed, done.draws)
     ahead.settle(used)
-    return tree, steps
+    return tree, steps, done
 
 
 def _below(path: Path | None, token: int) -> Path:

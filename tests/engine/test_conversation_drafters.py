@@ -21,7 +21,8 @@ from dynaspec_cli.target.load import load
 
 for folder in ("drafters", "target"):
     sys.path.insert(0, str(Path(__file__).parents[1] / folder))
-from plain_heads import head_shapes, random_tensors  # noqa: E402
+from every_setting import every_setting  # noqa: E402
+from plain_heads import bundle_for, head_shapes, random_tensors  # noqa: E402
 from test_published_heads import WIDTH, eagle1, write  # noqa: E402
 from tiny_gguf import write_tiny_gguf  # noqa: E402
 
@@ -141,3 +142,24 @@ def test_dialogues_are_fresh_requests(engine: Engine, temperature: float) -> Non
         assert isinstance(done, DoneEvent)
         fresh = engine.complete(ids, config(temperature, seed, 6))
         assert trace(done.result) == trace(fresh)
+
+
+def test_every_shortlist_and_tree(dense: Path, tmp_path: Path) -> None:
+    """Turn by turn another one, in one conversation."""
+    target, tokenizer = load(str(dense), "float32", "cpu", 1)
+    bundle_for(target).save_pretrained(tmp_path / "bundle")
+    drafter = load_drafter(head(tmp_path / "head", target, False), target, tokenizer)
+    engine = Engine(target, tokenizer, drafter)
+    talk, drafted = Dialogue(engine, config(0.0, 0, 1)), 0
+    for turn, settings in enumerate(every_setting(tmp_path / "bundle", new=3)):
+        talk.config, talk.results = settings, []  # the seed is that of a first answer
+        if turn % 6 == 5:
+            talk.take_back()
+        ids = talk._encode([*talk.messages, {"role": "user", "content": "ab"}])
+        *_, done = talk.ask("ab", never)
+        assert isinstance(done, DoneEvent)
+        assert trace(done.result) == trace(engine.complete(ids, settings))
+        drafted += done.result.num_draft_tokens
+        if turn % 6 == 5:
+            talk.turns.clear()
+    assert drafted > 0

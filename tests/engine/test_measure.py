@@ -38,7 +38,7 @@ def timed(engine: Engine, times: Callable[[int], float]) -> tuple[CostTable, int
     parts = engine.speculation(GenerationConfig())
     original, measure._timed = measure._timed, clock
     try:
-        return measure.measure(engine.target, parts), calls - 1
+        return measure.measure(engine.target, parts), calls - 1 - measure.READINGS
     finally:
         measure._timed = original
 

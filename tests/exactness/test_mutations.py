@@ -11,7 +11,7 @@ import torch
 from exact_toys import Script, ToyModel, distance, emitted_law, target_law
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
-from dynaspec_cli.ops.grow import drawn_so_far
+from dynaspec_cli.ops.reference_grow import COUNT, COUNTERS
 from dynaspec_cli.protocols import DraftTree, TreePolicy
 from dynaspec_cli.sampling import verify as verification
 from dynaspec_cli.sampling.verify import SampledDrafts
@@ -160,7 +160,7 @@ def test_sampled_tree_pruned_by_token_probability(monkeypatch: pytest.MonkeyPatc
     original = DySpecDrawn.finish
 
     def finish(self, state):
-        count = 1 + drawn_so_far(state.nodes)[1]
+        count = int(state.nodes[COUNTERS, COUNT])
         values, priorities = state.values[0].tolist(), state.values[1]
         by_token = sorted(range(1, count), key=lambda node: (-values[node], node))
         priorities[:count] = -torch.inf

@@ -81,15 +81,6 @@ def test_kv_commit(dtype: torch.dtype) -> None:
             assert torch.equal(got, want)
 
 
-def test_kv_commit_of_a_padded_path() -> None:
-    """As on a device: the reference has one shape whatever the path's length."""
-    cache = torch.randn(12, 3)
-    expected = cache.clone()
-    expected[8] = expected[10]
-    reference.kv_commit([cache], torch.tensor([7]), torch.tensor([0, 3, -1, -1, -1, -1, -1]))
-    assert torch.equal(cache, expected)
-
-
 @pytest.fixture(params=["compiled", "fallback"])
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     if request.param == "fallback":
@@ -100,6 +91,23 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 both_paths = pytest.mark.usefixtures("path")
+
+
+@both_paths
+def test_kv_commit_of_a_padded_path() -> None:
+    """As a device has it, where a path's length has no say in shapes."""
+    for rows in ([0, 3, -1, -1, -1, -1, -1], [0, 1, 2, -1], [-1, -1], [0, 3]):
+        caches = [torch.randn(12, 3), torch.randn(12, 2, 2)]
+        expected = [cache.clone() for cache in caches]
+        for cache in expected:
+            for place, row in enumerate(row for row in rows if row >= 0):
+                cache[7 + place] = cache[7 + row]
+        for commit in (reference.kv_commit, tree.kv_commit):
+            copies = [cache.clone() for cache in caches]
+            commit(copies, torch.tensor([7]), torch.tensor(rows))
+            for got, want in zip(copies, expected, strict=True):
+                assert torch.equal(got, want)
+
 
 BAD_TREES = [
     (torch.tensor([0, 0]), "parents\\[0\\]"),

@@ -61,11 +61,13 @@ def start(chat_engine: Engine) -> Iterator[Callable[..., Running]]:
     """Starts servers, which end with the test."""
     started: list[Running] = []
 
-    def run(engine: Engine = chat_engine, **options: Any) -> Running:
+    def run(
+        engine: Engine = chat_engine, defaults: GenerationConfig = DEFAULTS, **options: Any
+    ) -> Running:
         from dynaspec_cli.server import listen
         from dynaspec_cli.server.app import ServerOptions, Service, create_app
 
-        service = Service(engine, ServerOptions("tiny", DEFAULTS, **options))
+        service = Service(engine, ServerOptions("tiny", defaults, **options))
         bound = listen.bind("127.0.0.1", 0)
         lines: list[str] = []
         ready = threading.Event()

@@ -324,3 +324,20 @@ def wait_for(condition):
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.005)
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_megabytes_are_refused_before_they_are_tokenized(path, start, chat_engine, monkeypatch):
+    read = []
+    running = start(chat_engine)
+    monkeypatch.setattr(type(chat_engine.tokenizer), "encode", lambda *a, **k: read.append(1))
+    text = "word " * 210_000
+    messages = [{"role": "user", "content": text}]
+    body = {"messages": messages} if path.startswith("chat") else {"prompt": text}
+    answer = post(running, body, path)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["code"] == "context_length_exceeded"
+    assert "tokens or more" in error["message"]
+    assert error["param"] == next(iter(body))
+    assert not read

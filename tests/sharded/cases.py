@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +17,11 @@ from dynaspec_cli.engine.api import Engine
 from dynaspec_cli.engine.events import DoneEvent
 from dynaspec_cli.protocols import DraftTree
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "drafters"))
+from every_setting import SHORTLISTS, TREES
+from every_setting import shortlist as of_size_64
+
 PROMPT = "The capital of France is"
-TREES = ("chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec")
-SHORTLISTS = ("full", "fr-spec", "vocabtrim", "pa-fr", "nanospec", "dynaspec")
 DRAFTERS = ("none", "lookup", "trained", "published", "language-model", "trained+lookup")
 SAMPLINGS = (
     SamplingConfig(),
@@ -42,21 +46,11 @@ def tokens(target: Any, tokenizer: Any, folders: dict[str, str]) -> dict[str, li
                 continue
             if name == "none" and tree != "chain":
                 continue
-            where = (
-                f"{shortlist}={folders['bundle']}"
-                if headed
-                and shortlist
-                not in (
-                    "full",
-                    "nanospec",
-                )
-                else shortlist
-            )
             config = GenerationConfig(
                 14,
                 sampling=sampling,
                 tree=TreeConfig(tree, size=6, depth=3, width=3),
-                shortlist=ShortlistConfig(where, 64 if headed and shortlist != "full" else None),
+                shortlist=of_size_64(shortlist, folders["bundle"]) if headed else ShortlistConfig(),
             )
             result = engine.complete(PROMPT, config)
             found[f"{name} {shortlist} {tree} {i}"] = list(result.token_ids)

@@ -7,68 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_families import COMMON, randomise
-
-
-def _configs() -> dict[str, Any]:
-    from transformers import (
-        Gemma2Config,
-        Gemma3TextConfig,
-        LlamaConfig,
-        MistralConfig,
-        Qwen2Config,
-        Qwen3Config,
-    )
-
-    window = {
-        "sliding_window": 8,
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-    }
-    qwen_window = {**window, "use_sliding_window": True}
-    llama3 = {
-        "rope_type": "llama3",
-        "rope_theta": 10000.0,
-        "factor": 4.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 32,
-    }
-    return {
-        "gemma2": Gemma2Config(
-            **COMMON,
-            sliding_window=8,
-            num_hidden_layers=3,
-            query_pre_attn_scalar=24,
-            final_logit_softcapping=4.0,
-            attn_logit_softcapping=2.0,
-        ),
-        "mistral": MistralConfig(
-            **COMMON, num_hidden_layers=2, sliding_window=8, tie_word_embeddings=False
-        ),
-        "gemma3": Gemma3TextConfig(
-            **COMMON,
-            **window,
-            num_hidden_layers=3,
-            query_pre_attn_scalar=24,
-            final_logit_softcapping=4.0,
-        ),
-        "llama": LlamaConfig(**COMMON, num_hidden_layers=2, tie_word_embeddings=False),
-        "llama3": LlamaConfig(
-            **COMMON, num_hidden_layers=2, rope_parameters=llama3, tie_word_embeddings=True
-        ),
-        "qwen2": Qwen2Config(
-            **{**COMMON, "head_dim": 8},
-            **qwen_window,
-            num_hidden_layers=3,
-            tie_word_embeddings=True,
-        ),
-        "qwen3": Qwen3Config(
-            **COMMON, **qwen_window, num_hidden_layers=3, tie_word_embeddings=False
-        ),
-    }
-
-
-FAMILIES = ("gemma3", "llama", "llama3", "qwen2", "qwen3", "gemma2", "mistral")
+from tiny_families import save_family
 
 
 @pytest.fixture(scope="session")
@@ -78,16 +17,8 @@ def family_dir(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def make(family: str) -> Path:
         if family not in made:
-            import torch
-            from transformers import AutoModelForCausalLM
-
-            folder = tmp_path_factory.mktemp(family)
-            with torch.random.fork_rng():
-                torch.manual_seed(FAMILIES.index(family))
-                model = AutoModelForCausalLM.from_config(_configs()[family])
-                randomise(model)
-            model.save_pretrained(folder)
-            made[family] = folder
+            made[family] = tmp_path_factory.mktemp(family)
+            save_family(family, made[family])
         return made[family]
 
     return make

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from dynaspec_cli.target import device_map
 from dynaspec_cli.target.load import choose_device, load
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "drafters"))
-from plain_heads import head_shapes, random_tensors
+from every_setting import every_setting
+from plain_heads import bundle_for, head_shapes, random_tensors
 from test_published_heads import WIDTH, eagle1, write
 
 
@@ -65,6 +67,46 @@ def test_tokens_are_those_of_one_device(
     assert answers(target, tokenizer, name, bool(beside)) == answers(
         one, tokenizer, name, bool(beside)
     )
+
+
+@pytest.mark.slow
+def test_every_shortlist_and_tree(
+    tiny_model_dir: Path, tiny_drafter_dir: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    one, tokenizer = load(str(tiny_model_dir), "float32", "cpu")
+    spread, _ = load(str(tiny_model_dir), "float32", "map")
+    bundle_for(one).save_pretrained(tmp_path / "bundle")
+    engines = [
+        Engine(target, tokenizer, load_drafter(str(tiny_drafter_dir), target, tokenizer))
+        for target in (one, spread)
+    ]
+    for config in every_setting(tmp_path / "bundle"):
+        own, found = (engine.complete("The capital of", config) for engine in engines)
+        assert found.token_ids == own.token_ids
+
+
+@pytest.mark.parametrize("way", ["chat", "many prompts"])
+def test_commands(
+    way: str, chat_model_dir: Path, tiny_drafter_dir: Path, tmp_path: Path, program: Any
+) -> None:
+    pytest.importorskip("accelerate")
+    (tmp_path / "in.jsonl").write_text('{"id": 1, "prompt": "ab ab"}\n', encoding="utf-8")
+
+    def said(*options: Any) -> Any:
+        model = ("--model", chat_model_dir, "--dtype", "float32", "--drafter", tiny_drafter_dir)
+        sampling = ("--max-new-tokens", 8, "--temperature", 0.7, "--seed", 3, "--tree-size", 6)
+        common = (*model, *sampling, *options)
+        if way == "chat":
+            found = program("chat", *common, "--json", stdin="Hello!\nAnd then?\n")
+            assert found.returncode == 0, found.stderr
+            return json.loads(found.stdout)["messages"]
+        out = tmp_path / f"{len(options)}.jsonl"
+        found = program("generate", *common, "--prompt-file", tmp_path / "in.jsonl", "--out", out)
+        assert found.returncode == 0, found.stderr
+        return json.loads(out.read_text(encoding="utf-8"))["token_ids"]
+
+    assert said("--device-map", "auto") == said()
 
 
 def test_compared_with_plain_decoding(tiny_model_dir: Path, tiny_drafter_dir: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import FAMILIES
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.drafters.eagle import EagleDrafter
@@ -17,13 +18,14 @@ from dynaspec_cli.protocols import DecidingTarget, DraftTree
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist.full import FullShortlist
 from dynaspec_cli.shortlist.head import build_head
+from dynaspec_cli.target.static import sizes
+from dynaspec_cli.target.static import step as static_step
 from dynaspec_cli.target.static import target as static_target
 from dynaspec_cli.target.static.sizes import SCRATCH_ROWS, context_of, rows_of
 from dynaspec_cli.target.static.step import Mode
 from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.tree.registry import TREES, create_tree
 
-FAMILIES = ("gemma3", "llama", "llama3", "qwen2", "qwen3", "gemma2", "mistral")
 PROMPT = torch.tensor([5, 9, 60, 31, 77, 5, 9])
 STEPS = 4
 SAMPLING = {
@@ -169,6 +171,31 @@ def test_plain_decoding_has_the_shapes_of_a_small_tree(make_target: Any, monkeyp
         static.decide(state, random_tree(nodes, 2), SAMPLING["greedy"], None)
     assert forms[0] == forms[1] == forms[2] != forms[3]
     assert forms[0].mode is Mode.GREEDY
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_attention_that_splits_keys_is_attention(
+    make_target: Any, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    """Windows and caps too; long contexts have it, here it is asked for at once."""
+    tree, reader = TreeConfig("eagle2", 9, depth=3, width=3), make_target(family, "transformers")
+    static, used = make_target(family, "static"), []
+    expected = tokens_of(static, reader, tree, SAMPLING["sampled"])
+    monkeypatch.setattr(sizes, "SPLIT_FROM", 0)
+    monkeypatch.setattr(sizes, "KEYS_A_SPLIT", 32)
+    attention = static_step.tree_attention
+    monkeypatch.setattr(
+        static_step, "tree_attention", lambda *args: used.append(args[-1]) or attention(*args)
+    )
+    assert tokens_of(static, reader, tree, SAMPLING["sampled"]) == expected
+    assert min(used) == 8
+
+
+def test_long_contexts_split_keys() -> None:
+    found = {n: sizes.splits_of(16, n) for n in (1024, 2048, 4096, 5120, 8192, 16384, 131072)}
+    assert found == {1024: 0, 2048: 0, 4096: 8, 5120: 8, 8192: 16, 16384: 32, 131072: 32}
+    assert sizes.splits_of(64, 8192) == 16
+    assert sizes.splits_of(128, 8192) == 0  # ancestors are 64 bits
 
 
 def test_it_decides_what_it_can(make_target: Any) -> None:

@@ -10,6 +10,8 @@ import torch
 
 from dynaspec_cli.ops import draw, grow, reference_draw, reference_grow
 from dynaspec_cli.ops.extension import EXTENSION
+from dynaspec_cli.tree.fixed import Plan
+from dynaspec_cli.tree.specinfer import expansion_plan
 
 compiled_only = pytest.mark.skipif(EXTENSION.module is None, reason="no extension was built")
 
@@ -109,20 +111,86 @@ def test_the_law_of_draws_from_their_intervals() -> None:
     assert draw.draw_rows(weights, uniforms, [3], [0.49], False).tolist() == [[0, -1, -1]]
 
 
+def fill(ops, plan: Plan, seed: int, filters: tuple, replacement: bool, k: int):
+    """What draws into a plan's places give, a level after another, and the finished tree."""
+    places = torch.full((3, len(plan.children)), -1, dtype=torch.int64)
+    places[:2, 0] = 0
+    nodes, values = ops.new_tree(7, len(plan.children), 1.0)
+    generator = torch.Generator().manual_seed(seed)
+    rows, levels = 1, []
+    while rows:
+        log_probs, ids = scores(seed + len(levels), rows, 30), torch.arange(30) + 100
+        uniforms = torch.rand(rows, k, dtype=torch.float64, generator=generator)
+        args = (log_probs, ids, uniforms, *filters, replacement)
+        levels.append(ops.draw_plan(nodes, values, plan.ranges(), places, *args))
+        rows = levels[-1][0].numel()
+    return levels, ops.grown_tree(nodes, values)
+
+
 @compiled_only
 @pytest.mark.parametrize("filters", FILTERS[:6])
 @pytest.mark.parametrize("replacement", [False, True])
-def test_draw_children(filters: tuple, replacement: bool) -> None:
+def test_plans_are_filled_alike(filters: tuple, replacement: bool) -> None:
     for seed in range(10):
-        log_probs, ids = scores(seed, 4, 30), torch.randperm(30) + 100
-        best = log_probs.amax(1) - 0.2
-        generator = torch.Generator().manual_seed(seed)
-        uniforms = torch.rand(4, 5, dtype=torch.float64, generator=generator)
-        args = (log_probs, best, ids, uniforms, [5, 2, 0, 4], [0.0, 0.3, 0.1, 0.9])
-        got = draw.draw_children(*args, *filters, replacement)
-        wanted = reference_draw.draw_children(*args, *filters, replacement)
-        for a, b in zip(got, wanted, strict=True):
-            torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-9)
+        expansion = [1 + seed % 4, 2, 3, 1][: 1 + seed % 4]
+        args = (expansion_plan(expansion), seed, filters, replacement, 2 + seed % 3)
+        (got, tree), (wanted, reference) = fill(grow, *args), fill(reference_grow, *args)
+        for level, other in zip(got, wanted, strict=True):
+            for i, each in enumerate(level):
+                if i == 4:  # q
+                    torch.testing.assert_close(each, other[4], rtol=2e-6, atol=1e-9)
+                else:
+                    assert torch.equal(torch.as_tensor(each), torch.as_tensor(other[i]))
+        assert all(torch.equal(a, b) for a, b in zip(tree[:2], reference[:2], strict=True))
+        assert tree[2:] == reference[2:]
+
+
+@pytest.mark.parametrize("ops", [grow, reference_grow])
+def test_a_plan_is_filled_from_the_law_of_its_draws(ops) -> None:
+    """Every point of a grid over the unit square: ordered pairs without replacement, and with it; a
+    place without a token stays empty."""
+    p = torch.tensor([0.5, 0.3, 0.2])
+    grid = (torch.arange(20, dtype=torch.float64) + 0.5) / 20
+    for replacement in (False, True):
+        shares = torch.zeros(3, 3)
+        for pair in torch.cartesian_prod(grid, grid):
+            nodes, values = ops.new_tree(7, 3, 1.0)
+            places = torch.tensor([[0, -1, -1], [0, -1, -1], [-1, -1, -1]])
+            plan = torch.tensor([[1, 0, 0], [2, 0, 0]])
+            args = (p.log()[None], torch.tensor([9, 8, 7]), pair[None], 1.0, 0, 1.0, 0.0)
+            *_, q, columns, below, sound = ops.draw_plan(
+                nodes, values, plan, places, *args, replacement
+            )
+            assert sound
+            torch.testing.assert_close(q, p[None])
+            a, b = columns[0].tolist()
+            shares[a, b] += 1 / 400
+            assert below.tolist() == [[1, 1 if a == b else 2]]
+            tokens = ops.grown_tree(nodes, values)[0][0].tolist()
+            assert tokens == [7, *dict.fromkeys((9 - a, 9 - b))]
+        wanted = p[:, None] * p if replacement else p[:, None] * p / (1 - p[:, None])
+        if not replacement:
+            wanted.fill_diagonal_(0.0)
+        torch.testing.assert_close(shares, wanted, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize("ops", [grow, reference_grow])
+def test_a_plan_draws_no_more_than_there_is(ops) -> None:
+    """Three places, two tokens; no finite score, no draw."""
+    plan = expansion_plan([3])
+    places = torch.full((3, 4), -1, dtype=torch.int64)
+    places[:2, 0] = 0
+    rest = (torch.arange(2), torch.rand(1, 3, dtype=torch.float64), 1.0, 0, 1.0, 0.0, False)
+    nodes, values = ops.new_tree(7, 4, 1.0)
+    even = torch.full((1, 2), math.log(0.5))
+    drawn = ops.draw_plan(nodes, values, plan.ranges(), places.clone(), even, *rest)
+    *_, columns, below, sound = drawn
+    assert sound
+    assert sorted(columns[0, :2].tolist()) == [0, 1]
+    assert (int(columns[0, 2]), below.tolist()) == (-1, [[1, 2, -1]])
+    nodes, values = ops.new_tree(7, 4, 1.0)
+    bad = torch.tensor([[0.0, math.nan]])
+    assert not ops.draw_plan(nodes, values, plan.ranges(), places, bad, *rest)[-1]
 
 
 @compiled_only
@@ -183,20 +251,22 @@ def run(ops, kind: str, seed: int, size: int, width: int, least: float, shared: 
         if kind == "drawn":
             generator = torch.Generator().manual_seed(seed + level)
             uniforms = torch.rand(rows, width, dtype=torch.float64, generator=generator)
-            frontier, _, mass = ops.grow_drawn(
+            *frontier, _, mass = ops.grow_drawn(
                 nodes, values, log_probs, best.values, torch.arange(25), uniforms,
                 size, least, 0.8, 0, 1.0, 0.0, shared,
             )  # fmt: skip
         else:
-            frontier, mass = ops.grow_best(
+            *frontier, mass = ops.grow_best(
                 nodes, values, best.values, best.indices, size, width, least, logarithms,
                 kind == "ddd",
             )  # fmt: skip
-        frontiers.append((frontier.tolist(), round(mass, 5)))
-        rows = frontier.shape[1]
+        frontiers.append(([each.tolist() for each in frontier], round(mass, 5)))
+        rows = frontier[0].numel()
         if not rows:
             break
-    return frontiers, ops.grown_tree(nodes, values).tolist()
+    rows, paths, drawn, distinct = ops.grown_tree(nodes, values)
+    assert paths.tolist() == sorted(paths.tolist(), reverse=True)
+    return frontiers, rows.tolist(), [round(path, 5) for path in paths.tolist()], drawn, distinct
 
 
 @compiled_only
@@ -216,11 +286,11 @@ def test_scores_that_are_no_numbers(ops) -> None:
     nodes, values = ops.new_tree(7, 100, 1.0)
     bad = torch.full((1, 3), math.nan)
     ids = torch.arange(3)
-    assert math.isnan(ops.grow_best(nodes, values, bad, ids[None], 4, 3, 0.0, True, False)[1])
+    assert math.isnan(ops.grow_best(nodes, values, bad, ids[None], 4, 3, 0.0, True, False)[-1])
     nodes, values = ops.new_tree(7, 100, 1.0)
     uniforms = torch.rand(1, 3, dtype=torch.float64)
     args = (nodes, values, bad, bad, ids, uniforms, 4, 0.0, 1.0, 0, 1.0, 0.0, False)
-    assert math.isnan(ops.grow_drawn(*args)[2])
+    assert math.isnan(ops.grow_drawn(*args)[-1])
 
 
 @compiled_only

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from random import Random
 
 import pytest
 import torch
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftTree
+from dynaspec_cli.tuning.account import ALLOWANCE, SHARE
 from dynaspec_cli.tuning.costs import CostTable
-from dynaspec_cli.tuning.pace import LONGEST_PAUSE, PAUSE, Pace
+from dynaspec_cli.tuning.pace import LONGEST_PAUSE, PAUSE, Pace, Round
 from dynaspec_cli.tuning.prior import path_values
 
 FLAT = CostTable((1, 9, 17), (20.0, 21.0, 31.0), 1.0)  # rows cost little up to nine
@@ -33,8 +35,11 @@ def run(pace: Pace, rounds: int, values: list[float], share: float) -> list[int]
         asked.append(size)
         if size:
             owed += share * sum(values[:size])
-            pace.observe(tree(values[:size]), int(owed), min(size, 4))
-            owed -= int(owed)
+            accepted = int(owed)
+            pace.observe(tree(values[:size]), Round(min(size, 4), 1, size, accepted, 1 + accepted))
+            owed -= accepted
+        else:
+            pace.skip(1)
     return asked
 
 
@@ -98,3 +103,72 @@ def test_the_price_of_a_row():
     dense = CostTable((1, 2, 3, 5, 9), (10.0, 11.0, 12.0, 18.0, 50.0), 1.0)
     assert dense.row_price == pytest.approx(0.2)
     assert CostTable((1,), (5.0,), 0.0).row_price == 0.0
+
+
+def round_ms(costs: CostTable, size: int, steps: int, read: int) -> float:
+    """By the table, written out again."""
+    return costs.verify_ms(1 + size) + steps * costs.draft_ms + (read - 1) * costs.read_ms
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_drafting_never_costs_more_than_its_overdraft(seed):
+    """Whatever is accepted, and whenever: at every moment the request has taken at most SHARE more
+    than plain decoding, and ALLOWANCE passes, by the table."""
+    random = Random(seed)
+    slope = random.choice((0.01, 0.1, 0.3, 0.6))
+    rows = (1, 2, 3, 5, 9, 17)
+    costs = CostTable(
+        rows,
+        tuple(10.0 * (1 + slope * (n - 1)) for n in rows),
+        random.choice((0.0, 0.3, 3.0)),
+        random.choice((0.0, 0.05, 0.4)),
+    )
+    depth = random.choice((2, 6))
+    pace = Pace(costs, 16, depth, path_values((0.63, 0.11, 0.06), 16, depth))
+    spent = tokens = 0.0
+    chance, unread, drafted = random.random(), 1, 0
+    for _ in range(600):
+        if random.random() < 0.02:
+            chance = random.choice((0.0, random.random(), 1.0))  # the text changes
+        read = min(unread, 64)
+        size = pace.next(read)
+        accepted = 0
+        if size:
+            steps = random.randint(1, min(size, depth))
+            while accepted < steps and random.random() < chance:
+                accepted += 1
+            estimates = sorted((random.random() for _ in range(size)), reverse=True)
+            pace.observe(tree(estimates), Round(steps, read, size, accepted, 1 + accepted))
+            spent += round_ms(costs, size, steps, read)
+            unread, drafted = 1 + accepted, drafted + 1
+        else:
+            pace.skip(1)
+            spent += costs.verify_ms(1)
+            unread += 1
+        plain = (tokens + 1 + accepted) * costs.verify_ms(1)
+        assert spent <= plain * (1 + SHARE) + ALLOWANCE * costs.verify_ms(1) + 1e-9
+        tokens += 1 + accepted
+    assert pace.account.balance == pytest.approx(tokens * costs.verify_ms(1) - spent)
+
+
+def test_what_was_saved_pays_for_larger_trees():
+    """Nodes that cost nothing to speak of may be many from the first round on; where they cost,
+    the first round is small."""
+    free = CostTable((1, 17), (10.0, 10.5), 0.05)
+    assert Pace(free, 16, 6, GOOD).next() == 16
+    dear = CostTable((1, 2, 9, 17), (10.0, 11.0, 25.0, 45.0), 0.3)
+    values = [0.99] * 16
+    asked = run(Pace(dear, 16, 6, values), 30, values, 1.0)
+    assert asked[0] <= 4
+    assert asked[-1] > asked[0]
+
+
+def test_a_drafter_that_has_much_to_read_is_tried_when_that_can_be_afforded():
+    costs = CostTable((1, 2, 3, 5), (10.0, 11.0, 12.0, 14.0), 0.5, 0.2)
+    pace = Pace(costs, 4, 4, GOOD[:4])
+    assert pace.next(64) == 0  # 12.6 ms to read, where 8 may be lost
+    assert pace.next(8) > 0
+    assert not pace.affords(64)
+    pace.account.enter(13.0, 1)
+    assert pace.affords(64)
+    assert pace.next(64) > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from dynaspec_cli.sampling.verify import (
     Draw,
     NodeDraft,
     SampledDrafts,
+    pass_and_verify,
     verify,
     verify_greedy,
     verify_sampled,
@@ -109,6 +112,79 @@ def test_greedy_is_sampling_at_temperature_zero(seed: int) -> None:
     sampled = verify_sampled(tree(TOKENS, PARENTS), lambda row: one_hot[row], GeneratorSource(seed))
     assert sampled.path.tolist() == greedy.path.tolist()
     assert sampled.bonus == greedy.bonus
+
+
+class Deciding:
+    """A target that verifies trees itself, or (``willing`` False) leaves them to the host."""
+
+    def __init__(self, willing: bool = True) -> None:
+        self.willing = willing
+        self.uniforms: list[Tensor | None] = []
+        self.output = Output(torch.eye(8)[:7])
+
+    def decide(self, state: object, tree: DraftTree, sampling: SamplingConfig, uniforms):
+        self.uniforms.append(uniforms)
+        if not self.willing:
+            return None
+        used = 0 if uniforms is None else 3
+        decided = {"path": torch.tensor([0, 2]), "bonus": 6, "used": used}
+        return SimpleNamespace(tree=tree, output="theirs", **decided)
+
+    def verify(self, state: object, tree: DraftTree) -> Output:
+        return self.output
+
+
+class Foreign:
+    """Random numbers that are no generator's: only the host can use them."""
+
+    def accept(self, probability: float) -> bool:
+        return False
+
+    def categorical(self, weights: Tensor) -> int:
+        return int(weights.argmax())
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_target_that_verifies_a_tree_itself(temperature: float) -> None:
+    """It gets the uniforms that the source yields next, one a node and two more, and as many as it
+    used are skipped."""
+    drafted, sampling = tree(TOKENS, PARENTS), SamplingConfig(temperature)
+    target, source, plain = Deciding(), GeneratorSource(3), GeneratorSource(3)
+    *_, output, verdict = pass_and_verify(target, None, drafted, sampling, source)
+    assert (output, verdict.path.tolist(), verdict.bonus) == ("theirs", [0, 2], 6)
+    coming = [plain.uniform() for _ in range(8)]
+    if temperature:
+        assert target.uniforms[0].tolist() == coming
+        assert source.uniform() == coming[3]
+    else:
+        assert target.uniforms == [None]
+        assert source.uniform() == coming[0]
+
+
+def test_trees_that_the_target_leaves_to_the_host() -> None:
+    """Refused by it; by random numbers that it cannot have; by a target that never does."""
+    drafted = tree(TOKENS, PARENTS)
+    sampled, greedy = SamplingConfig(1.0), SamplingConfig(0.0)
+    refusing, foreign, plain = Deciding(willing=False), Deciding(), Deciding()
+    never = SimpleNamespace(verify=plain.verify)
+    cases = (
+        (refusing, greedy, GeneratorSource(3), 1),
+        (refusing, sampled, GeneratorSource(3), 1),
+        (foreign, sampled, Foreign(), 0),
+        (never, greedy, GeneratorSource(3), 0),
+        (never, sampled, GeneratorSource(3), 0),
+    )
+    for target, sampling, source, asked in cases:
+        before = len(getattr(target, "uniforms", ()))
+        *_, output, verdict = pass_and_verify(target, None, drafted, sampling, source)
+        assert len(getattr(target, "uniforms", ())) == before + asked
+        assert isinstance(output, Output)
+        other = Foreign() if isinstance(source, Foreign) else GeneratorSource(3)
+        wanted = verify(drafted, output, sampling, other)
+        assert torch.equal(verdict.path, wanted.path)
+        assert verdict.bonus == wanted.bonus
+    *_, output, _ = pass_and_verify(foreign, None, drafted, greedy, Foreign())
+    assert (output, foreign.uniforms) == ("theirs", [None])  # greedy needs none
 
 
 def test_only_visited_rows_are_formed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -154,6 +154,28 @@ def test_exploration_goes_one_step_deeper() -> None:
     assert machine.steps[-2] > before + 1
 
 
+def test_nodes_that_are_too_dear_leave_one() -> None:
+    machine = Machine(0.1, 10.0, 50.0)
+    rate(machine, Auto(TreeConfig("auto", size=32, depth=8, width=3), machine.clock))
+    assert machine.nodes[-1] == 1
+
+
+def test_what_nothing_below_can_replace_is_not_expanded() -> None:
+    """The least of the kept nodes: its children can be worth no more than it."""
+    policy = Auto(TreeConfig("auto", size=3, depth=2, width=3), itertools.count().__next__)
+    candidates = DraftHeadOutput(-torch.arange(1.0, 4.0)[None], torch.arange(3)[None], 3)
+    frontier = policy.grow(policy.begin(0), candidates)
+    assert frontier is not None
+    assert frontier.tokens.tolist() == [0, 1]
+
+
+def test_it_takes_the_best_tokens_alone() -> None:
+    policy = create_tree(TreeConfig("auto"), SamplingConfig(0.0))
+    assert not policy.needs_distribution
+    with pytest.raises(UsageError, match="--tree-draw"):
+        create_tree(TreeConfig("auto", draw="sample"), SamplingConfig(0.0))
+
+
 def test_sampling_is_refused() -> None:
     with pytest.raises(UsageError, match="--tree auto") as caught:
         create_tree(TreeConfig("auto"), SamplingConfig(0.8))
@@ -174,6 +196,20 @@ def test_linear_cost() -> None:
     assert cost.at(10) == pytest.approx(6.0)
 
 
+def test_what_is_an_interruption() -> None:
+    """Four times the mean is one, less is not; of the first two nothing is known."""
+    cost = LinearCost()
+    cost.add(1, 1.0)
+    cost.add(1, 9.0)
+    assert cost.at(1) == pytest.approx((0.95 + 9) / 1.95)
+    for _ in range(200):
+        cost.add(1, 1.0)
+    cost.add(1, 4.01)
+    assert cost.at(1) == pytest.approx(1.0, abs=1e-3)
+    cost.add(1, 3.9)
+    assert cost.at(1) == pytest.approx(1.0 + 2.9 / 20, rel=1e-3)
+
+
 def test_a_falling_cost_is_no_cost() -> None:
     cost = LinearCost()
     for x in (1, 2, 3):
@@ -187,6 +223,9 @@ def test_ratio() -> None:
     ratio.add(1.0, 2.0)
     ratio.add(3.0, 2.0)
     assert ratio.value(0.0) == pytest.approx((0.95 + 3) / (1.9 + 2))
+    small = Ratio()
+    small.add(1.0, 0.5)
+    assert small.value(7.0) == 2.0
 
 
 def test_warm_up_rounds_are_whole_and_half_in_turn() -> None:

@@ -169,8 +169,13 @@ def test_default_plan_is_full_where_it_can_be(size: int, width: int) -> None:
 
 
 def test_an_expansion_too_large_for_the_tree() -> None:
-    for expansion, found in (((3, 3, 3), "got 39 on 3"), ((64,) * 5, "64,64,64,64,64")):
-        config = TreeConfig("specinfer", size=16, depth=6, width=4, expansion=expansion)
+    cases = (
+        ((3, 3, 3), 6, "got 39 on 3"),
+        ((64,) * 5, 6, "64,64,64,64,64"),
+        ((1, 1, 1), 2, "got 3 on 3"),  # few enough, on too many levels
+    )
+    for expansion, depth, found in cases:
+        config = TreeConfig("specinfer", size=16, depth=depth, width=4, expansion=expansion)
         with pytest.raises(UsageError, match="--tree-expansion") as caught:
             create_tree(config, SamplingConfig(0.0))
         assert found in str(caught.value)

@@ -13,7 +13,7 @@ from dynaspec_cli.config import SamplingConfig, TreeConfig
 from dynaspec_cli.errors import UsageError
 from dynaspec_cli.protocols import DraftHeadOutput, DraftTree, TreePolicy
 from dynaspec_cli.tree.acceptance import EXAMPLE
-from dynaspec_cli.tree.registry import TREES, create_tree
+from dynaspec_cli.tree.registry import TREES, create_tree, unread
 
 CONTRACT = {"chain", "specinfer", "sequoia", "eagle2", "ddd", "dyspec"}
 
@@ -24,6 +24,28 @@ def test_names_of_the_contract() -> None:
         assert "\n" not in entry.description
         assert create_tree(TreeConfig(name), SamplingConfig()).name == name
     assert set(TREES.names()) == set(TREES) == CONTRACT | {"auto"}
+
+
+def test_settings_that_the_policy_does_not_read_are_named() -> None:
+    greedy, sampled = SamplingConfig(0.0), SamplingConfig(0.7)
+    everything = {
+        "acceptance": (0.5,), "expansion": (2,), "ddd_steps": (1,), "threshold": 0.1,
+    }  # fmt: skip
+    named = {
+        "sequoia": ["--tree-expansion", "--ddd-steps", "--tree-threshold"],
+        "specinfer": ["--tree-acceptance", "--ddd-steps", "--tree-threshold"],
+        "ddd": ["--tree-acceptance", "--tree-expansion"],
+        "dyspec": ["--tree-acceptance", "--tree-expansion", "--ddd-steps"],
+        "another's": [],
+    }
+    for policy, options in named.items():
+        said = list(unread(TreeConfig(policy, **everything), sampled))
+        assert [sentence.split()[0] for sentence in said] == options
+        assert list(unread(TreeConfig(policy), sampled)) == []
+    traversal = TreeConfig("dyspec", verification="traversal")
+    assert list(unread(traversal, sampled)) == []
+    assert "no children are drawn" in next(unread(traversal, greedy))
+    assert list(unread(TreeConfig("dyspec", verification="traversal", draw="sample"), greedy)) == []
 
 
 @pytest.mark.parametrize("name", sorted(CONTRACT))
@@ -166,3 +188,33 @@ def test_acceptance_as_given_before_as_measured_before_the_example() -> None:
     assert taken(given, None) == list(given)
     assert taken(None, measured) == list(measured)
     assert taken(None, None) == list(EXAMPLE[:2])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("name", sorted(CONTRACT - {"specinfer"}))
+def test_a_tree_takes_no_more_draft_steps_than_it_has_room_for_nodes(
+    name: str, temperature: float
+) -> None:
+    """What a round may cost at most, before it is drafted, rests on that (tuning/pace.py)."""
+    torch.manual_seed(3)
+    for size in (1, 2, 3, 5, 8):
+        for shared in (False, True):
+            config = TreeConfig(name, size=size, depth=6, width=3, threshold=0.01)
+            policy = create_tree(config, SamplingConfig(temperature, seed=size))
+            for sharp in (0.5, 3.0, 12.0):
+                state, rows, steps = policy.begin(0), 1, 0
+                while rows:
+                    log_probs = (sharp * torch.randn(rows, 40)).log_softmax(-1)
+                    best = log_probs.topk(policy.width)
+                    ids = torch.arange(40)
+                    steps += 1
+                    frontier = policy.grow(
+                        state,
+                        DraftHeadOutput(
+                            best.values, best.indices, 40, log_probs, ids, shared=shared
+                        ),
+                    )
+                    rows = 0 if frontier is None else frontier.tokens.numel()
+                tree = policy.finish(state)
+                assert tree.num_nodes <= size
+                assert steps <= min(size, 6)

@@ -17,6 +17,7 @@ import torch
 from streams import MAIN, Stream, current, pretended_streams, replaced
 from sync_guard import SyncGuard
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils._pytree import tree_flatten, tree_map
 
 # A PyTorch without CUDA cannot even slice what says it lies there, so the name is another one.
@@ -212,6 +213,12 @@ class PretendCuda(SyncGuard):
                 raise CapturedError(f"{func}: a tensor of the host in what a graph holds")
             self.steps.append((str(func), tuple(tuple(t.shape) for t in tensors)))
 
+    def note_op(self, name: str, tensors: list[Tensor], launches: int) -> None:
+        """An op with a kernel of its own, which is done below the modes."""
+        self.counts["captured" if self.capturing else "launches"] += launches
+        if self.capturing:
+            self.steps.append((name, tuple(tuple(t.shape) for t in tensors)))
+
     def _judge(self, what: str) -> None:
         self.counts["waits"] += 1
         if self.capturing:
@@ -239,6 +246,13 @@ class PretendCuda(SyncGuard):
         if strangers and (len(strangers) < len(tensors) or _is_there(kwargs)):
             shapes = [f"{list(t.shape)} on {t.device}" for t in tensors]
             raise MixedDevicesError(f"{func}: {', '.join(shapes)}")
+
+
+def note_op(name: str, tensors: list[Tensor], launches: int) -> None:
+    """See ``PretendCuda.note_op``."""
+    for mode in _get_current_dispatch_mode_stack():
+        if isinstance(mode, PretendCuda):
+            mode.note_op(name, tensors, launches)
 
 
 _host_tensor = torch.tensor

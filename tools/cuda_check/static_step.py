@@ -1,5 +1,6 @@
-"""What a CUDA graph of the static target holds, on the pretended GPU: no wait, named or not, no
-tensor of the host, and the same operations on the same shapes whatever the tree and the length."""
+"""What CUDA graphs hold, of a static target's passes and of draft rounds, on the pretended GPU: no
+wait, named or not, no tensor of the host, and the same operations on the same shapes whatever the
+data."""
 
 from __future__ import annotations
 
@@ -25,15 +26,8 @@ def captured_steps(guard: PretendCuda) -> Iterator[set[Form]]:
     known: dict[tuple[Form, int], list[Any]] = {}  # an arena of another size has graphs of its own
 
     def step(model: Any, arena: Any, form: Form) -> None:
-        guard.steps.clear()
-        with guard.capture():
+        with _same_as(known, (form, arena.capacity), guard):
             run(model, arena, form)
-        operations = list(guard.steps)
-        before = known.setdefault((form, arena.capacity), operations)
-        if before != operations:
-            pairs = zip(before, operations, strict=False)
-            first = next((pair for pair in pairs if pair[0] != pair[1]), "one has more")
-            raise CapturedError(f"{form}: operations depend on data: {first}")
         met.add(form)
 
     with replaced({(graphs, "step"): step}):
@@ -42,12 +36,33 @@ def captured_steps(guard: PretendCuda) -> Iterator[set[Form]]:
 
 @contextmanager
 def captured_rounds(guard: PretendCuda) -> Iterator[None]:
-    """Draft rounds on the device are run as if they were being captured, as the passes are."""
+    """Draft rounds on the device are run as if they were being captured, as the passes are; each
+    once without that before, when it makes its tables."""
     run = Round.__call__
+    known: dict[Any, list[Any]] = {}
 
-    def captured(*args: Any, **kwargs: Any) -> Any:
-        with guard.capture():
-            return run(*args, **kwargs)
+    def captured(self: Round, inputs: Any, memory: Any, context: Any) -> Any:
+        key = (self, memory.k[0].shape[0])
+        if key not in known:
+            before = guard.counts.copy()
+            run(self, inputs, memory, context)
+            guard.counts = before
+        with _same_as(known, key, guard):
+            return run(self, inputs, memory, context)
 
     with replaced({(Round, "__call__"): captured}):
         yield
+
+
+@contextmanager
+def _same_as(known: dict[Any, list[Any]], key: Any, guard: PretendCuda) -> Iterator[None]:
+    """A block as if it were being captured, with the operations that it had before."""
+    guard.steps.clear()
+    with guard.capture():
+        yield
+    operations = list(guard.steps)
+    before = known.setdefault(key, operations)
+    if before != operations:
+        pairs = zip(before, operations, strict=False)
+        first = next((pair for pair in pairs if pair[0] != pair[1]), "one has more")
+        raise CapturedError(f"{key}: operations depend on data: {first}")

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # on the host, so a draft step reads its candidates back, and a verification what it decided.
 NAMED_SYNCS = {
     ("shortlist/head.py", "host_rank"): "which row of the head a token is, once a head",
-    ("target/static/target.py", "_fetch"): "path, bonus token and the best tokens of each row: the "
-    "one wait of a verification",
+    ("target/static/feed.py", "fetch"): "the tree that was grown on the device, path, bonus "
+    "token and the best tokens of each row: the one wait of a step",
     ("shortlist/dynaspec.py", "_topk"): "the statistics want the shortlist's size; read beside the "
     "candidates, which the tree policy reads next",
     ("shortlist/dynaspec.py", "_choose"): "the whole distribution is as wide as the shortlist, "
@@ -24,13 +24,10 @@ NAMED_SYNCS = {
     ("tree/fixed.py", "grow"): "the same",
     ("tree/sampled.py", "law"): "children are drawn on the host, where a seed gives the same "
     "numbers on every device: one copy a draft step",
-    ("device/drafting.py", "to_host"): "a round that was drafted on the device: its tree, once a "
-    "round",
-    (
-        "device/growth.py",
-        "__getitem__",
-    ): "children are tried on the host: what they were drawn "
-    "from, once a draft step that the walk visits",
+    ("unread_tree.py", "to_host"): "a round that was drafted on the device and is verified by a "
+    "target that walks on the host: its tree, once a round",
+    ("device/growth.py", "__getitem__"): "the same: what children were drawn from, once a draft "
+    "step that the walk visits",
     ("sampling/verify.py", "verify_greedy"): "the accepted tokens are printed: one small copy a "
     "verification",
     ("sampling/verify.py", "of_row"): "children are tried on the host: the target's probabilities, "

@@ -2,8 +2,9 @@
 
     python tools/cuda_check/triton_kernels.py [PART OF A KERNEL'S NAME]
 
-Each kernel is compiled for sm_80, 90 and 120 with the shapes of a Llama-3-8B draft round; a spill
-fails. It needs Triton (part of PyTorch's CUDA builds; else pip install triton).
+Each kernel is compiled for sm_80, 90 and 120 with the shapes of a Llama-3-8B draft round and of
+passes of Llama-3-8B and Gemma 3 4B; a spill fails. It needs Triton (part of PyTorch's CUDA builds;
+else pip install triton).
 """
 
 from __future__ import annotations
@@ -72,13 +73,16 @@ def head_cases() -> list[Case]:
 
 def attention_cases() -> list[Case]:
     found = []
+    models = [(32, 4, 128, cells, False) for cells in (16, 32, 244)] + [(32, 4, 128, 244, True)]
+    models += [(8, 2, 256, 128, windowed) for windowed in (False, True)]
     for dtype in ("bf16", "fp32"):
-        for cells, windowed in ((16, False), (32, False), (244, False), (244, True)):
-            rows, step, warps, stages = triton_attention.shape_of(cells, DTYPES[dtype], windowed)
+        for heads, group, size, cells, windowed in models:
+            given = (cells, DTYPES[dtype], windowed, size)
+            rows, step, warps, stages = triton_attention.shape_of(*given)
             if dtype == "fp32" and cells == 32:
                 continue  # the same kernel
-            shapes: dict[str, int | bool] = {"HEADS": 32, "GROUP": 4, "SIZE": 128, "PADDED": 128}
-            shapes |= {"ROWS": rows, "KEYS_": step}
+            shapes: dict[str, int | bool] = {"HEADS": heads, "GROUP": group}
+            shapes |= {"SIZE": size, "PADDED": size, "ROWS": rows, "KEYS_": step}
             shapes |= {"SPLITS_": triton_attention.SPLITS, "CAPPED": windowed, "WINDOWED": windowed}
             signature = {
                 "q": "*fp32",
@@ -95,12 +99,17 @@ def attention_cases() -> list[Case]:
                 "softcap": "fp32",
                 "window": "i32",
             }
-            what = ", window and softcap" if windowed else ""
+            what = ", heads of 256" if size == 256 else ""
+            what += ", window and softcap" if windowed else ""
             name = f"tree_attention {dtype}, tiles of {rows}{what}"
             found.append(Case(name, triton_attention._attend, signature, shapes, warps, stages))
-    shapes = {"SIZE": 128, "PADDED": 128, "SPLITS_": triton_attention.SPLITS}
     signature = {"sums": "*fp32", "stats": "*fp32", "out": "*fp32", "cells": "i32"}
-    return [*found, Case("tree_attention join", triton_attention._join, signature, shapes, 1)]
+    for size, splits in ((128, 8), (128, 16), (128, 32), (256, 32)):
+        shapes = {"SIZE": size, "PADDED": size, "SPLITS_": splits}
+        warps = triton_attention.join_warps(splits, size)
+        name = f"tree_attention join, {splits} splits of {size}"
+        found.append(Case(name, triton_attention._join, signature, shapes, warps))
+    return found
 
 
 def usage(cubin: bytes) -> tuple[int, int, int]:

@@ -56,16 +56,15 @@ void keep_top(const float* logits, int64_t n, int64_t k, std::vector<Entry>& kep
 bool filtered_softmax(const float* logits, int64_t n, const Filters& filters, float* p,
                       float* largest) {
   const float heat = static_cast<float>(filters.temperature);
-  std::copy(logits, logits + n, p);
-  const SoftmaxPart part = kernels().softmax_part(p, n, heat);
+  const bool cut = filters.top_k > 0 && filters.top_k < n, nucleus = filters.top_p < 1;
+  const bool plain = !cut && !nucleus && filters.min_p <= 0;
+  if (!plain) std::copy(logits, logits + n, p);
+  const SoftmaxPart part =
+      plain ? kernels().softmax(logits, n, heat, p) : kernels().softmax_part(p, n, heat);
   if (!(part.sum > 0)) return false;
   const float top = part.max;
   if (largest != nullptr) *largest = top * heat;
-  const bool cut = filters.top_k > 0 && filters.top_k < n, nucleus = filters.top_p < 1;
-  if (!cut && !nucleus && filters.min_p <= 0) {
-    kernels().exponentials(p, n, top, 1 / part.sum);
-    return true;
-  }
+  if (plain) return true;
   // Double where a border is decided.
   const auto term = [top](const Entry& e) { return std::exp(static_cast<double>(e.logit) - top); };
   const auto mass = [&](const std::vector<Entry>& entries) {
@@ -144,7 +143,20 @@ template int64_t draw_index(const double*, int64_t, double);
 
 namespace {
 
-// A row of weights as a line: where blocks of SPAN end, so that a point is found by one search and
+double running(const float* weights, int64_t n, double* ends) {
+  return kernels().running_sums(weights, n, ends);
+}
+
+double running(const double* weights, int64_t n, double* ends) {
+  double total = 0;
+  for (int64_t at = 0; at < n; at += kSpan) {
+    total += sum(weights + at, std::min(kSpan, n - at));
+    *ends++ = total;
+  }
+  return total;
+}
+
+// A row of weights as a line: where blocks of kSpan end, so that a point is found by one search and
 // one short scan.
 template <class T>
 class Line {
@@ -154,12 +166,12 @@ class Line {
     double start, length;
   };
 
-  Line(const T* weights, int64_t n, double* ends) : weights_(weights), n_(n), ends_(ends) {
-    for (int64_t at = 0; at < n; at += SPAN) {
-      total_ += sum(weights + at, std::min(SPAN, n - at));
-      ends_[blocks_++] = total_;
-    }
-  }
+  Line(const T* weights, int64_t n, double* ends)
+      : weights_(weights),
+        n_(n),
+        blocks_((n + kSpan - 1) / kSpan),
+        ends_(ends),
+        total_(running(weights, n, ends)) {}
 
   double total() const { return total_; }
 
@@ -169,10 +181,10 @@ class Line {
     int64_t block = std::upper_bound(ends_, ends_ + blocks_, point) - ends_;
     block = std::min(block, blocks_ - 1);
     while (block > 0 && !(ends_[block] > ends_[block - 1])) --block;
-    const int64_t end = std::min(n_, (block + 1) * SPAN);
+    const int64_t end = std::min(n_, (block + 1) * kSpan);
     double low = block ? ends_[block - 1] : 0;
-    Piece found{block * SPAN, low, 0};
-    for (int64_t i = block * SPAN; i < end && !(low > point); ++i) {
+    Piece found{block * kSpan, low, 0};
+    for (int64_t i = block * kSpan; i < end && !(low > point); ++i) {
       const double weight = weights_[i];
       if (weight > 0) found = {i, low, weight};
       low += weight;
@@ -181,10 +193,10 @@ class Line {
   }
 
  private:
-  static constexpr int64_t SPAN = 32;
   const T* weights_;
-  int64_t n_, blocks_ = 0;
-  double *ends_, total_ = 0;
+  int64_t n_, blocks_;
+  double* ends_;
+  double total_;
 };
 
 }  // namespace
@@ -201,7 +213,8 @@ void draw_row(const T* weights, int64_t n, const double* uniforms, int64_t count
     for (int64_t j = 0; j < count; ++j) columns[j] = line.at(uniforms[j] * total).column;
     return;
   }
-  std::vector<Piece> cuts;  // ascending
+  thread_local std::vector<Piece> cuts;  // ascending; kept for its memory
+  cuts.clear();
   double taken = 0;
   for (int64_t j = 0; j < count && !(taken > enough * total); ++j) {
     double point = uniforms[j] * (total - taken);
@@ -243,8 +256,11 @@ void draw_children(const Level& level, const double* uniforms, float* q, int64_t
       continue;
     }
     // log_q is log_probs plus the log of the shortlist's mass, so their maxima differ by it.
-    mass[i] = std::min(1.0, std::exp(static_cast<double>(level.best[i]) - best));
-    const double enough = mass[i] > 0 ? (1 - level.least[i]) / mass[i] : 1;
+    mass[i] = level.best == nullptr
+                  ? 1
+                  : std::min(1.0, std::exp(static_cast<double>(level.best[i]) - best));
+    double enough = std::numeric_limits<double>::infinity();
+    if (level.least != nullptr) enough = mass[i] > 0 ? (1 - level.least[i]) / mass[i] : 1;
     draw_row(row, size, uniforms + i * k, level.counts[i], enough, level.replacement, line.data(),
              column);
     for (int64_t j = 0; j < k; ++j) {

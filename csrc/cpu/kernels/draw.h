@@ -35,19 +35,19 @@ void draw_row(const T* weights, int64_t n, const double* uniforms, int64_t count
 // The candidates of one draft step, [rows, size] scores of the shortlist's tokens.
 struct Level {
   const float* log_probs;
-  const float* best;   // [rows]: the best score of each row with the shortlist's mass
+  const float* best;   // [rows]: the best score of each row with the shortlist's mass, or nullptr
   const int64_t* ids;  // [size]
   int64_t rows, size;
   int64_t draws;          // most of a row
   const int64_t* counts;  // [rows]: draws of a row
-  const double* least;    // [rows]: a row ends once less than this is left of its mass
+  const double* least;    // [rows]: a row ends once less than this is left of its mass; or nullptr
   Filters filters;
   bool replacement;
 };
 
 // q [rows, size]: the law of the draws; columns, tokens, chances (q of each) [rows, draws], -1 and
-// 0 behind the last; mass [rows]: the estimated probability of the shortlist. False where a score
-// is NaN or infinite. uniforms [rows, draws]. O(rows size).
+// 0 behind the last; mass [rows]: the estimated probability of the shortlist (1 without `best`),
+// NaN where a score is NaN or infinite. uniforms [rows, draws]. O(rows size).
 void draw_children(const Level& level, const double* uniforms, float* q, int64_t* columns,
                    int64_t* tokens, double* chances, double* mass);
 

@@ -28,6 +28,7 @@ void keep_best(std::vector<int64_t>& nodes, int64_t count, const double* key, bo
 
 std::vector<int64_t> verified(const GrowingTree& tree, int64_t from) {
   std::vector<int64_t> nodes;
+  nodes.reserve(tree.counter(kCount));
   for (int64_t i = std::max<int64_t>(from, 1); i < tree.counter(kCount); ++i) {
     if (tree.priority(i) > kNone) nodes.push_back(i);
   }
@@ -36,11 +37,15 @@ std::vector<int64_t> verified(const GrowingTree& tree, int64_t from) {
 
 // A priority at or below this can no longer enter the best `size`.
 double bound(const GrowingTree& tree, int64_t size) {
-  const std::vector<int64_t> nodes = verified(tree, 1);
-  if (static_cast<int64_t>(nodes.size()) < size) return kNone;
+  int64_t count = 0;
   double least = std::numeric_limits<double>::infinity();
-  for (const int64_t node : nodes) least = std::min(least, tree.priority(node));
-  return least;
+  for (int64_t i = 1; i < tree.counter(kCount); ++i) {
+    const double priority = tree.priority(i);
+    if (!(priority > kNone)) continue;
+    ++count;
+    least = std::min(least, priority);
+  }
+  return count < size ? kNone : least;
 }
 
 int64_t add(const GrowingTree& tree, int64_t parent, int64_t token, int64_t column, double value,
@@ -114,6 +119,12 @@ int64_t begin_level(const GrowingTree& tree) {
     tree.at(kRow, node) = i;
   }
   return step;
+}
+
+int64_t places_below(const Plan& plan, const Places& places, int64_t node) {
+  int64_t count = 0;
+  for (int64_t p = places.head[node]; p >= 0; p = places.next[p]) count += plan.count[p];
+  return count;
 }
 
 }  // namespace
@@ -209,13 +220,30 @@ void fill_plan(const GrowingTree& tree, const Plan& plan, const Places& places,
   }
   std::vector<int64_t> nodes;
   for (int64_t node = first; node < tree.counter(kCount); ++node) {
-    int64_t count = 0;
-    for (int64_t p = places.head[node]; p >= 0; p = places.next[p]) count += plan.count[p];
+    const int64_t count = places_below(plan, places, node);
     if (count == 0) continue;
     nodes.push_back(node);
     counts->push_back(count);
   }
   expand(tree, nodes, next);
+}
+
+bool draw_plan(const GrowingTree& tree, const Plan& plan, const Places& places, Level level,
+               const double* uniforms, float* q, int64_t* columns, int64_t* below,
+               NextFrontier* next, std::vector<int64_t>* counts) {
+  const int64_t rows = tree.counter(kWide), k = level.draws;
+  std::vector<int64_t> draws(rows), tokens(rows * k);
+  std::vector<double> chances(rows * k), mass(rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    draws[i] = std::min(k, places_below(plan, places, tree.at(kFrontier, i)));
+  }
+  level.counts = draws.data();
+  draw_children(level, uniforms, q, columns, tokens.data(), chances.data(), mass.data());
+  for (const double each : mass) {
+    if (std::isnan(each)) return false;
+  }
+  fill_plan(tree, plan, places, tokens.data(), columns, k, below, next, counts);
+  return true;
 }
 
 int64_t grown_rows(const GrowingTree& tree, int64_t* kept) {

@@ -95,6 +95,13 @@ void fill_plan(const GrowingTree& tree, const Plan& plan, const Places& places,
                const int64_t* tokens, const int64_t* columns, int64_t k, int64_t* below,
                NextFrontier* next, std::vector<int64_t>* counts);
 
+// The same with tokens drawn from q [rows, size] (`level`, whose counts are set here, without
+// `best` and `least`), up to level.draws a node; columns [rows, draws] as drawn. False where a
+// score is NaN or infinite. O(rows size).
+bool draw_plan(const GrowingTree& tree, const Plan& plan, const Places& places, Level level,
+               const double* uniforms, float* q, int64_t* columns, int64_t* below,
+               NextFrontier* next, std::vector<int64_t>* counts);
+
 // Rows of the tree to verify, ascending, the root first; returns their number.
 int64_t grown_rows(const GrowingTree& tree, int64_t* kept);
 

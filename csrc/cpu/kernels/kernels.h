@@ -67,6 +67,8 @@ struct SoftmaxPart {
   float sum;
 };
 
+constexpr int64_t kSpan = 32;  // of running_sums
+
 struct LayerKernels;  // decoder_kernels.h
 
 // What one level does with one format. Formats that read x in the same form have the same pack_row.
@@ -85,8 +87,12 @@ struct Kernels {
   FormatKernels formats[kNumFormats];
   // Divides logits[0..count) by temperature in place and returns their softmax statistics.
   SoftmaxPart (*softmax_part)(float* logits, int64_t count, float temperature);
-  // x[i] = exp(x[i] - max) * factor in place, for x up to max.
-  void (*exponentials)(float* x, int64_t count, float max, float factor);
+  // p [count]: the softmax of x / temperature. Returns its statistics; p is worthless where the sum
+  // is NaN (x has a number that is not finite).
+  SoftmaxPart (*softmax)(const float* x, int64_t count, float temperature, float* p);
+  // ends[b]: the sum of x[0 .. kSpan * (b + 1)) in double, a span in eight chains; returns the
+  // last.
+  double (*running_sums)(const float* x, int64_t count, double* ends);
   // Offers logits[j] of row rows[j], in ascending order of rows.
   void (*offer)(const float* logits, RowSet rows, float part_max, TopK* top);
   const LayerKernels* layer;

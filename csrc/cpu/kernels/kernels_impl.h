@@ -158,16 +158,66 @@ SoftmaxPart softmax_part(float* logits, int64_t count, float temperature) {
   return {max, total};
 }
 
-void exponentials(float* x, int64_t count, float max, float factor) {
+SoftmaxPart softmax(const float* x, int64_t count, float temperature, float* p) {
   const int64_t whole = count / kWidth * kWidth;
-  const Vf shift = vset(max), scale = vset(factor);
-  for (int64_t j = 0; j < whole; j += kWidth)
-    vstore(x + j, vmul(exp_nonpositive(vsub(vload(x + j), shift)), scale));
-  if (whole == count) return;
+  float max = -__builtin_inff();
+  float poison = 0.0f;  // NaN if an x is NaN or infinite
+  const Vf t = vset(temperature);
+  Vf best = vset(max), bad = vzero();
+  for (int64_t j = 0; j < whole; j += kWidth) {
+    Vf l = vload(x + j);
+    if (temperature != 1.0f) l = vdiv(l, t);
+    vstore(p + j, l);
+    best = vmax(l, best);
+    bad = vfma(l, vzero(), bad);
+  }
   float lanes[kWidth];
-  vstore(lanes,
-         exp_nonpositive(vsub(vload_part(x + whole, static_cast<int>(count - whole)), shift)));
-  for (int64_t j = whole; j < count; ++j) x[j] = lanes[j - whole] * factor;
+  vstore(lanes, best);
+  for (int i = 0; i < kWidth; ++i) max = lanes[i] > max ? lanes[i] : max;
+  vstore(lanes, bad);
+  for (int i = 0; i < kWidth; ++i) poison += lanes[i];
+  for (int64_t j = whole; j < count; ++j) {
+    p[j] = x[j] / temperature;
+    max = p[j] > max ? p[j] : max;
+    poison += p[j] * 0.0f;
+  }
+  const Vf shift = vset(max);
+  Vf sum = vzero();
+  for (int64_t j = 0; j < whole; j += kWidth) {
+    const Vf e = exp_nonpositive(vsub(vload(p + j), shift));
+    vstore(p + j, e);
+    sum = vadd(sum, e);
+  }
+  vstore(lanes, sum);
+  float total = poison;
+  for (int i = 0; i < kWidth; ++i) total += lanes[i];
+  if (whole < count) {
+    vstore(lanes,
+           exp_nonpositive(vsub(vload_part(p + whole, static_cast<int>(count - whole)), shift)));
+    for (int64_t j = whole; j < count; ++j) total += p[j] = lanes[j - whole];
+  }
+  const float factor = 1.0f / total;
+  const Vf scale = vset(factor);
+  for (int64_t j = 0; j < whole; j += kWidth) vstore(p + j, vmul(vload(p + j), scale));
+  for (int64_t j = whole; j < count; ++j) p[j] *= factor;
+  return {max, total};
+}
+
+double running_sums(const float* x, int64_t count, double* ends) {
+  double total = 0;
+  for (int64_t at = 0; at < count; at += kSpan) {
+    const int64_t end = count < at + kSpan ? count : at + kSpan;
+    double part[8] = {};
+    int64_t i = at;
+    for (; i + 8 <= end; i += 8) {
+      for (int j = 0; j < 8; ++j) part[j] += x[i + j];
+    }
+    for (; i < end; ++i) part[0] += x[i];
+    total +=
+        ((part[0] + part[1]) + (part[2] + part[3])) + ((part[4] + part[5]) + (part[6] + part[7]));
+    *ends++ = total;
+  }
+  return total;
 }
 
 inline void insert(TopK* top, float value, int32_t row) {

@@ -36,7 +36,8 @@ const Kernels& table() {
           packed<QuadFormat<Q6_K>>(),
       },
       softmax_part,
-      exponentials,
+      softmax,
+      running_sums,
       offer,
       &kLayerKernels,
   };

@@ -96,39 +96,6 @@ Tensor filtered_softmax_op(const Tensor& logits, double temperature, int64_t top
   return p;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> draw_children_op(
-    const Tensor& log_probs, const Tensor& best, const Tensor& ids, const Tensor& uniforms,
-    const std::vector<int64_t>& counts, const std::vector<double>& least, double temperature,
-    int64_t top_k, double top_p, double min_p, bool replacement) {
-  constexpr const char* op = "draw_children";
-  const Filters filters = check_filters(op, temperature, top_k, top_p, min_p);
-  check_counts(op, uniforms, counts);
-  const int64_t rows = uniforms.size(0), k = uniforms.size(1);
-  DYNASPEC_EXPECT(log_probs.dim() == 2 && log_probs.size(0) == rows && log_probs.size(1) > 0 &&
-                      is(log_probs, Dtype::kFloat32) && on_host(log_probs),
-                  op, "log_probs",
-                  "contiguous float32 [" + std::to_string(rows) + ", S] on the CPU", log_probs);
-  const int64_t size = log_probs.size(1);
-  DYNASPEC_EXPECT(
-      best.dim() == 1 && best.size(0) == rows && is(best, Dtype::kFloat32) && on_host(best), op,
-      "best", "contiguous float32 [" + std::to_string(rows) + "] on the CPU", best);
-  DYNASPEC_EXPECT(ids.dim() == 1 && ids.size(0) == size && is(ids, Dtype::kInt64) && on_host(ids),
-                  op, "ids", "contiguous int64 [" + std::to_string(size) + "] on the CPU", ids);
-  DYNASPEC_CHECK(static_cast<int64_t>(least.size()) == rows, op, ": least: expected ", rows,
-                 " numbers, got ", least.size());
-  const auto whole = [&] { return empty({rows, k}, Dtype::kInt64, cpu_place()); };
-  Tensor q = empty({rows, size}, Dtype::kFloat32, cpu_place()), columns = whole(), tokens = whole(),
-         chances = empty({rows, k}, Dtype::kFloat64, cpu_place()),
-         mass = empty({rows}, Dtype::kFloat64, cpu_place());
-  const Level level{
-      data<float>(log_probs), data<float>(best), data<int64_t>(ids), rows, size, k, counts.data(),
-      least.data(),           filters,           replacement};
-  draw_children(level, data<double>(uniforms), mutable_data<float>(q),
-                mutable_data<int64_t>(columns), mutable_data<int64_t>(tokens),
-                mutable_data<double>(chances), mutable_data<double>(mass));
-  return {q, columns, tokens, chances, mass};
-}
-
 template <class T, class Q>
 void siblings(const Tensor& p, const Tensor& q, const Siblings& all, double weight, Tensor& chances,
               Tensor& residual) {
@@ -185,7 +152,6 @@ std::tuple<Tensor, Tensor> sibling_chances_op(const Tensor& p, const std::vector
 STABLE_TORCH_LIBRARY_IMPL(dynaspec, CPU, m) {
   m.impl("draw_index", TORCH_BOX(&draw_index_op));
   m.impl("draw_rows", TORCH_BOX(&draw_rows_op));
-  m.impl("draw_children", TORCH_BOX(&draw_children_op));
   m.impl("filtered_softmax", TORCH_BOX(&filtered_softmax_op));
   m.impl("sibling_chances", TORCH_BOX(&sibling_chances_op));
 }

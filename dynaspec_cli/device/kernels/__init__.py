@@ -9,6 +9,7 @@ from functools import cache
 from torch import Tensor
 
 from dynaspec_cli.device.kernels import reference
+from dynaspec_cli.device.kernels.reference import SPLITS
 
 
 @cache
@@ -52,9 +53,10 @@ def tree_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    splits: int = SPLITS,
 ) -> Tensor:
     """See ``reference.tree_attention``."""
-    args = (q, keys, values, length, depth, ancestors, scale, window, softcap)
+    args = (q, keys, values, length, depth, ancestors, scale, window, softcap, splits)
     if _on_gpu(q):
         from dynaspec_cli.device.kernels.triton_attention import tree_attention as on_gpu
 

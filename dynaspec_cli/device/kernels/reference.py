@@ -7,6 +7,9 @@ from torch import Tensor
 
 from dynaspec_cli.ops.product import grouped_attention
 
+SPLITS = 16
+"""Parts that keys are split into, unless a caller knows better."""
+
 
 def head_topk(
     hidden: Tensor,
@@ -49,6 +52,7 @@ def tree_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    splits: int = SPLITS,
 ) -> Tensor:
     """Attention of rows of a tree: q [n, heads, head_dim]; keys and values [T, kv_heads, head_dim]:
     ``length`` int64 [1] committed rows, which all are seen, then the t <= 64 rows of the tree, n of
@@ -56,7 +60,9 @@ def tree_attention(
 
     ``ancestors`` int64 [n]: bit j says that tree row j is seen. ``depth`` int64 [n + t]: of the
     queries, then of the tree's rows: position less ``length``. With ``window`` > 0 only keys fewer
-    than so many positions before are seen. Returns float32 [n, heads * head_dim].
+    than so many positions before are seen. ``splits``: parts of the keys that are read side by
+    side, a power of two, of which the result depends by rounding alone. Returns float32 [n, heads *
+    head_dim].
     """
     n, total = q.shape[0], keys.shape[0]
     own, below = depth[:n], depth[n:]

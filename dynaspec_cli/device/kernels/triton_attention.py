@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-SPLITS = 16
+from dynaspec_cli.device.kernels.reference import SPLITS
 
 
 @triton.jit
@@ -106,10 +106,16 @@ def _join(
     tl.store(out + cell * SIZE + column, found, mask=inside)
 
 
-def shape_of(cells: int, dtype: torch.dtype, masked: bool) -> tuple[int, int, int, int]:
+def shape_of(
+    cells: int, dtype: torch.dtype, masked: bool, padded: int = 128
+) -> tuple[int, int, int, int]:
     """(query rows a program, keys a step, warps, stages) for so many rows and heads of a group,
-    ``masked`` with a window or a softcap: what registers and shared memory of every architecture
-    hold."""
+    ``masked`` with a window or a softcap, heads of ``padded`` numbers: what registers and shared
+    memory of every architecture hold."""
+    if padded > 128:
+        if dtype == torch.float32:
+            return 16, 16, 4, 1
+        return (32, 32, 8, 2) if masked else (16, 32, 8, 2)
     if dtype == torch.float32:
         return 16, 32, 4, 1
     if cells <= 16:
@@ -117,6 +123,11 @@ def shape_of(cells: int, dtype: torch.dtype, masked: bool) -> tuple[int, int, in
     if cells <= 32:
         return 32, 64, 4, 2
     return (32, 32, 4, 2) if masked else (64, 64, 8, 2)
+
+
+def join_warps(splits: int, padded: int) -> int:
+    """A thread holds 64 of the numbers that a row and head of all splits has."""
+    return max(1, splits * padded // 2048)
 
 
 def tree_attention(
@@ -129,25 +140,28 @@ def tree_attention(
     scale: float,
     window: int = 0,
     softcap: float = 0.0,
+    splits: int = SPLITS,
 ) -> Tensor:
     """See ``reference.tree_attention``."""
     n, heads, size = q.shape
     kv_heads = keys.shape[1]
     group, t = heads // kv_heads, depth.shape[0] - n
-    rows, step, warps, stages = shape_of(n * group, keys.dtype, window > 0 or softcap > 0)
     padded = max(16, triton.next_power_of_2(size))
+    masked = window > 0 or softcap > 0
+    rows, step, warps, stages = shape_of(n * group, keys.dtype, masked, padded)
     device = q.device
-    sums = torch.empty(SPLITS, n, heads, size, dtype=torch.float32, device=device)
-    stats = torch.empty(SPLITS, n, heads, 2, dtype=torch.float32, device=device)
+    sums = torch.empty(splits, n, heads, size, dtype=torch.float32, device=device)
+    stats = torch.empty(splits, n, heads, 2, dtype=torch.float32, device=device)
     out = torch.empty(n, heads * size, dtype=torch.float32, device=device)
-    grid = (triton.cdiv(n * group, rows), kv_heads, SPLITS)
+    grid = (triton.cdiv(n * group, rows), kv_heads, splits)
     _attend[grid](
         q.contiguous(), keys, values, length, depth, ancestors, sums, stats,
         n, t, scale, softcap, window,
-        HEADS=heads, GROUP=group, SIZE=size, PADDED=padded, ROWS=rows, KEYS_=step, SPLITS_=SPLITS,
+        HEADS=heads, GROUP=group, SIZE=size, PADDED=padded, ROWS=rows, KEYS_=step, SPLITS_=splits,
         CAPPED=softcap > 0, WINDOWED=window > 0, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     _join[(n * heads,)](
-        sums, stats, out, n * heads, SIZE=size, PADDED=padded, SPLITS_=SPLITS, num_warps=1
-    )
+        sums, stats, out, n * heads, SIZE=size, PADDED=padded, SPLITS_=splits,
+        num_warps=join_warps(splits, padded),
+    )  # fmt: skip
     return out

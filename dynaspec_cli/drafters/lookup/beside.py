@@ -3,16 +3,20 @@
 A round of lookup alone costs no draft step, so it is taken where its continuations promise more
 tokens a millisecond than the drafter's round would, or, where no costs are known, at least as many
 tokens as the drafter's rounds have brought. Otherwise those of them that are likely take part of
-the drafter's tree. Everything follows counts of the request and the table of costs, never the
-clock, so that a seed reproduces a text; with sampling the choice is made before anything is drawn.
+the drafter's tree. Where costs are known lookup has an account of its own (tuning/account.py):
+nothing is verified that the request could not afford to lose. Everything follows counts of the
+request and the table of costs, never the clock, so that a seed reproduces a text; with sampling the
+choice is made before anything is drawn.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynaspec_cli.drafters.lookup.continuations import Continuations, continuations
 from dynaspec_cli.drafters.lookup.drafter import LookupState
+from dynaspec_cli.tuning.account import Account
 from dynaspec_cli.tuning.costs import CostTable, prefix_sums
 
 FADING = 0.9
@@ -44,10 +48,12 @@ class Faded:
 
 @dataclass(frozen=True)
 class Share:
-    """Continuations of one round; ``alone``: the drafter is not asked."""
+    """Continuations of one round; ``alone``: the drafter is not asked. ``whole``: those of a round
+    of lookup alone."""
 
     found: Continuations
     alone: bool
+    whole: Continuations
 
 
 class Beside:
@@ -55,6 +61,7 @@ class Beside:
 
     def __init__(self, lookup: LookupState, costs: CostTable | None = None) -> None:
         self.lookup, self.costs = lookup, costs
+        self.account = None if costs is None else Account(costs.verify_ms(1))
         self._drafter = Faded(PRIOR_ACCEPTED, PRIOR_ROUNDS)
         self._kept = Faded(1.0, 2.0)  # tokens delivered over tokens promised by lookup alone
 
@@ -68,22 +75,36 @@ class Beside:
             alone = found.expected * self._kept.mean >= self._drafter.mean
         else:
             found, own_rate = self._worth(found, self.costs)
-            alone = nodes == 0 or own_rate > rate
-        return Share(found if alone else found.first(nodes // 2, LIKELY), alone)
+            alone = nodes == 0 or (own_rate > rate and bool(found.tokens))
+        return Share(found if alone else found.first(nodes // 2, LIKELY), alone, found)
 
     def _worth(self, found: Continuations, costs: CostTable) -> tuple[Continuations, float]:
-        """As many of the most probable nodes as give the most tokens a millisecond, and these."""
-        rates = [
-            (1.0 + expected * self._kept.mean) / costs.verify_ms(count + 1)
-            for count, expected in enumerate(prefix_sums(found.chances))
-        ]
-        best = max(range(len(rates)), key=rates.__getitem__)
-        return found.first(best), rates[best]
+        """As many of the most probable nodes as give the most tokens a millisecond, of those that
+        can be afforded, and these."""
+        assert self.account is not None
+        best, most = 0, 1.0 / costs.verify_ms(1)
+        for count, expected in enumerate(prefix_sums(found.chances)):
+            spent = costs.verify_ms(count + 1)
+            if not self.account.affords(spent - costs.verify_ms(1)):
+                break
+            rate = (1.0 + expected * self._kept.mean) / spent
+            if rate > most:
+                best, most = count, rate
+        return found.first(best), most
 
-    def observe(self, share: Share, accepted: int, drafted: int) -> None:
-        """A round ended: ``accepted`` tokens in all, ``drafted`` of them in the drafter's own
-        tree."""
+    def observe(self, share: Share, settled: Sequence[int], drafted: int) -> int:
+        """A round ended that ``settled`` tokens (accepted ones, then the bonus token), ``drafted``
+        of them nodes of the drafter's own tree. How many would lookup alone have had accepted, as
+        far as they show?"""
+        accepted = len(settled) - 1
+        matched = share.whole.matched(settled)
         if not share.alone:
             self._drafter.observe(drafted)
         elif share.found.tokens:
             self._kept.observe(accepted, share.found.expected)
+        if self.account is not None and self.costs is not None:
+            alone = share.alone and share.found.tokens
+            spent = self.costs.verify_ms(len(share.found.tokens) + 1 if alone else 1)
+            saved = (1 + accepted) * self.account.pass_ms - spent if alone else 0.0
+            self.account.enter(saved, len(settled))
+        return matched

@@ -8,6 +8,7 @@ largest sum of path probabilities, which is the expected number of accepted toke
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynaspec_cli.drafters.lookup.drafter import LookupState, Node, children
@@ -27,6 +28,27 @@ class Continuations:
     def expected(self) -> float:
         """Expected number of accepted tokens."""
         return sum(self.chances)
+
+    @property
+    def levels(self) -> int:
+        """Of the tree."""
+        levels: list[int] = []
+        for parent in self.parents:
+            levels.append(1 if parent < 0 else levels[parent] + 1)
+        return max(levels, default=0)
+
+    def matched(self, tokens: Sequence[int]) -> int:
+        """How many of ``tokens``, which followed the text, lie on one path from its end."""
+        child = {
+            (p, t): node for node, (t, p) in enumerate(zip(self.tokens, self.parents, strict=True))
+        }
+        node = -1
+        for count, token in enumerate(tokens):
+            found = child.get((node, token))
+            if found is None:
+                return count
+            node = found
+        return len(tokens)
 
     def first(self, count: int, floor: float = 0.0) -> Continuations:
         """The ``count`` most probable nodes whose chance is at least ``floor``; still a tree."""

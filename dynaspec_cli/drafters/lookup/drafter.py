@@ -130,19 +130,19 @@ def children(lookup: LookupState, node: Node) -> dict[int, Node]:
         if state <= ROOT or left < floor:
             break
         chance = reliability.chance(length)
-        tokens = [
-            (text.count[after], text.last[after], token, after)
-            for token, after in text.next[state].items()
-            if token not in found
-        ]
-        tokens.sort(reverse=True)
-        total = sum(count for count, _, _, _ in tokens)
-        for count, _, token, after in tokens[: WIDTH - len(found)]:
-            path = left * chance * count / total
-            if path < floor:
-                break
-            found[token] = Node(after, length + 1, path)
-        if tokens:
+        following = [item for item in text.next[state].items() if item[0] not in found]
+        if left * chance >= floor:  # else no share of it is enough
+            tokens = [
+                (text.count[after], text.last[after], token, after) for token, after in following
+            ]
+            tokens.sort(reverse=True)
+            total = sum(count for count, _, _, _ in tokens)
+            for count, _, token, after in tokens[: WIDTH - len(found)]:
+                path = left * chance * count / total
+                if path < floor:
+                    break
+                found[token] = Node(after, length + 1, path)
+        if following:
             left *= 1.0 - chance
         state = text.link[state]
         length = text.length[state] if state > ROOT else 0

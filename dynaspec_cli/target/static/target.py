@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dynaspec_cli import ops
 from dynaspec_cli.checkpoints.fingerprint import head_hash
 from dynaspec_cli.config import SamplingConfig
 from dynaspec_cli.errors import DynaSpecError, NotFiniteError
@@ -35,7 +36,8 @@ from dynaspec_cli.target.state import (
     check_start,
     check_taps,
 )
-from dynaspec_cli.target.static.arena import PARAMETERS, Arena, Result
+from dynaspec_cli.target.static.arena import Arena, Result
+from dynaspec_cli.target.static.feed import fetch, lay_chance, lay_draws, lay_tree
 from dynaspec_cli.target.static.graphs import Graphs, graph_pool
 from dynaspec_cli.target.static.sizes import (
     ALLOTTED,
@@ -48,6 +50,7 @@ from dynaspec_cli.target.static.sizes import (
 )
 from dynaspec_cli.target.static.step import Form, Mode, Model, forward
 from dynaspec_cli.target.static.tree import chain_rows
+from dynaspec_cli.unread_tree import UnreadTree
 from dynaspec_cli.weights.weight import Weight
 
 PREFILL_ROWS = (64, 512)
@@ -170,40 +173,41 @@ class StaticTarget:
         """A tree that has grown is passed as a whole again: rows are cheap where products are not
         the limit."""
         check_start(state, tree, start)
-        result = self._pass(state, tree, Mode.LEAVE)
+        result, _ = self._pass(state, tree, Mode.LEAVE)
         return self._output(state, result, start)
 
     @torch.inference_mode()
     def decide(
-        self, state: StaticState, tree: DraftTree, sampling: SamplingConfig, uniforms: Tensor | None
+        self,
+        state: StaticState,
+        tree: DraftTree | UnreadTree,
+        sampling: SamplingConfig,
+        uniforms: Tensor | None,
     ) -> Decision | None:
-        """See ``protocols.DecidingTarget``. Trees whose children were drawn, and at a temperature
-        those of more than ``DECIDED_ROWS`` rows, are walked on the host."""
-        if uniforms is None:
-            mode = Mode.GREEDY
-        elif tree.q is not None or tree.tokens.numel() > DECIDED_ROWS:
-            return None
-        else:
+        """See ``protocols.DecidingTarget``."""
+        mode = Mode.GREEDY
+        if uniforms is not None:
+            if not _decides(tree):
+                return None
             plain = not (sampling.top_k or sampling.top_p < 1.0 or sampling.min_p > 0.0)
             mode = Mode.SAMPLE if plain else Mode.FILTER
-            c = sampling
-            self._toss(state, (c.temperature, c.top_k, c.top_p, c.min_p), uniforms)
-        result = self._pass(state, tree, mode)
+        arena = self._arena_for(state, tree)
+        if uniforms is not None:
+            lay_chance(arena, sampling, uniforms)
+        result, read = self._pass(state, tree, mode)
         state.decided = result.path
         output = self._output(state, result, 0)
         if mode is Mode.GREEDY:
             output.argmax()  # the walk was given all rows' choices
-        return Decision(output, result.path, result.bonus, result.used)
+        return Decision(read, output, result.path, result.bonus, result.used)
 
     @torch.inference_mode()
     def commit(self, state: StaticState, rows: Tensor) -> None:
         check_rows(state, rows)
         if state.decided is None:
-            index = rows.to(self.device) + state.length
-            place = torch.arange(rows.numel(), device=self.device) + state.length
-            for cache in (state.arena.keys, state.arena.values):
-                cache.index_copy_(1, place, cache.index_select(1, index))
-            state.arena.length.fill_(state.length + rows.numel())
+            arena = state.arena
+            ops.kv_commit(arena.layers(), arena.length, rows.to(self.device))
+            arena.length.fill_(state.length + rows.numel())
         elif not torch.equal(rows, state.decided):
             raise DynaSpecError(
                 f"commit: the device has kept rows {state.decided.tolist()} of this tree, not "
@@ -274,48 +278,42 @@ class StaticTarget:
         heads, (least, most) = self._model.spec.shapes[0].num_heads, PREFILL_ROWS
         return max(least, min(most, PREFILL_SCORES // (heads * (length + most))))
 
+    def _arena_for(self, state: StaticState, tree: DraftTree | UnreadTree) -> Arena:
+        """The state's, with room for a tree behind the committed rows."""
+        self._settle(state)
+        self._make_room(state, state.length + tree.most_rows)
+        return state.arena
+
     def _settle(self, state: StaticState) -> None:
         """The device's length is the host's again, where a decision was not committed."""
         if state.decided is not None:
             state.arena.length.fill_(state.length)
             state.decided = None
 
-    def _toss(self, state: StaticState, numbers: Sequence[float], uniforms: Tensor) -> None:
-        host, used = state.arena.pinned[1], PARAMETERS + uniforms.numel()
-        host[:PARAMETERS] = torch.tensor(numbers, dtype=torch.float64)
-        host[PARAMETERS:used] = uniforms
-        state.arena.chance.narrow(0, 0, used).copy_(host[:used], non_blocking=True)
-
-    def _pass(self, state: StaticState, tree: DraftTree, mode: Mode) -> Result:
-        """Feed a tree, run a pass, wait for its result."""
-        count = tree.tokens.numel()
-        self._settle(state)
-        self._make_room(state, state.length + count)
-        arena, rows = state.arena, rows_of(count)
-        context = context_of(state.length + count, arena.capacity)
-        host, used = arena.pinned[0], 1 + 2 * rows
-        host[:used] = 0
-        host[0], host[1 : 1 + count] = count, tree.tokens
-        host[1 + rows : used] = -1
-        host[1 + rows : 1 + rows + count] = tree.parents
-        arena.tree.narrow(0, 0, used).copy_(host[:used], non_blocking=True)
+    def _pass(
+        self, state: StaticState, tree: DraftTree | UnreadTree, mode: Mode
+    ) -> tuple[Result, DraftTree]:
+        """Feed a tree, run a pass, wait for its result, and for the tree where it is unread."""
+        arena, rows = self._arena_for(state, tree), rows_of(tree.most_rows)
+        context = context_of(state.length + tree.most_rows, arena.capacity)
+        lay_tree(arena, tree, rows)
+        draws = lay_draws(arena, tree, rows) if mode in (Mode.SAMPLE, Mode.FILTER) else None
         assert state.graphs is not None
-        state.graphs.run(Form(rows, context, mode, state.taps))
-        state.pending = count
-        result = Result.read(self._fetch(arena, Result.size(rows)), rows, count)
-        if not result.sound:
-            state.arena.forget(state.length)
+        state.graphs.run(Form(rows, context, mode, state.taps, draws))
+        parts = [arena.result.narrow(0, 0, Result.size(rows))]
+        parts += [tree.report] if isinstance(tree, UnreadTree) else []
+        found, *rest = fetch(arena, parts)
+        try:
+            read = tree.read(rest[0].clone()) if isinstance(tree, UnreadTree) else tree
+            state.pending = read.most_rows
+            result = Result.read(found, rows, state.pending)
+            if not result.sound:
+                raise NotFiniteError.of_target()
+        except NotFiniteError:
+            arena.forget(state.length)
             state.pending = 0
-            raise NotFiniteError.of_target()
-        return result
-
-    def _fetch(self, arena: Arena, size: int) -> Tensor:
-        """The one wait of a step."""
-        host = arena.pinned[2][:size]
-        host.copy_(arena.result.narrow(0, 0, size), non_blocking=True)
-        if self._pool is not None:
-            torch.cuda.current_stream(self.device).synchronize()
-        return host
+            raise
+        return result, read
 
     def _output(self, state: StaticState, result: Result, start: int) -> HeadOutput:
         """Of the rows from ``start`` on, in memory of its own: the next pass writes over them."""
@@ -329,6 +327,17 @@ class StaticTarget:
     def _taps(self, state: StaticState, start: int, count: int) -> Tensor | None:
         parts = [state.arena.tap(tap).narrow(0, start, count) for tap in state.taps]
         return torch.cat(parts, 1) if parts else None
+
+
+def _decides(tree: DraftTree | UnreadTree) -> bool:
+    """Is a tree walked where it is verified, at a temperature? Not one of more than
+    ``DECIDED_ROWS`` rows, nor one of the host's whose children were drawn, nor one that is walked
+    from its leaves up."""
+    if tree.most_rows > DECIDED_ROWS:
+        return False
+    if isinstance(tree, UnreadTree):
+        return tree.draws is None or not tree.draws.traversal
+    return tree.q is None
 
 
 def load_static(

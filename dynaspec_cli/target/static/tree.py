@@ -1,7 +1,7 @@
 """Draft trees in fixed shapes: ancestors, the two walks, what is kept.
 
-A tree of at most n rows is ``parents`` int64 [n] (the root's, and that of a row that is padding,
--1) and ``count`` int64 [1], its rows; those behind are padding. No loop depends on the tree: a node
+A tree of at most n rows is ``parents`` int64 [n] (the root's is -1) and ``count`` int64 [1], its
+rows; those behind are padding, whatever stands there. No loop depends on the tree: a node
 is on the path where it and all its ancestors are the first of their siblings to pass, which is
 decided for all rows at once.
 """
@@ -32,12 +32,13 @@ def rows_of_tree(parents: Tensor, count: Tensor) -> Rows:
     """By doubling: the relation "at most 2^k levels above" times itself has 2^(k + 1)."""
     n = parents.numel()
     number = torch.arange(n, device=parents.device)
+    real = number < count
+    parents = torch.where(real, parents, -1)
     own = number[:, None] == number[None]
     reach = (own | (parents[:, None] == number[None])).float()
     for _ in range(max(n - 1, 1).bit_length()):
         reach = (torch.mm(reach, reach) > 0).float()
     ancestors = reach > 0
-    real = number < count
     child = real & (parents >= 0)
     elder = (parents[:, None] == parents[None]) & child[:, None] & child[None]
     elder = elder & (number[:, None] > number[None])
@@ -135,10 +136,10 @@ def sampled_path(
     residual = p.index_select(0, path.last)[0]
     factor = torch.where(mine, 0.0, 1.0).to(residual.dtype)
     kept = torch.ones_like(residual).scatter_reduce(0, ids, factor, "amin")
-    return path, *_drawn(residual * kept, uniforms, used.long())
+    return path, *drawn_token(residual * kept, uniforms, used.long())
 
 
-def _drawn(weights: Tensor, uniforms: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def drawn_token(weights: Tensor, uniforms: Tensor, used: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(token, uniforms used, is there mass): ``ops.draw_index`` of weights [V] by the next
     uniform."""
     line = weights.cumsum(0, dtype=torch.float64)

@@ -50,7 +50,7 @@ def tree(nodes: int, seed: int) -> DraftTree:
 
 
 def run(target: Any, state: Any, given: DraftTree, config: SamplingConfig) -> None:
-    _, verdict = pass_and_verify(target, state, given, config, GeneratorSource(1))
+    _, _, verdict = pass_and_verify(target, state, given, config, GeneratorSource(1))
     target.commit(state, verdict.path)
 
 
