@@ -36,14 +36,14 @@ class Stage(NamedTuple):
 
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-x", "-m", "cuda", "-p", "no:cacheprovider")
 STAGES = (
-    Stage("facts", 25, first=True),
-    Stage("build", 110, (sys.executable, "setup.py", "-q", "build_ext", "--inplace"), first=True),
-    Stage("tests", 60, (*PYTEST, "tests/cuda"), first=True),
-    Stage("kernels", 35, first=True),
-    Stage("passes", 65, first=True),
-    Stage("whole", 45),
-    Stage("transformers", 50),
-    Stage("sanitizer", 50, ("compute-sanitizer", *PYTEST, "tests/cuda/test_cuda_head.py")),
+    Stage("facts", 20, first=True),
+    Stage("build", 95, (sys.executable, "setup.py", "-q", "build_ext", "--inplace"), first=True),
+    Stage("tests", 75, (*PYTEST, "tests/cuda"), first=True),
+    Stage("kernels", 45, first=True),
+    Stage("passes", 60, first=True),
+    Stage("whole", 55),
+    Stage("transformers", 45),
+    Stage("sanitizer", 45, ("compute-sanitizer", *PYTEST, "tests/cuda/test_cuda_head.py")),
     Stage("compiled", 40),
 )
 

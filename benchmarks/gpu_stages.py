@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -13,17 +14,28 @@ import torch
 from gpu_random_model import LLAMA_8B, Sizes, passing_drafter, random_target
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.device.drafting import DeviceDrafting
+from dynaspec_cli.device.kernels import head_topk, tree_attention
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.session import decode
+from dynaspec_cli.ops.product import grouped_attention
 from dynaspec_cli.ops.reference import pre_norm_layer
 from dynaspec_cli.protocols import DraftTree
-from dynaspec_cli.sampling.source import GeneratorSource
+from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.sampling.verify import pass_and_verify
 from dynaspec_cli.shortlist.head import build_head
 from dynaspec_cli.shortlist.nanospec import NanoSpecShortlist
+from dynaspec_cli.target.static.sizes import SPLIT_FROM, splits_of
 from dynaspec_cli.tree.registry import create_tree
 
-GREEDY = SamplingConfig()
+GREEDY, DRAWN = SamplingConfig(), SamplingConfig(temperature=1.0)
+WAYS = (
+    ("drafts", "eagle2", GREEDY, True),
+    ("drafts_step_by_step", "eagle2", GREEDY, False),
+    ("drawn", "dyspec", DRAWN, True),
+)
+"""(name, tree, law, drafted at once) of what is timed beside plain decoding."""
+
 Facts = dict[str, Any]
 
 
@@ -82,7 +94,7 @@ def facts(setting: Setting) -> Facts:
 
 
 def kernels(setting: Setting) -> Facts:
-    """The drafter's layer, the head of a shortlist against the whole one."""
+    """The drafter's layer, the head of a shortlist against the whole one, attention of a tree."""
     target = random_target(setting.sizes, setting.dtype, setting.device)
     shape, weights = target._model.spec.shapes[0], target._model.weights.layers[0]
     found: Facts = {}
@@ -106,6 +118,37 @@ def kernels(setting: Setting) -> Facts:
 
         some()
         found[f"gathered_head_{setting.shortlist}_{rows}_rows_ms"] = milliseconds(setting, some)
+        count = torch.full((), setting.shortlist, device=setting.device)
+
+        def fused(x: Any = x, ids: Any = ids, count: Any = count) -> Any:
+            return head_topk(x, table, ids, count, 10, 1.0)
+
+        fused()
+        found[f"head_topk_{setting.shortlist}_{rows}_rows_ms"] = milliseconds(setting, fused)
+    return found | _attention(setting)
+
+
+def _attention(setting: Setting) -> Facts:
+    """Attention of one layer over a tree, keys split and scores written, by context."""
+    sizes, place, found = setting.sizes, setting.device, dict[str, Any]()
+    for context in setting.contexts:
+        for rows in (16, 64):
+            q = torch.ones(rows, sizes.heads, sizes.head_dim, device=place)
+            shape = (context + rows, sizes.kv_heads, sizes.head_dim)
+            keys, values = (torch.ones(shape, dtype=setting.dtype, device=place) for _ in "kv")
+            length = torch.full((1,), context, device=place)
+            depth = torch.zeros(2 * rows, dtype=torch.int64, device=place)
+            bits = torch.ones_like(depth[:rows]) << torch.arange(rows, device=place)
+            seen = torch.ones(rows, shape[0], dtype=torch.bool, device=place)
+            splits = splits_of(rows, max(context, SPLIT_FROM))
+            tree, given = (length, depth, bits), (q, keys, values)
+            ways = {
+                "split": partial(tree_attention, *given, *tree, 0.1, 0, 0.0, splits),
+                "written": partial(grouped_attention, *given, seen, 0.1),
+            }
+            for name, way in ways.items():
+                way()
+                found[f"attention_{name}_{context}_{rows}_rows_ms"] = milliseconds(setting, way)
     return found
 
 
@@ -156,26 +199,33 @@ def _eager_tokens(target: Any, setting: Setting) -> list[int]:
         target._pool, target._free = pool, free
 
 
-def _speculation(target: Any, setting: Setting) -> Speculation:
-    config = TreeConfig(policy="eagle2", size=setting.nodes, depth=setting.depth, width=10)
-    return Speculation(
-        passing_drafter(target, setting.sizes),
-        NanoSpecShortlist(build_head(target.head_weight()), setting.shortlist),
-        create_tree(config, GREEDY),
-    )
+def _speculation(
+    target: Any, setting: Setting, tree: str, law: SamplingConfig, rounds: bool
+) -> Speculation:
+    """``rounds``: drafted at once, on the device."""
+    config = TreeConfig(policy=tree, size=setting.nodes, depth=setting.depth, width=10)
+    drafter = passing_drafter(target, setting.sizes)
+    shortlist = NanoSpecShortlist(build_head(target.head_weight()), setting.shortlist)
+    at_once = DeviceDrafting.of(drafter, shortlist, target) if rounds else None
+    policy = create_tree(config, law, GeneratorSource(0, DRAFT_STREAM))
+    return Speculation(drafter, shortlist, policy, size=setting.nodes, at_once=at_once)
 
 
 def whole(setting: Setting) -> Facts:
-    """Whole steps with drafts, every one accepted: milliseconds, tokens, launches and waits."""
+    """Whole steps with drafts, every one accepted when greedy: milliseconds, tokens, launches and
+    waits; drafted at once, step by step, and drawn."""
     return _whole(setting, random_target(setting.sizes, setting.dtype, setting.device))
 
 
 def _whole(setting: Setting, target: Any) -> Facts:
     found: Facts = {"kernels": target.kernels}
-    for name, speculation in (("plain", None), ("drafts", _speculation(target, setting))):
+    drafts: dict[str, tuple[SamplingConfig, Speculation | None]] = {"plain": (GREEDY, None)}
+    for name, tree, law, rounds in WAYS:
+        drafts[name] = law, _speculation(target, setting, tree, law, rounds)
+    for name, (law, speculation) in drafts.items():
         prompt = torch.arange(40) + 3
         length = 60 + 8 * (setting.steps + 12)
-        steps = decode(target, prompt, length, GREEDY, GeneratorSource(0), speculation)
+        steps = decode(target, prompt, length, law, GeneratorSource(0), speculation)
         list(islice(steps, 4))
         tokens, begun = 0, time.perf_counter()
         for emission in islice(steps, setting.steps):

@@ -3,13 +3,14 @@
     python benchmarks/gpu_step_model.py
 
 Nothing is measured. A pass takes as long as its bytes or its arithmetic, whichever is more, and the
-time between the nodes of its graph; a draft step as long as its bytes, and its launches, which are
-not captured yet. Assumed: the constants below.
+time between the nodes of its graph; so does a draft round. Assumed: the constants below.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from dynaspec_cli.target.static.sizes import splits_of
 
 BANDWIDTH = 3.0e12
 """Bytes a second that a long read reaches."""
@@ -20,9 +21,9 @@ NODE_S = 1.5e-6
 LAUNCH_S, WAIT_S = 5e-6, 20e-6
 """Of the host: an eager launch, a wait."""
 LAYER_NODES, OTHER_NODES = 38, 90
-"""Captured operations (tools/cuda_check/count.py: 1,304 with 32 layers)."""
-DRAFT_LAUNCHES, DRAFT_WAITS = 297, 8
-"""Of six draft steps and what follows a verification (the same count)."""
+"""Captured operations (tools/cuda_check/count.py: 1,301 with 32 layers)."""
+ROUND_NODES, LAUNCHES, WAITS = 1045, 18, 1
+"""Of a draft round, and of a step outside of its graphs (the same count)."""
 SCORE_PASSES = 8
 """Times that attention's scores are read or written."""
 L2_BYTES = 40e6
@@ -65,6 +66,8 @@ def a_pass(m: Sizes, rows: int, context: int) -> tuple[float, float, float]:
     keys = 2 * m.layers * m.kv_heads * m.head_dim * context
     scores = rows * m.heads * context * 4
     spilled = m.layers * SCORE_PASSES * max(0.0, scores - L2_BYTES)
+    if splits := splits_of(rows, context):  # what each part sums is written and read once
+        spilled = m.layers * 2 * splits * rows * m.heads * m.head_dim * 4
     logits = 4 * rows * m.vocab * 4
     moved = 2 * (weights + keys) + spilled + logits
     done = 2 * rows * (weights + 2 * m.layers * m.heads * m.head_dim * context)
@@ -73,9 +76,11 @@ def a_pass(m: Sizes, rows: int, context: int) -> tuple[float, float, float]:
 
 
 def drafting(m: Sizes) -> float:
-    """Seconds of six draft steps with a head of ``SHORTLIST`` rows, and of the host's part."""
+    """Seconds of a round of six draft steps with a head of ``SHORTLIST`` rows, and of the host's
+    part of a step."""
     moved = 2 * (m.layer + 3 * m.hidden**2 + SHORTLIST * m.hidden)
-    return DEPTH * moved / BANDWIDTH + DRAFT_LAUNCHES * LAUNCH_S + DRAFT_WAITS * WAIT_S
+    host = LAUNCHES * LAUNCH_S + WAITS * WAIT_S
+    return DEPTH * moved / BANDWIDTH + ROUND_NODES * NODE_S + host
 
 
 def main() -> None:

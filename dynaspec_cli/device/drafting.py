@@ -36,6 +36,7 @@ from dynaspec_cli.protocols import (
 )
 from dynaspec_cli.sampling.source import GeneratorSource
 from dynaspec_cli.shortlist.base import BlockShortlist, Selection
+from dynaspec_cli.target.static.graphs import graph_pool
 from dynaspec_cli.unread_tree import UnreadTree
 
 MENTIONS = 256
@@ -66,8 +67,11 @@ class DeviceDrafting:
         capacity = rows.capacity if isinstance(rows, ContextRows) else 0
         held = rows.head.num_rows if capacity else 0
 
+        pool = graph_pool(target.device)
+
         def runner(state: PairCache) -> Runner:
-            return Runner(fixed.memory(state), contexts.empty(held, capacity, target.device))
+            context = contexts.empty(held, capacity, target.device)
+            return Runner(fixed.memory(state), context, pool)
 
         return DeviceDrafting(drafter, fixed, shortlist, rows, target, Pool(runner))
 

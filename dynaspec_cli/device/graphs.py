@@ -18,10 +18,12 @@ WARM_UP = 2
 
 class Runner:
     """Runs rounds over a memory and a context, which it keeps up to date. A round that has run
-    before is one graph launch on CUDA."""
+    before is one graph launch on CUDA. ``pool``: memory that graphs share, since none reads what
+    another left."""
 
-    def __init__(self, memory: Memory, context: Context) -> None:
+    def __init__(self, memory: Memory, context: Context, pool: Any = None) -> None:
         self.memory, self.context = memory, context
+        self._pool = pool
         self._captured: dict[Round, _Captured] = {}
 
     @torch.inference_mode()
@@ -48,7 +50,7 @@ class Runner:
             self.context = out.context
             return out
         if what not in self._captured:
-            self._captured[what] = _Captured(what, inputs, self.memory, self.context)
+            self._captured[what] = _Captured(what, inputs, self.memory, self.context, self._pool)
         captured = self._captured[what]
         captured.take(inputs)
         captured.graph.replay()
@@ -59,7 +61,9 @@ class _Captured:
     """One round as a graph, with the tensors that it reads and writes. The context's are every
     round's, so the graph ends by writing them."""
 
-    def __init__(self, what: Round, inputs: Inputs, memory: Memory, context: Context) -> None:
+    def __init__(
+        self, what: Round, inputs: Inputs, memory: Memory, context: Context, pool: Any
+    ) -> None:
         device = memory.k[0].device
         self.inputs = Inputs(*(x.to(device, copy=True) for x in inputs))
         self._pinned = [None if x.is_cuda else x.pin_memory() for x in inputs]
@@ -71,7 +75,7 @@ class _Captured:
                 what(self.inputs, memory, context)
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, pool=pool):
             self.outputs = what(self.inputs, memory, context)
             for kept, new in zip(context, self.outputs.context, strict=True):
                 kept.copy_(new)

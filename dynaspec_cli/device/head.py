@@ -36,9 +36,8 @@ def score(
         )  # fmt: skip
         best = ids[place.clamp(min=0)].where(place >= 0, -1)
         return Candidates(log_q + log_mass, best)
-    rows = _stored(head, selection).clamp(min=0)
-    scale = head.weight.scale[rows] if head.weight.scale.numel() else None
-    logits = linear(hidden, head.weight.data[rows], None, scale) / temperature
+    data, scale = _rows(head, selection)
+    logits = linear(hidden, data, None, scale) / temperature
     logits = logits.where(selection.rows >= 0, -torch.inf)
     log_probs = logits - logits.logsumexp(1, keepdim=True)
     best_q, place = _best(log_probs, k)
@@ -56,6 +55,16 @@ def token_ids(head: DraftHead, rows: Tensor) -> Tensor:
 def _stored(head: DraftHead, selection: Selection) -> Tensor:
     """Where the selection's rows lie in the weight, -1 for none."""
     return token_ids(head, selection.rows) if head.gather else selection.rows
+
+
+def _rows(head: DraftHead, selection: Selection) -> tuple[Tensor, Tensor | None]:
+    """The selection's rows of the weight and their scales; what need not be copied is not."""
+    scaled = head.weight.scale.numel() > 0
+    if selection.first and not head.gather:
+        count = selection.rows.shape[0]
+        return head.weight.data[:count], head.weight.scale[:count] if scaled else None
+    rows = _stored(head, selection).clamp(min=0)
+    return head.weight.data[rows], head.weight.scale[rows] if scaled else None
 
 
 def _best(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

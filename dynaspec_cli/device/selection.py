@@ -12,10 +12,12 @@ from dynaspec_cli.device.select import compacted
 
 
 class Selection(NamedTuple):
-    """``rows`` int64 [capacity] of the head, ascending, then -1; ``size`` int64 [] of them."""
+    """``rows`` int64 [capacity] of the head, ascending, then -1; ``size`` int64 [] of them.
+    ``first``: they are the head's first, all of them, whatever the data."""
 
     rows: Tensor
     size: Tensor
+    first: bool = False
 
 
 class Clusters(NamedTuple):

@@ -45,7 +45,7 @@ class PrefixRows:
     def select(self, level: int) -> Selection:
         """Of draft step ``level``, from 0."""
         rows = torch.arange(self.budget(level), device=self.head.device)
-        return Selection(rows, self._counts[min(level, len(self.budgets) - 1)])
+        return Selection(rows, self._counts[min(level, len(self.budgets) - 1)], first=True)
 
 
 @dataclass(frozen=True)

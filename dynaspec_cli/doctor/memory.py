@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dynaspec_cli.device.sizes import round_bytes
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.gguf_files.model import open_gguf
 from dynaspec_cli.gguf_files.summary import summarise
@@ -136,7 +137,7 @@ def estimate(
 
     ``reordered_head``: the shortlist keeps a copy of the LM head in its own order. ``packed``: a
     GGUF file's blocks are multiplied as they are. ``graphs``: the target's passes are captured
-    (target/static/), with their activations and scratch rows.
+    (target/static/), with their activations and scratch rows, and so are a drafter's rounds.
     """
     item = ITEM_BYTES[dtype]
     head = sizes.vocab_size * sizes.hidden_size
@@ -153,6 +154,8 @@ def estimate(
         parts["graphs"] = extra_bytes(
             sizes.num_layers, sizes.hidden_size, sizes.kv_width, sizes.vocab_size, item
         )
+        if drafter_bytes:
+            parts["graphs"] += round_bytes(sizes.hidden_size, sizes.vocab_size, item)
     total = sum(parts.values())
     return {
         "dtype": f"packed ({dtype} beside)" if packed else dtype,

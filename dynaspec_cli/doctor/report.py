@@ -18,6 +18,7 @@ from dynaspec_cli.target import gguf_cache
 from dynaspec_cli.target.gguf_native import open_native
 from dynaspec_cli.target.load import (
     PACKED,
+    captures,
     choose_device,
     choose_dtype,
     model_folder,
@@ -81,7 +82,7 @@ def examine(
         context,
         available_memory(str(place)),
         drafter,
-        graphs=place.type == "cuda",
+        graphs=captures(source, place),
         packed=packed,
         gathers=place.type == "cpu",
     )

@@ -193,10 +193,22 @@ def choose_device(device: str) -> torch.device:
 
 def folder_runs_native(source: ModelSource, device: torch.device) -> bool:
     """Is it a model folder whose layers and head the compiled CPU kernels run?"""
-    if source.folder is None or device.type != "cpu":
+    return source.folder is not None and device.type == "cpu" and _has_layers(source.folder)
+
+
+def captures(source: ModelSource, device: torch.device) -> bool:
+    """Are its passes captured as CUDA graphs (target/static/)?"""
+    if device.type != "cuda":
         return False
+    if source.gguf is not None:
+        return open_native(source.gguf) is not None
+    return source.folder is not None and _has_layers(source.folder)
+
+
+def _has_layers(folder: Path) -> bool:
+    """Has this project layers of its own for a model folder?"""
     try:
-        config = read_config(source.folder)
+        config = read_config(folder)
     except DynaSpecError:
         return False  # another package's kind may run it; if none does, loading says why
     return not isinstance(native_spec(config), str)

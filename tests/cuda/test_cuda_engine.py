@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
+from dynaspec_cli.device.drafting import DeviceDrafting
 from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.session import decode
 from dynaspec_cli.errors import NotFiniteError
 from dynaspec_cli.protocols import DraftTree
-from dynaspec_cli.sampling.source import GeneratorSource
+from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.shortlist.full import FullShortlist
 from dynaspec_cli.shortlist.head import build_head
 from dynaspec_cli.shortlist.nanospec import NanoSpecShortlist
@@ -57,8 +58,13 @@ def tokens(
     if tree is not None:
         head = build_head(target.head_weight())
         scored = FullShortlist(head) if shortlist == "full" else NanoSpecShortlist(head, 48)
-        policy = create_tree(TreeConfig(policy=tree, size=9, depth=3, width=3), sampling)
-        speculation = Speculation(drafter, scored, policy)
+        draws = GeneratorSource(sampling.seed, DRAFT_STREAM)
+        policy = create_tree(TreeConfig(policy=tree, size=9, depth=3, width=3), sampling, draws)
+        at_once = None
+        if target.device.type == "cuda" and tree != "auto":
+            at_once = DeviceDrafting.of(drafter, scored, target)
+            assert at_once is not None
+        speculation = Speculation(drafter, scored, policy, size=9, at_once=at_once)
     source = GeneratorSource(sampling.seed)
     steps = decode(target, PROMPT, 200, sampling, source, speculation)
     return [token for emission in islice(steps, STEPS) for token in emission.token_ids]

@@ -4,16 +4,18 @@ where they lie, so that the host waits once a step; another target's host reads 
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from pretend import DEVICE, pretend_cuda
+from pretend import DEVICE, CapturedError, pretend_cuda
 from pretend_ops import device_ops
 from static_step import captured_rounds, captured_steps
 
 from dynaspec_cli.config import TreeConfig
+from dynaspec_cli.device import round as rounds
 
 from .parts import HEADS, SAMPLING, Parts, drafting, noting, parts_on, run
 from .shortlists import SHORTLISTS, a_shortlist
@@ -173,3 +175,30 @@ def test_published_heads_are_accepted_at_times(engines: Any) -> None:
         parts = engines("cpu", drafter)
         made = a_shortlist("full", parts.target)
         assert run(parts, made, small("eagle2"), SAMPLING["sampled"], 20).accepted > 2
+
+
+FAULTS: dict[str, Callable[[Any], Any]] = {
+    "a value read back": lambda x: x.log_q.sum().item(),
+    "a truth": lambda x: bool(x.ids[0, 0] > 0),
+    "a shape that depends on data": lambda x: x.ids.nonzero(),
+    "a tensor of the host": lambda x: x.ids.copy_(torch.zeros(x.ids.shape, dtype=torch.int64)),
+    "operations that follow the data": lambda x: x.ids + 1 if next(TURN) % 2 else x.ids * 2 + 1,
+}
+TURN = count()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_in_a_round_is_found(
+    engines: Any, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    score = rounds.score
+
+    def planted(*args: Any) -> Any:
+        candidates = score(*args)
+        if args[0].device == DEVICE:
+            FAULTS[fault](candidates)
+        return candidates
+
+    monkeypatch.setattr(rounds, "score", planted)
+    with pytest.raises(CapturedError):
+        compared(engines, monkeypatch, "static", "full", small("chain"), "greedy")

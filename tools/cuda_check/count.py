@@ -3,8 +3,8 @@
     python tools/cuda_check/count.py
 
 A Llama of 32 layers (as Llama-3-8B has) and tiny matrices: counts do not depend on widths. An
-operation counts as one launch; where PyTorch launches several kernels for it (a sort) that is not
-seen, and nothing is said about time.
+operation counts as one launch, a Triton kernel as its two; where PyTorch launches several kernels
+for one operation (a sort) that is not seen, and nothing is said about time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from pretend import DEVICE, PretendCuda, on_device, pretend_cuda
-from pretend_ops import device_ops
+from pretend_ops import device_ops, triton_ops
 from static_step import captured_rounds, captured_steps
 
 from dynaspec_cli.config import SamplingConfig, TreeConfig
@@ -30,7 +30,7 @@ from dynaspec_cli.drafters.eagle import EagleDrafter
 from dynaspec_cli.engine.draft import Speculation
 from dynaspec_cli.engine.session import decode
 from dynaspec_cli.protocols import DraftTree
-from dynaspec_cli.sampling.source import GeneratorSource
+from dynaspec_cli.sampling.source import DRAFT_STREAM, GeneratorSource
 from dynaspec_cli.sampling.verify import pass_and_verify
 from dynaspec_cli.shortlist.head import build_head
 from dynaspec_cli.shortlist.nanospec import NanoSpecShortlist
@@ -43,7 +43,7 @@ from dynaspec_cli.training.initialise import drafter_config, from_target
 from dynaspec_cli.tree.registry import create_tree
 
 LAYERS, NODES, DEPTH = 32, 60, 6
-GREEDY = SamplingConfig()
+GREEDY, DRAWN = SamplingConfig(), SamplingConfig(temperature=1.0)
 
 
 class Moved(TransformersTarget):
@@ -117,11 +117,13 @@ def steps_of(guard: PretendCuda, target: Any, drafter: EagleDrafter) -> dict[str
         (f"whole step, draft of {DEPTH} included", None),
         ("the same, drafted at once", DeviceDrafting.of(drafter, shortlist, target)),
     ):
-        policy = create_tree(TreeConfig(policy="eagle2", size=NODES, depth=DEPTH, width=10), GREEDY)
-        parts = Speculation(drafter, shortlist, policy, at_once=at_once)
-        steps = decode(target, torch.arange(40) + 3, 512, GREEDY, source, parts)
-        list(islice(steps, 3))
-        out[name] = counted(guard, lambda steps=steps: next(steps))
+        for kind, tree, law in (("", "eagle2", GREEDY), (", drawn", "dyspec", DRAWN)):
+            shape = TreeConfig(policy=tree, size=NODES, depth=DEPTH, width=10)
+            policy = create_tree(shape, law, GeneratorSource(0, DRAFT_STREAM))
+            parts = Speculation(drafter, shortlist, policy, at_once=at_once)
+            steps = decode(target, torch.arange(40) + 3, 512, law, source, parts)
+            list(islice(steps, 3))
+            out[name + kind] = counted(guard, lambda steps=steps: next(steps))
     return out
 
 
@@ -129,7 +131,7 @@ def main() -> int:
     rows: dict[str, dict[str, dict[str, int]]] = {}
     with tempfile.TemporaryDirectory() as name, pretend_cuda() as guard, device_ops():
         model_folder(Path(name), LAYERS)
-        with captured_steps(guard) as met, captured_rounds(guard):
+        with captured_steps(guard) as met, captured_rounds(guard), triton_ops():
             for kind, (target, drafter) in targets(Path(name)).items():
                 rows[kind] = steps_of(guard, target, drafter)
     columns = ("a step", "target", "launches", "in one graph", "waits", "copies to the device")

@@ -213,9 +213,9 @@ class PretendCuda(SyncGuard):
                 raise CapturedError(f"{func}: a tensor of the host in what a graph holds")
             self.steps.append((str(func), tuple(tuple(t.shape) for t in tensors)))
 
-    def note_op(self, name: str, tensors: list[Tensor]) -> None:
-        """An op with a CUDA kernel, which is done below the modes."""
-        self.counts["captured" if self.capturing else "launches"] += 1
+    def note_op(self, name: str, tensors: list[Tensor], launches: int) -> None:
+        """An op with a kernel of its own, which is done below the modes."""
+        self.counts["captured" if self.capturing else "launches"] += launches
         if self.capturing:
             self.steps.append((name, tuple(tuple(t.shape) for t in tensors)))
 
@@ -248,11 +248,11 @@ class PretendCuda(SyncGuard):
             raise MixedDevicesError(f"{func}: {', '.join(shapes)}")
 
 
-def note_op(name: str, tensors: list[Tensor]) -> None:
+def note_op(name: str, tensors: list[Tensor], launches: int) -> None:
     """See ``PretendCuda.note_op``."""
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, PretendCuda):
-            mode.note_op(name, tensors)
+            mode.note_op(name, tensors, launches)
 
 
 _host_tensor = torch.tensor

@@ -15,11 +15,15 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_map
 
 from dynaspec_cli import ops
+from dynaspec_cli.device import drafter as device_drafter
+from dynaspec_cli.device import head as device_head
+from dynaspec_cli.device.kernels import reference
 from dynaspec_cli.ops import head as head_ops
 from dynaspec_cli.ops import tree as tree_ops
+from dynaspec_cli.target.static import step as static_step
 
 
-def _device_op(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def _device_op(name: str, function: Callable[..., Any], launches: int = 1) -> Callable[..., Any]:
     """``function``, a CPU op, for tensors of either device, all of one."""
 
     @functools.wraps(function)
@@ -31,7 +35,7 @@ def _device_op(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         if any(t.numel() for t in tensors if not isinstance(t, DeviceTensor)):
             raise MixedDevicesError(f"{name}: expected tensors on one device")
         check_streams(name, there)
-        note_op(name, tensors)
+        note_op(name, tensors, launches)
         with torch.utils._python_dispatch._disable_current_modes():
             out = function(*tree_map(to_host, args), **tree_map(to_host, kwargs))
         return tree_map(lambda t: DeviceTensor(t) if isinstance(t, Tensor) else t, out)
@@ -70,6 +74,20 @@ def _draft_head(*args: Any) -> tuple[Tensor, ...]:
     head, offsets, extra = args[1], args[5], args[6]
     blocks = _padded(blocks, len(offsets) - 1, len(extra), len(head))
     return *_columns(log_q, ids, args[9]), lse, size, blocks
+
+
+@contextmanager
+def triton_ops() -> Iterator[None]:
+    """Triton's kernels, each of which is two launches: done by their references."""
+    head = _device_op("head_topk", reference.head_topk, 2)
+    attention = _device_op("tree_attention", reference.tree_attention, 2)
+    stand_ins: dict[tuple[Any, str], Any] = {
+        (device_head, "head_topk"): head,
+        (device_drafter, "tree_attention"): attention,
+        (static_step, "tree_attention"): attention,
+    }
+    with replaced(stand_ins):
+        yield
 
 
 @contextmanager

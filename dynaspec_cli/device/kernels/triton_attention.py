@@ -113,7 +113,9 @@ def shape_of(
     ``masked`` with a window or a softcap, heads of ``padded`` numbers: what registers and shared
     memory of every architecture hold."""
     if padded > 128:
-        return (16, 16, 4, 1) if dtype == torch.float32 else (16, 32, 4, 2)
+        if dtype == torch.float32:
+            return 16, 16, 4, 1
+        return (32, 32, 8, 2) if masked else (16, 32, 8, 2)
     if dtype == torch.float32:
         return 16, 32, 4, 1
     if cells <= 16:

@@ -47,10 +47,10 @@ class Arena:
     and what padding writes goes behind ``capacity``. ``length`` int64 [1].
 
     ``tree`` int64 [1 + 2 n]: rows of a tree, tokens, parents, n the rows of the pass (feed.py);
-    ``draws``: how its children were drawn, by shape.
-    ``chance`` float64 [PARAMETERS + n + 1]: a request's sampling, then uniforms. ``result`` int64
-    (``Result``). ``features`` and ``hidden`` float32 [MOST_ROWS, d], ``taps`` by request.
-    ``turns``: cos and sin float32 [positions, head_dim] of each rotary table.
+    ``draws``: how its children were drawn, by shape. ``chance`` float64 [PARAMETERS + n + 1]: a
+    request's sampling, then uniforms. ``result`` int64 (``Result``). ``features`` and ``hidden``
+    float32 [MOST_ROWS, d], ``taps`` by request. ``turns``: cos and sin float32 [positions,
+    head_dim] of each rotary table.
     """
 
     capacity: int

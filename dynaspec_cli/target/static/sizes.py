@@ -64,12 +64,17 @@ def capacity_of(max_length: int) -> int:
     return -(-(max_length + CAPTURED_ROWS[-1]) // ALLOTTED) * ALLOTTED
 
 
+LOGIT_BYTES = 64
+"""What a pass of the largest tree that is walked on the device holds at once for each of its
+logits: at a temperature their distribution, what filters sort, and what a walk leaves of it."""
+
+
 def extra_bytes(layers: int, hidden: int, kv_width: int, vocab: int, item: int) -> int:
     """Device memory beside weights and the rows of a request's cache: scratch rows, activations of
-    the largest captured pass (its logits alone are several times the rest), and its graphs.
+    the largest captured pass (those of its logits are several times the rest), and its graphs.
     ``kv_width``: numbers that a token adds to all caches; ``item``: bytes of one."""
     rows = CAPTURED_ROWS[-1]
     scratch = SCRATCH_ROWS * kv_width * item + 2 * MOST_ROWS * hidden * 4
-    activations = 3 * rows * vocab * 4 + 16 * rows * hidden * 4
+    activations = rows * vocab * LOGIT_BYTES + 16 * rows * hidden * 4
     graphs = len(CAPTURED_ROWS) * layers * LAYER_LAUNCHES * GRAPH_LAUNCH_BYTES
     return scratch + activations + graphs
