@@ -19,7 +19,7 @@ from dynaspec_cli.errors import DynaSpecError, UsageError
 from dynaspec_cli.settings_file import FILE_KEY, FileOptions
 from dynaspec_cli.target.sharded.launch import Launch, launched
 from dynaspec_cli.ui.console import show_every_character
-from dynaspec_cli.ui.interrupt import leave_at_once, terminate_as_ctrl_c
+from dynaspec_cli.ui.interrupt import end, leave_at_once, terminate_as_ctrl_c
 
 INTERRUPTED = 130
 
@@ -195,7 +195,7 @@ def main() -> NoReturn:
 
         leave(code)
     leave_at_once(code)
-    sys.exit(code)
+    end(code)
 
 
 def _launch() -> Launch | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -24,9 +25,14 @@ def load_engine(
     from dynaspec_cli.target.gguf_tokenizer import begin_tokenizer
 
     begin_tokenizer(common.model)  # while torch is imported
-    from dynaspec_cli.drafters.options import parse_options
-    from dynaspec_cli.engine.api import Engine
-    from dynaspec_cli.ui.progress import LoadBar
+    gc.disable()  # imports make much that stays: looking through it took a tenth of their time
+    try:
+        from dynaspec_cli.drafters.options import parse_options
+        from dynaspec_cli.engine.api import Engine
+        from dynaspec_cli.ui.progress import LoadBar
+    finally:
+        gc.freeze()
+        gc.enable()
 
     with LoadBar(enabled=not common.quiet) as bar:
         engine = Engine.load(

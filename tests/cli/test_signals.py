@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -77,3 +79,57 @@ def test_an_ignored_signal_stays_ignored() -> None:
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+ENDING = """
+import atexit, sys, threading, time
+import click
+from dynaspec_cli import main
+
+class Late:
+    def __del__(self):
+        print("taken down")
+
+@click.command()
+def work():
+    global late
+    late = Late()
+    late.itself = late
+    atexit.register(print, "at exit")
+    print("written", end="")
+    sys.stderr.write("said")
+    MORE
+    sys.exit(3)
+
+main.cli.get_command = lambda ctx, name: work
+sys.argv = ["dynaspec", "doctor"]
+main.main()
+"""
+
+
+def ended(more: str = "pass", **options: Any) -> subprocess.CompletedProcess[str]:
+    code = ENDING.replace("MORE", more)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
+    return subprocess.run(
+        [sys.executable, "-c", code], text=True, cwd=ROOT, check=False, timeout=60, **streams
+    )
+
+
+def test_the_end_writes_all_and_takes_nothing_down() -> None:
+    done = ended()
+    assert (done.returncode, done.stdout, done.stderr) == (3, "writtenat exit\n", "said")
+
+
+def test_the_end_waits_for_a_thread_that_works() -> None:
+    thread = "threading.Thread(target=lambda: (time.sleep(0.5), print('done'))).start()"
+    done = ended(thread)
+    assert done.returncode == 3
+    assert "done" in done.stdout
+    assert "at exit" in done.stdout
+
+
+def test_a_full_disk_is_told_at_the_end() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = ended(stdout=full)
+    assert done.returncode == 1
+    assert "No disk space is left" in done.stderr

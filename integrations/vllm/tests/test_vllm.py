@@ -4,58 +4,20 @@ folders are refused. Random weights of a few thousand parameters; every engine i
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import folders
 import pytest
 import torch
+from engine import run, speculative
 from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.vllm
 
-METHODS = {
-    "language_model": "draft_model",
-    "eagle1": "eagle",
-    "trained": "eagle",
-    "eagle3": "eagle3",
-}
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # else two ranks need two NUMA nodes
-    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # of record_first_pass, to a process of ours
-}
 LONG = 40
 """Tokens that all prompts begin with: a block of the cache, and some."""
-
-
-def run(tmp_path: Path, **job: Any) -> dict[str, Any]:
-    """What tests/generate.py says, or its error as {"error": stderr}."""
-    out = tmp_path / "out.json"
-    out.unlink(missing_ok=True)
-    defaults = {
-        "new_tokens": 24,
-        "gpu_memory_utilization": 0.05,
-        "max_model_len": 256,
-        "enable_prefix_caching": False,
-        "block_size": 32,  # a CPU's own 128 would hold none of the prompts
-    }
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("generate.py")), str(out)],
-        input=json.dumps(defaults | job),
-        capture_output=True,
-        text=True,
-        env=os.environ | ENVIRONMENT,
-        check=False,
-    )
-    if done.returncode:
-        return {"error": done.stdout + done.stderr}
-    return json.loads(out.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -81,16 +43,6 @@ def alone(target, prompts, tmp_path_factory):
     assert "error" not in found, found["error"][-3000:]
     assert found["tau"] is None
     return found["ids"]
-
-
-def speculative(kind: str, folder: Path, **changes: Any) -> dict[str, Any]:
-    config = {
-        "method": METHODS[kind],
-        "model": str(folder),
-        "num_speculative_tokens": 4,
-        "use_local_argmax_reduction": True,
-    }
-    return {k: v for k, v in (config | changes).items() if v is not None}
 
 
 CASES = [
@@ -232,6 +184,15 @@ def test_a_bad_folder_is_refused(spoil, says, target, prompts, tmp_path):
         speculative_config=speculative("eagle1", folder),
     )
     assert says in found.get("error", "")
+
+
+def test_drafts_are_the_likeliest_tokens_alone(target, prompts, tmp_path):
+    """vLLM itself refuses drawn ones, whose distribution no local argmax says."""
+    config = speculative(
+        "eagle1", folders.eagle1(tmp_path / "draft"), draft_sample_method="probabilistic"
+    )
+    found = run(tmp_path, model=str(target), prompts=prompts, speculative_config=config)
+    assert "use_local_argmax_reduction" in found.get("error", "")
 
 
 def test_the_option_is_asked_for(target, prompts, tmp_path):
