@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kPackedBlock = 8;
 // Rows of x a pass: their groups and the block's sums fit the L1 cache.
-constexpr int64_t kPackedTile = 16;
+constexpr int64_t kPackedTile = 20;
 
 // How a format's rows are walked: its groups, and which products take them.
 template <int kBits, bool kMin>
@@ -31,6 +31,9 @@ template <class F, int R>
 inline void multiply_group(int g, const char* const* w, const GroupOfX& x, Vf* const* acc) {
   using Products = typename F::Products;
 #ifdef DYNASPEC_BF16_DOT
+  if constexpr (F::X::kPairs) {
+    if (g == kFused) return Products::template multiply<kFused, R>(w, x, acc);
+  }
   if (g == kDouble) return Products::template multiply<kDouble, R>(w, x, acc);
 #endif
   if constexpr (F::X::kPairs) {
@@ -54,6 +57,7 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
   const int64_t k = weight.k, row_bytes = weight.row_bytes;
   alignas(64) Vf acc[kPackedBlock][kPackedTile];
   const char *pointer[kPackedBlock], *ahead[kPackedBlock];
+  const int64_t tiles = (x.n + kPackedTile - 1) / kPackedTile;  // of the same size, nearly
   const bool biased = weight.bias != nullptr;
   float bias[kPackedBlock] = {};
   const int64_t distance = kPrefetchBytes / (row_bytes + 1);
@@ -73,8 +77,8 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
     const int64_t first_ahead = j0 + here + distance;
     const int64_t num_ahead = first_ahead < known ? smaller(kPackedBlock, known - first_ahead) : 0;
     for (int64_t r = 0; r < num_ahead; ++r) ahead[r] = row_at(first_ahead + r);
-    for (int64_t i0 = 0; i0 < x.n; i0 += kPackedTile) {
-      const int64_t n = smaller(kPackedTile, x.n - i0);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const int64_t i0 = x.n * t / tiles, n = x.n * (t + 1) / tiles - i0;
       const char* const base = x.data + i0 * x.stride;
       GroupOfX part{base, base + F::X::sums_at(k), base + F::X::scale_at(k), x.stride, n, true};
       int64_t offset = 0;
@@ -100,7 +104,7 @@ void dot_packed(const Weight& weight, RowSet rows, const PackedRows& x, float* o
         at += 32 * g;
         part.first = false;
         part.codes += F::X::code_bytes(g);
-        part.sums += F::X::kSums * sizeof(float);
+        part.sums += F::X::sum_bytes(g);
         if constexpr (!F::X::kRowScale) part.scales += sizeof(float);
       }
       for (int64_t i = 0; i < n; ++i) {

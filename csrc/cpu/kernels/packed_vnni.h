@@ -139,35 +139,56 @@ struct PairProducts {
     return _mm512_srai_epi32(_mm512_loadu_si512(facts + kExcessAt), 8 - kBits);
   }
 
+  // sum += <group of weight row r, group of x>, scaled: a lane each.
+  template <int G, int R>
+  static void add(const __m512i (*q)[kByteVectors<G>], const Vf* scale, const Vf* offset,
+                  const __m512i* x, const char* facts, Vf* total) {
+    const __m512i from = first_sum(facts);
+    const Vf unit = vload(reinterpret_cast<const float*>(facts + kUnitsAt));
+    __m512i sum[R];
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) sum[r] = from;
+#pragma GCC unroll 8
+    for (int v = 0; v < kByteVectors<G>; ++v) {
+      const __m512i xv = x[v];
+#pragma GCC unroll 2
+      for (int r = 0; r < R; ++r) sum[r] = dot_quads(sum[r], q[r][v], xv);
+    }
+#pragma GCC unroll 2
+    for (int r = 0; r < R; ++r) {
+      total[r] = vfma(vmul(_mm512_cvtepi32_ps(sum[r]), unit), scale[r], total[r]);
+      if constexpr (kMin) {
+        total[r] =
+            vfma(vload(reinterpret_cast<const float*>(facts + kSumsAt)), offset[r], total[r]);
+      }
+    }
+  }
+
   template <int G, int R>
   static void multiply(const char* const* w, const GroupOfX& x, Vf* const* acc) {
-    constexpr int kVectors = kByteVectors<G>;
-    __m512i q[R][kVectors];
-    Vf scale[R], offset[R];
+    constexpr int kWhole = G == kFused ? kDouble : G, kRest = 4;
+    __m512i q[R][kByteVectors<kWhole>], rest[R][kByteVectors<kRest>];
+    Vf scale[R], offset[R], rest_scale[R], rest_offset[R];
 #pragma GCC unroll 2
-    for (int r = 0; r < R; ++r) unpack<G>(w[r], q[r], &scale[r], &offset[r]);
+    for (int r = 0; r < R; ++r) {
+      unpack<kWhole>(w[r], q[r], &scale[r], &offset[r]);
+      if constexpr (G == kFused) {
+        unpack<kRest>(w[r] + 2 * kBytes, rest[r], &rest_scale[r], &rest_offset[r]);
+      }
+    }
     for (int64_t i = 0; i < x.n; ++i) {
       const __m512i* const xi = reinterpret_cast<const __m512i*>(x.codes + i * x.stride);
       const char* const facts = x.sums + i * x.stride;
-      const __m512i from = first_sum(facts);
-      const Vf unit = vload(reinterpret_cast<const float*>(facts + kUnitsAt));
-      __m512i sum[R];
+      Vf total[R];
 #pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) sum[r] = from;
-#pragma GCC unroll 8
-      for (int v = 0; v < kVectors; ++v) {
-        const __m512i xv = xi[v];
-#pragma GCC unroll 2
-        for (int r = 0; r < R; ++r) sum[r] = dot_quads(sum[r], q[r][v], xv);
+      for (int r = 0; r < R; ++r) total[r] = x.begun(acc[r] + i);
+      add<kWhole, R>(q, scale, offset, xi, facts, total);
+      if constexpr (G == kFused) {
+        add<kRest, R>(rest, rest_scale, rest_offset, xi + kByteVectors<kWhole>, facts + 3 * kFact,
+                      total);
       }
 #pragma GCC unroll 2
-      for (int r = 0; r < R; ++r) {
-        Vf a = vfma(vmul(_mm512_cvtepi32_ps(sum[r]), unit), scale[r], x.begun(acc[r] + i));
-        if constexpr (kMin) {
-          a = vfma(vload(reinterpret_cast<const float*>(facts + kSumsAt)), offset[r], a);
-        }
-        acc[r][i] = a;
-      }
+      for (int r = 0; r < R; ++r) acc[r][i] = total[r];
     }
   }
 };

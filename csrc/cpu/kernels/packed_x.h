@@ -62,6 +62,7 @@ struct PairX {
   static constexpr int kSums = kPackedLanes;
   static int blocks(int64_t left) { return group_size(left); }
   static int64_t code_bytes(int g) { return 64 * g; }
+  static int64_t sum_bytes(int) { return kSums * sizeof(float); }
   static int64_t sums_at(int64_t k) { return round_up(2 * k, kLine); }
   static int64_t scale_at(int64_t k) {
     return sums_at(k) + num_pair_groups(k) * kPackedLanes * static_cast<int64_t>(sizeof(float));
@@ -105,6 +106,7 @@ struct QuadX {
   static constexpr int kSums = kQuadSums;
   static int blocks(int64_t) { return 8; }
   static int64_t code_bytes(int) { return 256; }
+  static int64_t sum_bytes(int) { return kSums * sizeof(float); }
   static int64_t sums_at(int64_t k) { return k; }
   static int64_t scale_at(int64_t k) {
     return k + k / 256 * kQuadSums * static_cast<int64_t>(sizeof(float));

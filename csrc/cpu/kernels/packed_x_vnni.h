@@ -13,7 +13,10 @@ namespace dynaspec::cpu::DYNASPEC_LEVEL {
 namespace {
 
 constexpr int kDouble = 16;  // blocks of 32 of a double group
-constexpr int kFact = 64;    // bytes of a vector of facts
+// A double group and one of 4 blocks after it (rows of 640 values), multiplied together: sums stay
+// in registers between the two. Their codes and facts lie one after another.
+constexpr int kFused = 20;
+constexpr int kFact = 64;  // bytes of a vector of facts
 constexpr int kSumsAt = 0, kUnitsAt = kFact, kExcessAt = 2 * kFact, kOddExcessAt = 3 * kFact;
 
 // Value of the group's that each byte of its codes holds.
@@ -49,8 +52,12 @@ inline void put_facts(char* facts, __m512i sums, Vf units, int excess) {
 struct PairBytesX {
   static constexpr bool kPairs = true, kRowScale = false;
   static constexpr int kSums = 3 * kFact / static_cast<int>(sizeof(float));
-  static int blocks(int64_t left) { return left >= kDouble ? kDouble : group_size(left); }
+  static int blocks(int64_t left) {
+    if (left >= kFused && left < kFused + 4) return kFused;
+    return left >= kDouble ? kDouble : group_size(left);
+  }
   static int64_t code_bytes(int g) { return g == 1 ? 64 : 32 * g; }
+  static int64_t sum_bytes(int g) { return (g == kFused ? 2 : 1) * kSums * sizeof(float); }
   static int64_t sums_at(int64_t k) { return k + (k / 32 % 2) * 32; }
   static int64_t scale_at(int64_t k) {
     const int64_t blocks = k / 32,
@@ -82,7 +89,8 @@ struct PairBytesX {
     int8_t* codes = reinterpret_cast<int8_t*>(packed);
     char* facts = packed + sums_at(k);
     for (int64_t at = 0; at < k;) {
-      const int g = blocks((k - at) / 32);
+      int g = blocks((k - at) / 32);
+      if (g == kFused) g = kDouble;
       switch (g) {
         case kDouble:
           pack_group<kDouble>(x + at, codes, facts);
@@ -113,6 +121,7 @@ struct QuadBytesX {
   static constexpr int kSums = 4 * kFact / static_cast<int>(sizeof(float));
   static int blocks(int64_t left) { return left >= kDouble ? kDouble : 8; }
   static int64_t code_bytes(int g) { return 32 * g; }
+  static int64_t sum_bytes(int) { return kSums * sizeof(float); }
   static int64_t sums_at(int64_t k) { return k; }
   static int64_t scale_at(int64_t k) {
     return k + (k / 256 + 1) / 2 * kSums * static_cast<int64_t>(sizeof(float));
