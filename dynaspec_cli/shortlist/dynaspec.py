@@ -29,11 +29,6 @@ from dynaspec_cli.shortlist.request import ShortlistRequest
 from dynaspec_cli.shortlist.router import Router
 from dynaspec_cli.shortlist.schedule import BudgetSchedule
 
-PREFILL_POSITIONS = 16
-"""As for nanospec, but few: one pass over the head serves them all, and more gained little
-(docs/methods/shortlists.md)."""
-
-
 ROUTED_FROM = 0.1
 """Clusters are asked for while this share of the latest tokens is new, or more: what a router's
 time is worth (docs/methods/shortlists.md)."""
@@ -115,7 +110,7 @@ class DynaSpecShortlist(BlockShortlist[RoutedState, PendingSelection]):
         context = ContextTokens(self.head, self.context_cap)
         if self.context_cap:
             context.add(prompt)
-            context.add(prefill_tokens(prefill, PREFILL_POSITIONS))
+            context.add(prefill_tokens(prefill))
         return RoutedState(context)
 
     def select(self, state: RoutedState, query: ShortlistQuery) -> PendingSelection:

@@ -21,9 +21,10 @@ from dynaspec_cli.shortlist.request import ShortlistRequest
 
 TARGET_TOP = 3
 """The target's best tokens kept a position."""
-PREFILL_POSITIONS = 256
+PREFILL_POSITIONS = 16
 """Prompt positions, counted from the end, whose top tokens are kept. Each costs a full-vocabulary
-row; the published method takes all (docs/methods/shortlists.md)."""
+row before the first token, and more of them bring next to nothing; the published method takes all
+(docs/methods/shortlists.md)."""
 
 
 @dataclass
@@ -35,11 +36,11 @@ class ContextState:
     cached: tuple[Tensor, int] | None = None
 
 
-def prefill_tokens(prefill: TargetOutput, positions: int) -> Tensor:
-    """The target's top tokens int64 [r] at the last ``positions`` prompt positions, earliest
-    first."""
+def prefill_tokens(prefill: TargetOutput) -> Tensor:
+    """The target's top tokens int64 [r] at the last ``PREFILL_POSITIONS`` prompt positions,
+    earliest first."""
     total = int(prefill.features.shape[0])
-    rows = torch.arange(max(0, total - positions), total)
+    rows = torch.arange(max(0, total - PREFILL_POSITIONS), total)
     if rows.numel() == 0:
         return rows
     return prefill.leaders(TARGET_TOP, rows).reshape(-1)
@@ -78,7 +79,7 @@ class NanoSpecShortlist(BlockShortlist[ContextState, Selection]):
     def begin(self, prompt: Tensor, prefill: TargetOutput) -> ContextState:
         context = ContextTokens(self.head, self.size)
         context.add(prompt)
-        context.add(prefill_tokens(prefill, PREFILL_POSITIONS))
+        context.add(prefill_tokens(prefill))
         return ContextState(context)
 
     def select(self, state: ContextState, query: ShortlistQuery) -> Selection:

@@ -37,6 +37,7 @@ SAMPLING = {
     "greedy": SamplingConfig(),
     "sampled": SamplingConfig(temperature=1.0, seed=3),
     "filtered": SamplingConfig(temperature=0.8, top_k=50, top_p=0.9, min_p=0.01, seed=3),
+    "hot": SamplingConfig(temperature=6.0, seed=3),  # what is drawn is accepted often
 }
 HEADS = ("eagle-1", "eagle-3")
 

@@ -151,9 +151,9 @@ def test_trees_verified_from_their_leaves_are_read_first(
     ("shortlist", "sampling", "tree"),
     [
         ("full", "greedy", "eagle2"),
-        ("full", "sampled", "dyspec"),
+        ("full", "hot", "dyspec"),
         ("nanospec", "greedy", "sequoia"),
-        ("nanospec", "filtered", "specinfer"),
+        ("late router", "hot", "specinfer"),
     ],
 )
 def test_published_heads(
@@ -174,7 +174,7 @@ def test_published_heads_are_accepted_at_times(engines: Any) -> None:
     for drafter in HEADS:
         parts = engines("cpu", drafter)
         made = a_shortlist("full", parts.target)
-        assert run(parts, made, small("eagle2"), SAMPLING["sampled"], 20).accepted > 2
+        assert run(parts, made, small("dyspec"), SAMPLING["hot"], STEPS).accepted > 2
 
 
 FAULTS: dict[str, Callable[[Any], Any]] = {

@@ -68,6 +68,11 @@ class ShortlistDraft(Base):
                 f'draft folder: without "{OPTION}": true in --speculative-config vLLM would score '
                 "the whole vocabulary; add it"
             )
+        if getattr(speculative, "draft_sample_method", "greedy") != "greedy":
+            raise DraftFolderError(
+                'draft folder: "draft_sample_method" other than greedy would draw drafts from the '
+                "whole vocabulary; leave it out, which keeps the distribution as well"
+            )
         spec.check_target(speculative.target_model_config.hf_text_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)
         self.dtype = speculative.draft_model_config.dtype
