@@ -284,6 +284,14 @@ def test_trees_grow_alike(kind: str, shared: bool) -> None:
         assert numbers == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("ops", [grow, reference_grow])
+def test_what_is_worth_the_least_is_filled_and_expanded(ops) -> None:
+    nodes, values = ops.new_tree(7, 100, 1.0)
+    certain, ids = torch.zeros(1, 1), torch.tensor([[5]])
+    tokens, *_ = ops.grow_best(nodes, values, certain, ids, 2, 1, 1.0, False, False)
+    assert tokens.tolist() == [5]
+
+
 @compiled_only
 @pytest.mark.parametrize("ops", [grow, reference_grow])
 def test_scores_that_are_no_numbers(ops) -> None:
