@@ -18,7 +18,7 @@ def generate(model: Path, drafter: Path, *more: str):
         [
             "generate", "The quick brown", "--model", str(model), "--drafter", str(drafter),
             "--dtype", "float32", "--device", "cpu", "--shortlist", "nanospec", "--max-new-tokens",
-            "16", "--json", *more,
+            "16", "--tree-size", "8", "--json", *more,
         ],
     )  # fmt: skip
 

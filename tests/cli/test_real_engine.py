@@ -59,7 +59,7 @@ def test_greedy_text_is_the_models_own(
 ) -> None:
     result = tiny(
         "generate", PROMPT, "--drafter", tiny_drafter_dir, "--shortlist", shortlist,
-        "--max-new-tokens", "40", "--compare", "--json",
+        "--tree-size", "8", "--max-new-tokens", "40", "--compare", "--json",
     )  # fmt: skip
     assert result.exit_code == 0, result.stderr
     data = json.loads(result.stdout)
@@ -252,7 +252,7 @@ def test_bundle_from_a_folder(
     folder = bundle(tmp_path / "bundle", tiny_drafter_dir)
     result = tiny(
         "generate", PROMPT, "--drafter", tiny_drafter_dir, "--shortlist", folder,
-        "--shortlist-size", "100", "--max-new-tokens", "20", "--json",
+        "--shortlist-size", "100", "--tree-size", "8", "--max-new-tokens", "20", "--json",
     )  # fmt: skip
     data = json.loads(result.stdout)
     assert data["mean_shortlist_size"] == 100

@@ -44,7 +44,7 @@ def test_a_shortlist_over_a_head_in_a_weight_format(
 ) -> None:
     result = generate(
         installed, "--model", tiny_model_dir, "--drafter", tiny_drafter_dir, "--shortlist",
-        "first", "--shortlist-size", "200", "--draft-head", "signs",
+        "first", "--shortlist-size", "200", "--draft-head", "signs", "--tree-size", "8",
     )  # fmt: skip
     settings = result["settings"]
     assert (settings["shortlist"], settings["draft_head"]) == ("first", "signs")

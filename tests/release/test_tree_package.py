@@ -31,7 +31,7 @@ def test_it_generates_what_the_target_would(
     done = python(
         installed, "-m", "dynaspec_cli", "generate", "The quick brown", "--model", tiny_model_dir,
         "--drafter", tiny_drafter_dir, "--shortlist", "full", "--tree", "comb", "--dtype",
-        "float32", "--max-new-tokens", "24", "--compare", "--json",
+        "float32", "--tree-size", "8", "--max-new-tokens", "24", "--compare", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

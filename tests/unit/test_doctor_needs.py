@@ -73,11 +73,12 @@ def test_a_shortlist_that_finds_its_rows_copies_no_head() -> None:
 
 
 def test_a_language_model_has_a_cache_of_its_own(tiny_model_dir: Path) -> None:
-    """Two layers of 2 KV heads of width 8, 100 tokens of context and a tree, in bf16."""
+    """Two layers of 2 KV heads of width 8, 100 tokens of context and a tree, in bf16; and its
+    tokenizer, of 400 tokens."""
     shapes = memory.safetensors_shapes(tiny_model_dir).values()
     weights = sum(torch.Size(shape).numel() for shape in shapes)
     rows = 100 + MOST_NODES + 1
-    expected = 2 * (weights + 2 * 2 * 2 * 8 * rows)
+    expected = 2 * (weights + 2 * 2 * 2 * 8 * rows) + 400 * memory.TOKEN_BYTES
     for value in (str(tiny_model_dir), f"{tiny_model_dir}+lookup"):
         assert counted(of_head(OTHER, value)) == (expected, 0)
     assert counted(of_head(OTHER, "lookup")) == (0, 0)

@@ -1,6 +1,6 @@
 """Folders that ``dynaspec export-vllm`` writes, in vLLM: heads in their authors' form, and a
-language model. DYNASPEC_COMMAND names the command ("dynaspec", or "/path/to/python -m
-dynaspec_cli"), which lives in an environment of its own."""
+language model. DYNASPEC_COMMAND names the command ("dynaspec", or a path to it), which lives in an
+environment of its own."""
 
 from __future__ import annotations
 
