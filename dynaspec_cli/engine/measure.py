@@ -21,7 +21,7 @@ from dynaspec_cli.engine.draft import Draft, Speculation
 from dynaspec_cli.engine.events import StepStats
 from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.protocols import Committed, DraftTree, Target
+from dynaspec_cli.protocols import Committed, DraftTree, Target, TargetOutput
 from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
 from dynaspec_cli.tree.registry import create_tree
 from dynaspec_cli.tuning.costs import ROWS, CostTable
@@ -86,7 +86,7 @@ def _place(target: Target, parts: Speculation) -> Path:
 
 def _key(target: Target, parts: Speculation) -> str:
     made_of: tuple[Any, ...] = (
-        3,
+        4,
         cpu_name() if target.device.type == "cpu" else torch.cuda.get_device_name(target.device),
         torch.get_num_threads(),
         target.kernels,
@@ -129,25 +129,61 @@ def measure(target: Target, parts: Speculation) -> CostTable:
             useful = turn if spent < GAIN * fastest[n] else useful
             fastest[n] = min(fastest[n], spent)
 
-    chain = create_tree(TreeConfig("chain", STEPS, STEPS, 1), SamplingConfig())
-    fixed = replace(parts, policy=chain, lookup=None, size=STEPS, costs=None, resized=None)
-    draft = Draft(fixed, prompt, prefill, PROMPT_TOKENS + 8 * turn + STEPS, cache)
-    clock = PhaseClock(target.device)
-    last, token = torch.tensor([PROMPT_TOKENS - 1]), prompt[:1]
-    drafts = []
-    for _ in range(turn + 1):
-        begun = time.perf_counter()
-        grown = draft.grow(Committed(prefill, last, token), clock)
-        if isinstance(grown, UnreadTree):
-            grown.landed()
-        if draft.depth:
-            drafts.append(1e3 * (time.perf_counter() - begun) / draft.depth)
+    base, step = _drafting_ms(target, parts, cache, prefill, turn + 1)
     return CostTable(
         tuple(rows),
         tuple(fastest[n] for n in rows),
-        min(drafts[1:], default=0.0),
+        step,
         _read_ms(target, parts, Committed(prefill, torch.arange(PROMPT_TOKENS - 1), prompt[1:])),
+        base,
     )
+
+
+def _drafting_ms(
+    target: Target,
+    parts: Speculation,
+    cache: PrefixCache[Any, Any],
+    prefill: TargetOutput,
+    turns: int,
+) -> tuple[float, float]:
+    """(of a round whatever its steps, of a draft step), from rounds of one step and of ``STEPS``:
+    the drafter grows a chain, and its shortlist learns from the chain's verification."""
+    one, more = (_round_ms(target, parts, cache, prefill, steps, turns) for steps in (1, STEPS))
+    step = max(0.0, more - one) / (STEPS - 1)
+    return max(0.0, one - step), step
+
+
+def _round_ms(
+    target: Target,
+    parts: Speculation,
+    cache: PrefixCache[Any, Any],
+    prefill: TargetOutput,
+    steps: int,
+    turns: int,
+) -> float:
+    """Of drafting a chain of ``steps`` and learning from it, the target's pass apart; 0 where no
+    model drafts."""
+    prompt = torch.tensor(cache.tokens)
+    chain = create_tree(TreeConfig("chain", steps, steps, 1), SamplingConfig())
+    fixed = replace(parts, policy=chain, lookup=None, size=steps, costs=None, resized=None)
+    draft = Draft(fixed, prompt, prefill, PROMPT_TOKENS + (STEPS + 1) * (turns + 1), cache)
+    clock = PhaseClock(target.device)
+    last, token = torch.tensor([PROMPT_TOKENS - 1]), prompt[:1]
+    fastest = math.inf
+    for turn in range(turns):
+        begun = time.perf_counter()
+        grown = draft.grow(Committed(prefill, last, token), clock)
+        tree = grown.landed() if isinstance(grown, UnreadTree) else grown
+        spent = time.perf_counter() - begun
+        if not draft.depth:
+            return 0.0
+        output = target.verify(cache.state, tree)
+        begun = time.perf_counter()
+        draft.observe(tree, output, torch.tensor([0]), token)
+        spent += time.perf_counter() - begun
+        if turn:
+            fastest = min(fastest, 1e3 * spent)
+    return fastest
 
 
 def _read_ms(target: Target, parts: Speculation, text: Committed) -> float:

@@ -75,9 +75,13 @@ def drafting_settings(
 
 
 def _cost_settings(table: CostTable) -> dict[str, float]:
-    """Milliseconds of passes by rows, and of a draft step."""
+    """Milliseconds of passes by rows, of a round that drafts, and of a draft step."""
     passes = zip(table.rows, table.pass_ms, strict=True)
-    drafts = {"draft_step": round(table.draft_ms, 3), "read_token": round(table.read_ms, 4)}
+    drafts = {
+        "draft_round": round(table.base_ms, 3),
+        "draft_step": round(table.draft_ms, 3),
+        "read_token": round(table.read_ms, 4),
+    }
     return {f"rows_{n}": round(ms, 3) for n, ms in passes} | drafts
 
 

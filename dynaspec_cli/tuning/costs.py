@@ -1,5 +1,5 @@
-"""The table of costs: a pass of the target by rows, a draft step, and what the drafter reads, in
-milliseconds."""
+"""The table of costs: a pass of the target by rows, a round that drafts, a draft step, and what the
+drafter reads, in milliseconds."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ arithmetic, and goes on as the last two say."""
 class CostTable:
     """``rows`` ascending from 1; ``pass_ms`` of the target over so many rows, its head included;
     ``draft_ms`` of one draft step, 0 for a drafter that runs no model; ``read_ms`` of a settled
-    token that the drafter reads, many of them in one pass. Raises DynaSpecError for numbers that
-    no measurement gives."""
+    token that the drafter reads, many of them in one pass; ``base_ms`` of a round that drafts,
+    whatever its steps and rows: its shortlist follows the text and learns from the verification.
+    Raises DynaSpecError for numbers that no measurement gives."""
 
     rows: tuple[int, ...]
     pass_ms: tuple[float, ...]
     draft_ms: float
     read_ms: float = 0.0
+    base_ms: float = 0.0
 
     def __post_init__(self) -> None:
         ascending = all(a < b for a, b in pairwise(self.rows)) and self.rows[:1] == (1,)
         positive = all(math.isfinite(ms) and ms > 0 for ms in self.pass_ms)
-        drafts = all(math.isfinite(ms) and ms >= 0 for ms in (self.draft_ms, self.read_ms))
+        rest = (self.draft_ms, self.read_ms, self.base_ms)
+        drafts = all(math.isfinite(ms) and ms >= 0 for ms in rest)
         if not (ascending and positive and drafts and len(self.rows) == len(self.pass_ms)):
             raise DynaSpecError(
                 f"cost table: expected rows ascending from 1 with positive milliseconds, got {self}"
@@ -75,7 +78,8 @@ class CostTable:
     def round_ms(self, nodes: int, steps: float, read: int = 1) -> float:
         """A round whose drafter reads ``read`` settled tokens, drafts ``steps`` steps (the first of
         which reads one token) and verifies ``nodes`` nodes."""
-        return self.verify_ms(nodes + 1) + self.draft_ms * steps + self.read_ms * (read - 1)
+        drafting = self.draft_ms * steps + (self.base_ms if steps else 0.0)
+        return self.verify_ms(nodes + 1) + drafting + self.read_ms * (read - 1)
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -86,8 +90,8 @@ class CostTable:
         try:
             data = json.loads(text)
             rows, ms = data["rows"], data["pass_ms"]
-            drafts = float(data["draft_ms"]), float(data["read_ms"])
-            return cls(tuple(map(int, rows)), tuple(map(float, ms)), *drafts)
+            rest = (float(data[name]) for name in ("draft_ms", "read_ms", "base_ms"))
+            return cls(tuple(map(int, rows)), tuple(map(float, ms)), *rest)
         except (KeyError, TypeError) as error:
             raise DynaSpecError(f"cost table: {error!r} in {text[:60]!r}") from error
 

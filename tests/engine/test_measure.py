@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -55,6 +56,30 @@ def test_turns_go_on_while_they_find_faster_passes(engine: Engine, cache_dir: Pa
     table, calls = timed(engine, lambda n: 1.0 if n // sizes == 1 else 5.0)
     assert calls == sizes * 4
     assert table.pass_ms == (1.0,) * sizes
+
+
+def test_what_a_round_costs_apart_from_its_steps(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a clock that only drafting (2 ms a pass) and learning from a round (5 ms) move."""
+    parts, now = engine.speculation(GenerationConfig()), [0.0]
+
+    def moving(part: Any, name: str, ms: float) -> None:
+        call = getattr(part, name)
+
+        def moved(*args: Any) -> Any:
+            now[0] += ms / 1e3
+            return call(*args)
+
+        monkeypatch.setattr(part, name, moved)
+
+    moving(parts.drafter, "extend", 2.0)
+    moving(parts.drafter, "step", 2.0)
+    moving(parts.shortlist, "observe", 5.0)
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(measure, "_timed", lambda target, call: 1.0)
+    table = measure.measure(engine.target, parts)
+    assert (table.base_ms, table.draft_ms) == pytest.approx((5.0, 2.0))
 
 
 def step(ms: float) -> StepStats:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 from random import Random
 
@@ -52,6 +53,9 @@ def test_interpolation_never_falls():
         [10.0, 10.0, 10.0, 11.0, 13.0, 17.0]
     )
     assert table.round_ms(4, 2) == pytest.approx(14.0)
+    learning = replace(table, base_ms=0.7)
+    assert learning.round_ms(4, 2) == pytest.approx(14.7)
+    assert learning.round_ms(4, 0) == table.round_ms(4, 0)  # lookup's alone
     assert CostTable.from_json(table.to_json()) == table
 
 
@@ -107,7 +111,8 @@ def test_the_price_of_a_row():
 
 def round_ms(costs: CostTable, size: int, steps: int, read: int) -> float:
     """By the table, written out again."""
-    return costs.verify_ms(1 + size) + steps * costs.draft_ms + (read - 1) * costs.read_ms
+    drafting = costs.base_ms + steps * costs.draft_ms if steps else 0.0
+    return costs.verify_ms(1 + size) + drafting + (read - 1) * costs.read_ms
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -122,6 +127,7 @@ def test_drafting_never_costs_more_than_its_overdraft(seed):
         tuple(10.0 * (1 + slope * (n - 1)) for n in rows),
         random.choice((0.0, 0.3, 3.0)),
         random.choice((0.0, 0.05, 0.4)),
+        random.choice((0.0, 0.5, 4.0)),
     )
     depth = random.choice((2, 6))
     pace = Pace(costs, 16, depth, path_values((0.63, 0.11, 0.06), 16, depth))
