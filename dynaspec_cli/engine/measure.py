@@ -22,6 +22,7 @@ from dynaspec_cli.engine.events import StepStats
 from dynaspec_cli.engine.prefix_cache import PrefixCache
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import Committed, DraftTree, Target, TargetOutput
+from dynaspec_cli.sampling.verify import verify_greedy
 from dynaspec_cli.target.cache_dir import cache_root, make_folder, write_text
 from dynaspec_cli.tree.registry import create_tree
 from dynaspec_cli.tuning.costs import ROWS, CostTable
@@ -86,7 +87,7 @@ def _place(target: Target, parts: Speculation) -> Path:
 
 def _key(target: Target, parts: Speculation) -> str:
     made_of: tuple[Any, ...] = (
-        4,
+        5,
         cpu_name() if target.device.type == "cpu" else torch.cuda.get_device_name(target.device),
         torch.get_num_threads(),
         target.kernels,
@@ -178,8 +179,10 @@ def _round_ms(
         if not draft.depth:
             return 0.0
         output = target.verify(cache.state, tree)
+        path, bonus = verify_greedy(tree, output)  # the shortlist learns from what it has read
+        settled = torch.cat([tree.tokens[path[1:]], torch.tensor([bonus])])
         begun = time.perf_counter()
-        draft.observe(tree, output, torch.tensor([0]), token)
+        draft.observe(tree, output, path, settled)
         spent += time.perf_counter() - begun
         if turn:
             fastest = min(fastest, 1e3 * spent)
