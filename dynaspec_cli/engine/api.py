@@ -327,7 +327,14 @@ class Engine:
             best_first = tree.policy == "dyspec" and tree.threshold is None
             return replace(fixed, drafter=lookup, costs=costs if best_first else None)
         prior = path_values(acceptance or EXAMPLE, size, tree.depth)
-        return replace(fixed, costs=costs, resized=resized, prior=tuple(prior), depth=tree.depth)
+        return replace(
+            fixed,
+            costs=costs,
+            resized=resized,
+            prior=tuple(prior),
+            measured=acceptance is not None,
+            depth=tree.depth,
+        )
 
     def _drafts_at_once(self, shortlist: Shortlist | None) -> DraftsAtOnce | None:
         """On a GPU a whole round is drafted there, where drafter and shortlist have a form for

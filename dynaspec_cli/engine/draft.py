@@ -43,7 +43,8 @@ class Speculation:
 
     ``costs``: of rounds on this machine; with them each round has the size that ``Pace`` chooses,
     from policies that ``resized`` makes (with the same random numbers), ``depth`` draft steps at
-    most, and ``prior`` is what is expected of a tree's nodes before any was seen (tuning/prior.py).
+    most, and ``prior`` is what is expected of a tree's nodes before any was seen (tuning/prior.py),
+    from acceptance that was ``measured`` or from an example.
     Where lookup is the ``drafter``, costs without ``resized`` make all rounds lookup's alone, as
     large as pays. ``at_once``: drafts whole rounds on the device, where it can.
     """
@@ -57,6 +58,7 @@ class Speculation:
     costs: CostTable | None = None
     resized: Callable[[int], TreePolicy] | None = None
     prior: tuple[float, ...] = ()
+    measured: bool = False
     depth: int = 6
     at_once: DraftsAtOnce | None = None
 
@@ -97,7 +99,7 @@ class Draft:
         self.policies = {parts.size: parts.policy}
         self.pace: Pace | None = None
         if parts.costs is not None and parts.resized is not None:
-            self.pace = Pace(parts.costs, parts.size, parts.depth, parts.prior)
+            self.pace = Pace(parts.costs, parts.size, parts.depth, parts.prior, parts.measured)
         self.beside: Beside | None = None
         self.share = Share(NOTHING, alone=False, whole=NOTHING)
         self.grown: DraftTree | None = None

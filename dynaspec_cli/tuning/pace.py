@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dynaspec_cli.protocols import DraftTree
-from dynaspec_cli.tuning.account import Account
+from dynaspec_cli.tuning.account import ALLOWANCE, MEASURED_ALLOWANCE, Account
 from dynaspec_cli.tuning.costs import CostTable, prefix_sums, steps_of
 
 FADING = 0.85
@@ -53,11 +53,20 @@ class Round:
 
 class Pace:
     """Of one request. ``size`` is the most nodes a round may have, ``depth`` its draft steps;
-    ``prior``: path probabilities expected of a tree's nodes, descending."""
+    ``prior``: path probabilities expected of a tree's nodes, descending, and whether they rest on
+    acceptance that was ``measured``."""
 
-    def __init__(self, costs: CostTable, size: int, depth: int, prior: Sequence[float]) -> None:
+    def __init__(
+        self,
+        costs: CostTable,
+        size: int,
+        depth: int,
+        prior: Sequence[float],
+        measured: bool = False,
+    ) -> None:
         self.costs, self.depth, self._prior = costs, depth, tuple(prior)
-        self.account = Account(costs.verify_ms(1))
+        allowance = MEASURED_ALLOWANCE if measured else ALLOWANCE
+        self.account = Account(costs.verify_ms(1), allowance)
         self.sizes = [n for n in LADDER if n < size] + [size]
         sums = prefix_sums(self._prior[:size])
         self._prior_sums = sums + [sums[-1]] * (size + 1 - len(sums))

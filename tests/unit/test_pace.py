@@ -12,7 +12,7 @@ import torch
 
 from dynaspec_cli.errors import DynaSpecError
 from dynaspec_cli.protocols import DraftTree
-from dynaspec_cli.tuning.account import ALLOWANCE, SHARE
+from dynaspec_cli.tuning.account import ALLOWANCE, MEASURED_ALLOWANCE, SHARE
 from dynaspec_cli.tuning.costs import CostTable
 from dynaspec_cli.tuning.pace import LONGEST_PAUSE, PAUSE, Pace, Round
 from dynaspec_cli.tuning.prior import path_values
@@ -118,7 +118,7 @@ def round_ms(costs: CostTable, size: int, steps: int, read: int) -> float:
 @pytest.mark.parametrize("seed", range(40))
 def test_drafting_never_costs_more_than_its_overdraft(seed):
     """Whatever is accepted, and whenever: at every moment the request has taken at most SHARE more
-    than plain decoding, and ALLOWANCE passes, by the table."""
+    than plain decoding, and the allowance of passes, by the table."""
     random = Random(seed)
     slope = random.choice((0.01, 0.1, 0.3, 0.6))
     rows = (1, 2, 3, 5, 9, 17)
@@ -130,7 +130,9 @@ def test_drafting_never_costs_more_than_its_overdraft(seed):
         random.choice((0.0, 0.5, 4.0)),
     )
     depth = random.choice((2, 6))
-    pace = Pace(costs, 16, depth, path_values((0.63, 0.11, 0.06), 16, depth))
+    measured = seed % 2 == 1
+    pace = Pace(costs, 16, depth, path_values((0.63, 0.11, 0.06), 16, depth), measured)
+    allowance = MEASURED_ALLOWANCE if measured else ALLOWANCE
     spent = tokens = 0.0
     chance, unread, drafted = random.random(), 1, 0
     for _ in range(600):
@@ -152,7 +154,7 @@ def test_drafting_never_costs_more_than_its_overdraft(seed):
             spent += costs.verify_ms(1)
             unread += 1
         plain = (tokens + 1 + accepted) * costs.verify_ms(1)
-        assert spent <= plain * (1 + SHARE) + ALLOWANCE * costs.verify_ms(1) + 1e-9
+        assert spent <= plain * (1 + SHARE) + allowance * costs.verify_ms(1) + 1e-9
         tokens += 1 + accepted
     assert pace.account.balance == pytest.approx(tokens * costs.verify_ms(1) - spent)
 
