@@ -26,9 +26,9 @@ from dynaspec_cli.config import GenerationConfig, SamplingConfig
 from dynaspec_cli.engine.api import never
 from dynaspec_cli.engine.events import SCHEMA
 from dynaspec_cli.errors import DynaSpecError
-from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.target.events import LoadProgress, ProgressCallback
 from dynaspec_cli.training.prompts import NEW_TOKENS, TEMPERATURES, PromptBatch
+from dynaspec_cli.training.stamp import claim
 
 STAMP = "answers-source.txt"
 """What the answers of a folder are to, as a digest."""
@@ -171,14 +171,12 @@ class Answers:
         """What an earlier run has left, once."""
         if self._is_read:
             return
-        stamp = self.folder / STAMP
-        if stamp.is_file() and stamp.read_text(encoding="utf-8") != self._source:
-            raise DynaSpecError(
-                f"--out: {self.folder} holds answers of another model or --dtype, or to other "
-                "--prompts; give the same as before, or another --out"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(stamp, self._source)
+        claim(
+            self.folder / STAMP,
+            self._source,
+            f"--out: {self.folder} holds answers of another model or --dtype, or to other "
+            "--prompts; give the same as before, or another --out",
+        )
         for temperature in dict.fromkeys(TEMPERATURES):
             path = self._path(temperature)
             if path.is_file():

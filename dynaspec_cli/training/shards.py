@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dynaspec_cli.errors import DynaSpecError, UsageError
-from dynaspec_cli.target.cache_dir import write_text
 from dynaspec_cli.training.answers import Answers
 from dynaspec_cli.training.prompts import NEW_TOKENS, TEMPERATURES, PromptBatch
+from dynaspec_cli.training.stamp import claim
 from dynaspec_cli.training.teacher import Teacher
 
 FIRST_TOKENS = 1536
@@ -149,14 +149,13 @@ class ShardMaker:
         for batch in self.prompts:
             if batch.answers is not None:
                 earlier.update(batch.answers.numpy().tobytes())
-        stamp, known = self.folder / STAMP, {digest.hexdigest(), earlier.hexdigest()}
-        if stamp.is_file() and stamp.read_text(encoding="utf-8") not in known:
-            raise DynaSpecError(
-                f"--out: {self.folder} holds text of another model, --dtype, corpus, prompts or "
-                "seed; give the same as before, or another --out"
-            )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_text(stamp, digest.hexdigest())
+        claim(
+            self.folder / STAMP,
+            digest.hexdigest(),
+            f"--out: {self.folder} holds text of another model, --dtype, corpus, prompts or seed; "
+            "give the same as before, or another --out",
+            earlier.hexdigest(),
+        )
 
     def get(
         self, index: int, choose: Callable[[int, int], list[int]] = lambda n, length: [*range(n)]
